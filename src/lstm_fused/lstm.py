@@ -1,0 +1,358 @@
+"""FusedLSTM and FusedLSTMCell: ``nn.LSTM`` and ``nn.LSTMCell`` with layer norm, recurrent dropout and zoneout."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import checks, ops
+
+State = tuple[Tensor, Tensor]
+
+# One layer's parameters in the order in which an op takes them, and in which nn.LSTM registers and initialises its own.
+_WEIGHTS = ("weight_ih", "weight_hh")
+_BIASES = ("bias_ih", "bias_hh")
+_NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")
+_PARAMETERS = _WEIGHTS + _BIASES + _NORMS
+
+
+class _FusedBase(nn.Module):
+    """What the layer stack and the cell share: arguments, parameters and their initialisation, the seed."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        layer_norm: bool | str,
+        recurrent_dropout: float,
+        zoneout: float | tuple[float, float],
+        forget_bias: float | None,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.input_size = checks.positive_int("input_size", input_size)
+        self.hidden_size = checks.positive_int("hidden_size", hidden_size)
+        self.bias = checks.boolean("bias", bias)
+        self.layer_norm = checks.layer_norm_kind(layer_norm)
+        self.recurrent_dropout = checks.rate("recurrent_dropout", recurrent_dropout)
+        self.zoneout = checks.zoneout_rates(zoneout)
+        self.forget_bias = checks.forget_bias(forget_bias, bias)
+        self.eps = checks.epsilon(eps)
+
+    def _suffixes(self) -> list[str]:
+        """What follows a parameter's name, for every layer and direction."""
+        raise NotImplementedError
+
+    def _register(self, suffix: str, input_size: int, device: Any, dtype: Any) -> None:
+        H = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PARAMETERS, (4 * H,))
+        shapes |= {"weight_ih": (4 * H, input_size), "weight_hh": (4 * H, H), "weight_ln_c": (H,), "bias_ln_c": (H,)}
+        absent = (() if self.bias else _BIASES) + (() if self.layer_norm else _NORMS)
+        for name, shape in shapes.items():
+            value = None if name in absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name + suffix, value)
+
+    def _layer_parameters(self, suffix: str) -> list[Tensor | None]:
+        return [getattr(self, name + suffix) for name in _PARAMETERS]
+
+    def reset_parameters(self) -> None:
+        """Initialise again: uniform as ``nn.LSTM``, norms as the identity, the forget gate's bias if one was given."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
+        for suffix in self._suffixes():
+            for name in _WEIGHTS + (_BIASES if self.bias else ()):
+                nn.init.uniform_(getattr(self, name + suffix), -bound, bound)
+            for name in _NORMS if self.layer_norm else ():
+                nn.init.constant_(getattr(self, name + suffix), float(name.startswith("weight")))
+            if self.forget_bias is not None:
+                nn.init.constant_(getattr(self, "bias_ih" + suffix)[forget], self.forget_bias)
+                nn.init.zeros_(getattr(self, "bias_hh" + suffix)[forget])
+
+    def _random(self) -> bool:
+        """Whether a call draws masks now."""
+        return self.training and (self.recurrent_dropout > 0 or max(self.zoneout) > 0)
+
+    def _seed(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+        """The seed as the ops take it: int64, 0-dim; drawn from torch's generator only when something needs it."""
+        if seed is not None:
+            return checks.seed_tensor(seed, device)
+        return torch.randint(2**63 - 1, (), device=device) if self._random() else None
+
+    def _options_repr(self) -> str:
+        """The options that are on and that torch's own modules lack."""
+        shown = {
+            "layer_norm": (self.layer_norm, False),
+            "recurrent_dropout": (self.recurrent_dropout, 0),
+            "zoneout": (self.zoneout, (0, 0)),
+            "forget_bias": (self.forget_bias, None),
+            "eps": (self.eps, 1e-5),
+        }
+        return "".join(f", {name}={value!r}" for name, (value, default) in shown.items() if value != default)
+
+
+class FusedLSTM(_FusedBase):
+    """``nn.LSTM`` with regularisation inside the recurrence, one op a layer and direction.
+
+    Arguments, initialisation, state dict and results are those of ``nn.LSTM``; the keyword-only arguments are new. The
+    equations stand in :func:`lstm_fused.reference.lstm_cell`.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in ``nn.LSTM``
+            (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
+        proj_size: only 0.
+        layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016).
+        variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
+        recurrent_dropout: rate, on the hidden state before ``weight_hh``, one mask for all steps (the same paper).
+        zoneout: rate, or ``(rate_h, rate_c)``: units that keep their previous value (Krueger et al. 2016).
+        forget_bias: initial total bias of the forget gate (Jozefowicz et al. 2015); ``None``: as ``nn.LSTM``.
+        eps: of the layer norms.
+
+    All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        layer_norm: bool | str = False,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        forget_bias: float | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, layer_norm, recurrent_dropout, zoneout, forget_bias, eps)
+        self.num_layers = checks.positive_int("num_layers", num_layers)
+        self.batch_first = checks.boolean("batch_first", batch_first)
+        self.dropout = checks.rate("dropout", dropout)
+        self.bidirectional = checks.boolean("bidirectional", bidirectional)
+        self.variational = checks.boolean("variational", variational)
+        self.proj_size = checks.no_projection(proj_size)
+        if self.dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2,
+            )
+        for index, suffix in enumerate(self._suffixes()):
+            first = index < self.num_directions
+            self._register(suffix, input_size if first else self.num_directions * hidden_size, device, dtype)
+        self.reset_parameters()
+
+    @classmethod
+    def from_torch(cls, lstm: nn.LSTM, **options: Any) -> FusedLSTM:
+        """A copy of ``lstm``: its sizes, weights, device, dtype and mode, with the given keyword-only arguments.
+
+        The biases are those of ``lstm``: ``forget_bias`` changes nothing until ``reset_parameters()``.
+        """
+        weight = lstm.weight_ih_l0
+        fused = cls(
+            lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first, lstm.dropout,
+            lstm.bidirectional, lstm.proj_size, weight.device, weight.dtype, **options,
+        )  # fmt: skip
+        fused.load_state_dict(fused.state_dict() | lstm.state_dict())
+        return fused.train(lstm.training)
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, as ``nn.LSTM.all_weights``; norms after biases."""
+        return [[p for p in self._layer_parameters(suffix) if p is not None] for suffix in self._suffixes()]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the ops take the weights as they are. Here because code written for ``nn.LSTM`` calls it."""
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse")[: self.num_directions]
+        return [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
+
+    def _random(self) -> bool:
+        return super()._random() or (self.training and self.dropout > 0 and self.num_layers > 1)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        seed: int | Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the whole stack over a batch of sequences. Sizes: D directions, L layers.
+
+        Args:
+            input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] for one sequence, or a ``PackedSequence``.
+            hx: ``(h_0, c_0)``, each [L * D, B, H] ([L * D, H] for one sequence); zeros when not given.
+            lengths: [B], the number of real steps of each sequence, 0..T; a list of ints, or an integer tensor on any
+                device.
+            seed: of the random masks, an int or an int64 0-dim tensor; drawn from torch's generator when needed and not
+                given. The same seed gives the same masks.
+
+        Returns:
+            ``output, (h_n, c_n)``: output [T, B, D * H] (or as the input is laid out), zero past a sequence's length;
+            h_n and c_n shaped as ``hx``, those after the last real step (of the reverse direction: after step 0).
+
+        Raises:
+            ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths must be None with a PackedSequence, which has its own")
+            return self._forward_packed(input, hx, seed)
+        weight = self.weight_ih_l0
+        checks.input_tensor(input, self.input_size, (2, 3), weight)
+        if lengths is not None:
+            lengths = checks.lengths_tensor(lengths, input.device)
+        L = self.num_layers * self.num_directions
+        if input.dim() == 2:
+            checks.state(hx, (L, self.hidden_size), weight)
+            hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, lengths, seed)
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        checks.state(hx, (L, input.shape[1], self.hidden_size), weight)
+        output, state = self._run(input, hx, lengths, seed)
+        return output.transpose(0, 1) if self.batch_first else output, state
+
+    def _forward_packed(self, input: PackedSequence, hx: State | None, seed: int | Tensor | None) -> Any:
+        """Run it padded, in the caller's order of sequences, as are hx and the masks; pack the output as the input."""
+        weight = self.weight_ih_l0
+        padded, lengths = pad_packed_sequence(input)  # [T, B, I]; lengths on the CPU, [B]
+        if padded.dim() != 3:
+            raise RuntimeError(f"input must be a PackedSequence of 2-D data, got {input.data.dim()}-D")
+        checks.input_tensor(padded, self.input_size, (2, 3), weight)
+        checks.state(hx, (self.num_layers * self.num_directions, padded.shape[1], self.hidden_size), weight)
+        output, state = self._run(padded, hx, lengths.to(padded.device), seed)
+        if input.sorted_indices is not None:
+            output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
+        return input._replace(data=pack_padded_sequence(output, lengths).data), state
+
+    def _run(
+        self, input: Tensor, hx: State | None, lengths: Tensor | None, seed: int | Tensor | None
+    ) -> tuple[Tensor, State]:
+        """input [T, B, I] -> output [T, B, D * H], (h_n, c_n) [L * D, B, H]."""
+        if hx is None:
+            zeros = self.weight_hh_l0.new_zeros(input.shape[1], self.hidden_size)
+            hx = ([zeros] * self.num_layers * self.num_directions,) * 2
+        seed, suffixes = self._seed(seed, input.device), self._suffixes()
+        h_n, c_n = [], []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(self.num_directions):
+                stream = layer * self.num_directions + direction
+                output, h, c = ops.lstm_layer(
+                    input,
+                    hx[0][stream],
+                    hx[1][stream],
+                    *self._layer_parameters(suffixes[stream]),
+                    lengths,
+                    seed,
+                    reverse=direction == 1,
+                    dropout=self.dropout if layer < self.num_layers - 1 else 0.0,
+                    variational=self.variational,
+                    recurrent_dropout=self.recurrent_dropout,
+                    zoneout_h=self.zoneout[0],
+                    zoneout_c=self.zoneout[1],
+                    training=self.training,
+                    eps=self.eps,
+                    stream=stream,
+                )
+                outputs.append(output)
+                h_n.append(h)
+                c_n.append(c)
+            input = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+        return input, (torch.stack(h_n), torch.stack(c_n))
+
+    def extra_repr(self) -> str:
+        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
+        shown["variational"] = False
+        on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
+        return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
+
+
+class FusedLSTMCell(_FusedBase):
+    """``nn.LSTMCell`` with layer norm, recurrent dropout and zoneout: one step of :class:`FusedLSTM`.
+
+    The keyword-only arguments are those of :class:`FusedLSTM`. A loop over the steps of a sequence gives what the layer
+    gives when every call gets the layer's ``seed`` and its number as ``step``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        layer_norm: bool | str = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        forget_bias: float | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, layer_norm, recurrent_dropout, zoneout, forget_bias, eps)
+        self._register("", input_size, device, dtype)
+        self.reset_parameters()
+
+    def _suffixes(self) -> list[str]:
+        return [""]
+
+    def forward(
+        self, input: Tensor, hx: State | None = None, *, seed: int | Tensor | None = None, step: int = 0
+    ) -> State:
+        """One step: ``(h_1, c_1)``, each [B, H] or [H].
+
+        Args:
+            input: [B, I], or [I] for one sequence.
+            hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros when not given.
+            seed: as in :class:`FusedLSTM`. Without one every call draws new masks, those of ``recurrent_dropout`` too.
+            step: the number of this step in its sequence, from 0; chooses the masks of zoneout.
+
+        Raises:
+            ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
+        """
+        weight = self.weight_ih
+        checks.input_tensor(input, self.input_size, (1, 2), weight)
+        if hx is None:
+            hx = (weight.new_zeros(*input.shape[:-1], self.hidden_size),) * 2
+        checks.state(hx, (*input.shape[:-1], self.hidden_size), weight)
+        batched = input.dim() == 2
+        if not batched:
+            input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = ops.lstm_cell(
+            input,
+            *hx,
+            *self._layer_parameters(""),
+            self._seed(seed, input.device),
+            step=step,
+            recurrent_dropout=self.recurrent_dropout,
+            zoneout_h=self.zoneout[0],
+            zoneout_c=self.zoneout[1],
+            training=self.training,
+            eps=self.eps,
+        )
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{bias}{self._options_repr()}"
