@@ -1,0 +1,127 @@
+"""The PEP 517 build backend: setuptools, compiling against the torch of the environment the package goes to.
+
+A front end builds in an isolated environment and would download a second, perhaps different torch for it. pip runs
+that build with the interpreter of the target environment, whose own site-packages are merely hidden: we look there for
+torch, and ask for one only when there is none.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import site
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+from setuptools import build_meta
+
+TORCH_MINIMUM = (2, 10)  # the first with the stable C++ interface that the ops are written in
+TORCH_RUNTIME = "torch>=2.10"  # one binary serves them all
+TORCH_TESTED = "torch>=2.10,<2.14"  # what to fetch where there is none
+NO_CUDA_KERNELS = "this version has no CUDA kernels yet"
+
+
+def stop(sentence: str):
+    raise SystemExit(f"lstm-fused: {sentence}")
+
+
+def target_folders() -> list[str]:
+    """The site-packages folders of the environment the package will be installed in."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    virtual = sys.prefix != sys.base_prefix
+    settings = Path(sys.prefix, "pyvenv.cfg")
+    if not virtual or re.search(r"include-system-site-packages\s*=\s*true", settings.read_text(), re.IGNORECASE):
+        folders += [*site.getsitepackages([sys.base_prefix, sys.base_exec_prefix]), site.getusersitepackages()]
+    return [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
+
+
+def torch_version(path: list[str]) -> str | None:
+    """The version of the torch found in these folders."""
+    return next((found.version for found in metadata.distributions(name="torch", path=path)), None)
+
+
+def check_torch(version: str) -> None:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < TORCH_MINIMUM:
+        stop(f"needs torch>=2.10, but this environment has torch {version}; upgrade it first: pip install -U torch")
+
+
+def check_compiler() -> None:
+    """Stop when there is no C++ compiler; otherwise let setuptools and torch agree on one through CXX."""
+    named = os.environ.get("CXX")
+    if named and not shutil.which(shlex.split(named)[0]):
+        stop(f"CXX is '{named}', which is not a program on PATH; set it to a C++17 compiler or unset it")
+    found = named or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if found is None:
+        stop("needs a C++17 compiler, but there is no c++, g++ or clang++ on PATH; install one or set CXX")
+    os.environ["CXX"] = found
+
+
+def cuda_reason() -> str:
+    """Why no CUDA module is built."""
+    wanted = os.environ.get("LSTM_FUSED_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        stop(f"LSTM_FUSED_CUDA must be auto, 0 or 1, got '{wanted}'")
+    if wanted == "1":
+        stop(f"LSTM_FUSED_CUDA=1 asks for a CUDA module, but {NO_CUDA_KERNELS}")
+    return NO_CUDA_KERNELS
+
+
+def runtime_requirement() -> str:
+    """The torch that the wheel depends on.
+
+    Any from 2.10 on, except while pip fills an environment without torch: it would then fetch the newest one, after the
+    tested one that the build has just used. PIP_BUILD_TRACKER is how a build can tell that pip runs it.
+    """
+    fresh = "PIP_BUILD_TRACKER" in os.environ and torch_version(target_folders()) is None
+    return TORCH_TESTED if fresh else TORCH_RUNTIME
+
+
+def build_requirements() -> list[str]:
+    """Check what can be checked before anything is fetched; name the torch to fetch, if one is needed."""
+    cuda_reason()
+    check_compiler()
+    version = torch_version(sys.path) or torch_version(target_folders())
+    if version is None:
+        return [TORCH_TESTED]
+    check_torch(version)
+    return []
+
+
+def prepare_build() -> None:
+    """Make torch importable for setup.py."""
+    if build_requirements():
+        stop("there is no torch to build against; install torch>=2.10 first")
+    if torch_version(sys.path) is None:
+        sys.path.extend(target_folders())  # at the end: what the build asked for comes first
+
+
+def get_requires_for_build_sdist(config_settings=None):
+    return build_meta.get_requires_for_build_sdist(config_settings)
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *build_requirements()]
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return [*build_meta.get_requires_for_build_editable(config_settings), *build_requirements()]
+
+
+prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
+build_sdist = build_meta.build_sdist
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    prepare_build()
+    for stale in Path("build").glob("lib*"):  # setuptools would pack whatever lies there
+        shutil.rmtree(stale)
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    prepare_build()
+    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

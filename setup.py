@@ -1,0 +1,110 @@
+"""The extension modules; everything else about the package stands in pyproject.toml.
+
+- lstm_fused._ops: the ops, on torch's stable C++ interface and Python's limited one, so that one binary serves every
+  torch from 2.10 on and every Python from 3.10 on. The kernels in it are compiled once per instruction set.
+- lstm_fused._C: how the build was made (pybind11, no torch headers).
+"""
+
+import os
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+from lstm_fused_build import cuda_reason, runtime_requirement, stop  # noqa: E402
+
+KERNELS = "csrc/cpu/kernels.cpp"
+BUILD_INFO = "csrc/build_info.cpp"
+
+# -fno-math-errno and -fno-trapping-math let GCC vectorise the activations. Never -ffast-math: linking with it switches
+# the whole process to flush-to-zero. -g0: some Pythons add -g, which makes the wheel twenty times larger.
+FLAGS = [
+    *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+]
+STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"]  # torch 2.10, Python 3.10
+ISAS = {"baseline": []}
+if sysconfig.get_platform().endswith("x86_64"):
+    ISAS["avx2"] = ["-mavx2", "-mfma"]
+    ISAS["avx512"] = [
+        *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+HAVE = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in ISAS]  # read by csrc/cpu/isa.cpp
+
+
+def relative(paths) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def build_arguments() -> dict:
+    """The setup() arguments that need torch."""
+    try:
+        import pybind11
+        import torch
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError as error:
+        stop(f"building needs torch>=2.10 and pybind11, but one cannot be imported here ({error})")
+
+    class Build(BuildExtension):
+        def build_extensions(self):
+            if self.editable_mode:  # setuptools would use a temporary folder: kept, the next build compiles what changed
+                self.build_temp = str(ROOT / "build" / "editable")
+            self.compiler.define_macro("LSTM_FUSED_VERSION", f'"{self.distribution.get_version()}"')
+            super().build_extensions()
+
+        def build_extension(self, extension):
+            shared = self.build_temp
+            self.build_temp = os.path.join(shared, extension.name)  # extensions share sources, but not their flags
+            if KERNELS in extension.depends:
+                jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+                with ThreadPoolExecutor(jobs if self.use_ninja else 1) as pool:
+                    extension.extra_objects = list(pool.map(self.compile_kernels, ISAS))
+            super().build_extension(extension)
+            self.build_temp = shared
+
+        def compile_kernels(self, isa: str) -> str:
+            """Compile the kernels for one instruction set; returns the object file."""
+            (compiled,) = self.compiler.compile(
+                [KERNELS],
+                output_dir=os.path.join(self.build_temp, isa),
+                include_dirs=[str(ROOT / "csrc")],
+                extra_postargs=[*FLAGS, *ISAS[isa], f"-DLSTM_FUSED_ISA_NAME={isa}"],
+            )
+            return compiled
+
+    headers = relative((ROOT / "csrc").rglob("*.h"))
+    sources = relative([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")])
+    ops = CppExtension(
+        "lstm_fused._ops",
+        [source for source in sources if source not in (KERNELS, BUILD_INFO)],
+        include_dirs=[str(ROOT / "csrc")],
+        depends=[*headers, KERNELS],
+        extra_compile_args=[*FLAGS, *STABLE, *HAVE],
+        py_limited_api=True,
+    )
+    facts = {
+        "TORCH": torch.__version__,
+        "PYBIND11": pybind11.__version__,
+        "FLAGS": " ".join(FLAGS),
+        "CUDA_REASON": cuda_reason(),
+    }
+    info = Extension(
+        "lstm_fused._C",
+        [BUILD_INFO, "csrc/cpu/isa.cpp"],
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        depends=headers,
+        define_macros=[(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()],
+        extra_compile_args=[*FLAGS, *HAVE],
+        language="c++",
+    )
+    return {"ext_modules": [ops, info], "cmdclass": {"build_ext": Build}}
+
+
+# An sdist and the metadata alone need no torch.
+compiles = not {"sdist", "egg_info", "dist_info"} & set(sys.argv)
+setup(install_requires=[runtime_requirement()], **(build_arguments() if compiles else {}))
