@@ -52,7 +52,7 @@ def build_arguments() -> dict:
 
     class Build(BuildExtension):
         def build_extensions(self):
-            if self.editable_mode:  # setuptools would use a temporary folder: kept, the next build compiles what changed
+            if self.editable_mode:  # a folder that stays, so that the next build compiles only what changed
                 self.build_temp = str(ROOT / "build" / "editable")
             self.compiler.define_macro("LSTM_FUSED_VERSION", f'"{self.distribution.get_version()}"')
             super().build_extensions()
