@@ -23,7 +23,7 @@ BUILD_INFO = "csrc/build_info.cpp"
 # -fno-math-errno and -fno-trapping-math let GCC vectorise the activations. Never -ffast-math: linking with it switches
 # the whole process to flush-to-zero. -g0: some Pythons add -g, which makes the wheel twenty times larger.
 FLAGS = [
-    *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math"),
+    *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
 ]
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"]  # torch 2.10, Python 3.10

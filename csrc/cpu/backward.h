@@ -1,0 +1,329 @@
+// The backward pass of a block of rows over a chunk of steps, last step first.
+//
+//   d_h_t   = m_y * d_y_t + (what flows back from step t + 1)
+//   d_h'    = (1 - k_h) * d_h_t,  d_c' = (1 - k_c) * d_c_t + d_h' * o * (1 - tanh^2 n) through N_c     k: zoneout
+//   d_z     = the gates' derivatives;  d(W_ih x) and d(W_hh h~) = d_z through the layer norms
+//   d_h_{t-1} = m_h * (d(W_hh h~) W_hh) + k_h * d_h_t,   d_c_{t-1} = f * d_c' + k_c * d_c_t
+//
+// Gate gradients of the chunk go to a buffer shared by all rows, from which the weight gradients are computed
+// afterwards. Sums over rows (biases, gains) go to one entry a granule of rows.
+#pragma once
+
+#include "cpu/forward.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+template <typename T>
+int64_t gradient_stride(int64_t hidden_size) {
+  // Whole panels, and one vector more: a stride of a power of two would map all rows to the same cache sets.
+  return round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
+}
+
+inline ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm, int64_t lanes) {
+  ParameterSums sums{};
+  sums.padded_hidden = round_up(hidden_size, lanes);
+  const int64_t gates = 4 * sums.padded_hidden;
+  sums.bias = 0;
+  sums.ln_ih = gates;
+  sums.ln_hh = 2 * gates;
+  sums.ln_c_weight = 3 * gates;
+  sums.ln_c_bias = 3 * gates + sums.padded_hidden;
+  sums.size = layer_norm ? 3 * gates + 2 * sums.padded_hidden : gates;
+  return sums;
+}
+
+template <typename T>
+ParameterSums parameter_sums_of(int64_t hidden_size, bool layer_norm) {
+  return parameter_sums(hidden_size, layer_norm, kLanes<T>);
+}
+
+template <typename T>
+struct BackwardRow {
+  const T* gates;      // [4H] activations; with layer norm the raw W_ih x
+  const T* recurrent;  // [4H], layer norm only
+  const T* stats;      // [6], layer norm only
+  const T* c_prev;     // [H]
+  const T* d_output;   // [H]
+  T* d_h;              // scratch: in d_h_t without d_y_t, out what zoneout passes to d_h_{t-1}
+  T* d_c;              // scratch: in d_c_t, out d_c_{t-1}
+  T* d_gates_ih;       // [4H]
+  T* d_gates_hh;       // [4H], the same row without layer norm
+  T* sums;             // of its granule
+  const T *m_output, *zoneout_h, *zoneout_c;
+};
+
+template <typename T>
+struct BackwardScratch {
+  int64_t stride;
+  const T** a;  // [rows or projection rows]
+  T** out;
+  T *d_h, *d_c;  // [rows, stride], kept from chunk to chunk
+  T *gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
+  T *cell;       // [stride] normalised c' of a row
+  T *d_cell;     // [stride] gradient of the normalised c'
+  BlockMasks<T> masks;
+
+  BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
+    const int64_t pointers = rows > kProjectionRows ? rows : kProjectionRows;
+    stride = padded(sizes.hidden_size);
+    a = arena.take<const T*>(pointers);
+    out = arena.take<T*>(pointers);
+    d_h = arena.take<T>(rows * stride);
+    d_c = arena.take<T>(rows * stride);
+    gates = options.layer_norm ? arena.take<T>(4 * stride) : nullptr;
+    cell = options.layer_norm ? arena.take<T>(stride) : nullptr;
+    d_cell = options.layer_norm ? arena.take<T>(stride) : nullptr;
+    LayerOptions own = options;
+    own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
+    masks = take_masks<T>(arena, own, rows, stride);
+  }
+};
+
+template <typename T>
+int64_t backward_scratch(const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
+  Arena arena{nullptr, 0};
+  BackwardScratch<T>(arena, sizes, options, rows);
+  return arena.used;
+}
+
+// d_h' of lanes [j, j + n), and the part of d_h_t that zoneout passes on.
+template <typename T>
+LSTM_FUSED_FN Vec<T> d_new_hidden(const BackwardRow<T>& row, int64_t j, int64_t n) {
+  Vec<T> d_y = load(row.d_output + j, n);
+  if (row.m_output) d_y *= load(row.m_output + j);
+  const Vec<T> d_h = load(row.d_h + j) + d_y;
+  if (!row.zoneout_h) return d_h;
+  const Vec<T> keep = load(row.zoneout_h + j);
+  store(row.d_h + j, keep * d_h);
+  return (1 - keep) * d_h;
+}
+
+// From d_c' through h' alone to the pre-activations and d_c_{t-1}.
+template <typename T>
+LSTM_FUSED_FN Gates<Vec<T>> d_units(const BackwardRow<T>& row, int64_t j, const Gates<Vec<T>>& gates, Vec<T> c_prev,
+                                    Vec<T> d_cell_through_h) {
+  Vec<T> d_c = load(row.d_c + j), passed = Vec<T>{};
+  if (row.zoneout_c) {
+    const Vec<T> keep = load(row.zoneout_c + j);
+    passed = keep * d_c;
+    d_c = (1 - keep) * d_c;
+  }
+  const Vec<T> d_cell = d_c + d_cell_through_h;
+  store(row.d_c + j, gates.f * d_cell + passed);
+  return d_cell_gates(gates, c_prev, d_cell);
+}
+
+template <typename T>
+LSTM_FUSED_FN void add_to(T* sum, Vec<T> v) {
+  store(sum, load(sum) + v);
+}
+
+template <typename T>
+LSTM_FUSED_FN void plain_row(const BackwardRow<T>& row, const ParameterSums& sums, int64_t H) {
+  for (int64_t j = 0; j < H; j += kLanes<T>) {
+    const int64_t n = H - j;
+    const Gates<Vec<T>> gates = {load(row.gates + j, n), load(row.gates + H + j, n), load(row.gates + 2 * H + j, n),
+                                 load(row.gates + 3 * H + j, n)};
+    const Vec<T> c_prev = load(row.c_prev + j, n);
+    const Vec<T> tanh_c = tanh(cell_state(gates, c_prev));
+    const Vec<T> d_h = d_new_hidden(row, j, n);
+    Gates<Vec<T>> d_z = d_units(row, j, gates, c_prev, d_tanh(tanh_c, d_h * gates.o));
+    d_z.o = d_sigmoid(gates.o, d_h * tanh_c);
+    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z.o};
+#pragma GCC unroll 4
+    for (int gate = 0; gate < 4; ++gate) {
+      store(row.d_gates_ih + gate * H + j, d_gates[gate], n);
+      add_to<T>(row.sums + sums.bias + gate * sums.padded_hidden + j, d_gates[gate]);
+    }
+  }
+}
+
+template <typename T>
+LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
+                                  const BackwardScratch<T>& scratch, const ParameterSums& sums, int64_t H) {
+  const LayerInputs<T>& in = task.in;
+  const int64_t stride = scratch.stride, P = sums.padded_hidden;
+  T* const gates_row = scratch.gates;
+
+  // The gates and c' again, then the gradient of the normalised c' and its two sums.
+  const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
+  Vec<T> sum_d{}, sum_d_c{};
+  for (int64_t j = 0; j < H; j += kLanes<T>) {
+    const int64_t n = H - j;
+    const Gates<Vec<T>> gates = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
+    const Vec<T> c_hat = normalize(cell_state(gates, load(row.c_prev + j, n)), c_mean, c_rstd);
+    const Vec<T> gain = load(in.weight_ln_c + j, n);
+    const Vec<T> tanh_n = tanh(c_hat * gain + load(in.bias_ln_c + j, n));
+    const Vec<T> d_h = d_new_hidden(row, j, n);
+    const Vec<T> d_n = d_tanh(tanh_n, d_h * gates.o);
+    add_to<T>(row.sums + sums.ln_c_weight + j, d_n * c_hat);
+    add_to<T>(row.sums + sums.ln_c_bias + j, d_n);
+    const Vec<T> d_c_hat = d_n * gain;
+    sum_d += d_c_hat;
+    sum_d_c += d_c_hat * c_hat;
+    store(gates_row + j, gates.i);
+    store(gates_row + stride + j, gates.f);
+    store(gates_row + 2 * stride + j, gates.g);
+    store(gates_row + 3 * stride + j, d_sigmoid(gates.o, d_h * tanh_n));
+    store(scratch.cell + j, c_hat);
+    store(scratch.d_cell + j, d_c_hat);
+  }
+  const Vec<T> mean_d = broadcast(sum_lanes<T>(sum_d) / static_cast<T>(H));
+  const Vec<T> mean_d_c = broadcast(sum_lanes<T>(sum_d_c) / static_cast<T>(H));
+
+  // The gradients of the pre-activations, and the sums of the two norms over the 4H gates.
+  const Vec<T> x_mean = broadcast(row.stats[0]), x_rstd = broadcast(row.stats[1]);
+  const Vec<T> h_mean = broadcast(row.stats[2]), h_rstd = broadcast(row.stats[3]);
+  Vec<T> sum_x{}, sum_x_hat{}, sum_h{}, sum_h_hat{};
+  for (int64_t j = 0; j < H; j += kLanes<T>) {
+    const int64_t n = H - j;
+    const Gates<Vec<T>> gates = {load(gates_row + j), load(gates_row + stride + j), load(gates_row + 2 * stride + j),
+                                 Vec<T>{}};
+    const Vec<T> d_cell = d_normalize(load(scratch.d_cell + j), load(scratch.cell + j), mean_d, mean_d_c, c_rstd);
+    const Gates<Vec<T>> d_z = d_units(row, j, gates, load(row.c_prev + j, n), d_cell);
+    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, load(gates_row + 3 * stride + j)};
+#pragma GCC unroll 4
+    for (int gate = 0; gate < 4; ++gate) {
+      const int64_t k = gate * H + j, padded_k = gate * P + j;
+      const Vec<T> x_hat = normalize(load(row.gates + k, n), x_mean, x_rstd);
+      const Vec<T> h_hat = normalize(load(row.recurrent + k, n), h_mean, h_rstd);
+      const Vec<T> d_x = d_gates[gate] * load(in.weight_ln_ih + k, n);
+      const Vec<T> d_h = d_gates[gate] * load(in.weight_ln_hh + k, n);
+      add_to<T>(row.sums + sums.bias + padded_k, d_gates[gate]);
+      add_to<T>(row.sums + sums.ln_ih + padded_k, d_gates[gate] * x_hat);
+      add_to<T>(row.sums + sums.ln_hh + padded_k, d_gates[gate] * h_hat);
+      sum_x += d_x;
+      sum_x_hat += d_x * x_hat;
+      sum_h += d_h;
+      sum_h_hat += d_h * h_hat;
+      store(gates_row + gate * stride + j, d_gates[gate]);
+    }
+  }
+  const T count = static_cast<T>(4 * H);
+  const Vec<T> mean_x = broadcast(sum_lanes<T>(sum_x) / count), mean_x_hat = broadcast(sum_lanes<T>(sum_x_hat) / count);
+  const Vec<T> mean_h = broadcast(sum_lanes<T>(sum_h) / count), mean_h_hat = broadcast(sum_lanes<T>(sum_h_hat) / count);
+
+  for (int64_t gate = 0; gate < 4; ++gate)
+    for (int64_t j = 0; j < H; j += kLanes<T>) {
+      const int64_t k = gate * H + j, n = H - j;
+      const Vec<T> d_z = load(gates_row + gate * stride + j);
+      const Vec<T> x_hat = normalize(load(row.gates + k, n), x_mean, x_rstd);
+      const Vec<T> h_hat = normalize(load(row.recurrent + k, n), h_mean, h_rstd);
+      store(row.d_gates_ih + k, d_normalize(d_z * load(in.weight_ln_ih + k, n), x_hat, mean_x, mean_x_hat, x_rstd), n);
+      store(row.d_gates_hh + k, d_normalize(d_z * load(in.weight_ln_hh + k, n), h_hat, mean_h, mean_h_hat, h_rstd), n);
+    }
+}
+
+// d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
+template <typename T>
+void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size, stride = scratch.stride;
+  const bool zoneout = task.options.zoneout_h > 0;
+  const PlainColumns columns{H};
+  for (int64_t p = 0; p < columns.panels<T>(); ++p)
+    for_each_tile(active, [&](int64_t first, auto rows) LSTM_FUSED_INLINE {
+      constexpr int R = decltype(rows)::value;
+      gemm_tile<T, R>(
+          RowPointers<T, R>::from(scratch.a + first), 4 * H, task.packed_hh + p * 4 * H * kPanelColumns<T>,
+          kPanelColumns<T>, [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
+          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
+            const int64_t column = columns.offset<T>(p, j);
+            if (column >= H) return;
+            T* d_h = scratch.d_h + (first + i) * stride + column;
+            if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
+            store(d_h, zoneout ? load(d_h) + v : v);
+          });
+    });
+}
+
+template <typename T>
+void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t count) {
+  gemm_rows<T>(count, scratch.a, 4 * task.sizes.hidden_size, task.packed_ih, PlainColumns{task.sizes.input_size},
+               nullptr, scratch.out);
+}
+
+template <typename T>
+void backward(const BackwardTask<T>& task) {
+  const LayerOptions& options = task.options;
+  const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
+  const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(H);
+  const int64_t* const batch_row = task.schedule.row + task.first;
+  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const LayerSaved<T>& saved = task.out.saved;
+  const ParameterSums sums = parameter_sums(H, options.layer_norm, kLanes<T>);
+  Arena arena{task.scratch, 0};
+  BackwardScratch<T> scratch(arena, task.sizes, options, count);
+  const int64_t stride = scratch.stride;
+  if (task.hidden_mask) scratch.masks.hidden = task.hidden_mask + task.first * stride;
+
+  if (task.first_chunk) {
+    std::memset(scratch.d_h, 0, sizeof(T) * count * stride);
+    std::memset(scratch.d_c, 0, sizeof(T) * count * stride);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t b = batch_row[r];
+      fill_locked_masks(options, scratch.masks, stride, H, r, b);
+      std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * H, sizeof(T) * H);
+      std::memcpy(scratch.d_c + r * stride, task.grad.d_c_n + b * H, sizeof(T) * H);
+    }
+  }
+
+  int64_t active = 0;
+  for (int64_t s = task.step_end - 1; s >= task.step_begin; --s) {
+    while (active < count && row_steps[active] > s) ++active;
+    const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
+    for (int64_t r = 0; r < active; ++r) {
+      const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
+      const BlockMasks<T>& masks = scratch.masks;
+      fill_fresh_masks(options, masks, stride, H, r, b, t);
+      const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
+      BackwardRow<T> row;
+      row.gates = saved.gates + position * 4 * H;
+      row.recurrent = options.layer_norm ? saved.recurrent + position * 4 * H : nullptr;
+      row.stats = options.layer_norm ? saved.stats + position * 6 : nullptr;
+      row.c_prev = s == 0 ? task.in.c_0 + b * H : saved.cells + (time_of(options, row_steps[r], s - 1) * B + b) * H;
+      row.d_output = task.grad.d_output + position * H;
+      row.d_h = scratch.d_h + r * stride;
+      row.d_c = scratch.d_c + r * stride;
+      row.d_gates_ih = task.d_gates_ih + (chunk_row + r) * gate_stride;
+      row.d_gates_hh = task.d_gates_hh + (chunk_row + r) * gate_stride;
+      row.sums = task.parameter_sums + (task.first + r) / task.granule_rows * sums.size;
+      row.m_output = mask_row(masks.output);
+      row.zoneout_h = mask_row(masks.zoneout_h);
+      row.zoneout_c = mask_row(masks.zoneout_c);
+      scratch.a[r] = row.d_gates_hh;
+      if (options.layer_norm)
+        layer_norm_row(task, row, scratch, sums, H);
+      else
+        plain_row(row, sums, H);
+    }
+    hidden_gradient(task, scratch, active);
+  }
+
+  if (!task.packed_ih) return;
+  int64_t pending = 0;
+  for (int64_t s = task.step_begin; s < task.step_end; ++s)
+    for (int64_t r = 0; r < count && row_steps[r] > s; ++r) {
+      const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
+      scratch.a[pending] = task.d_gates_ih + (task.chunk_offset[s - task.step_begin] + task.first + r) * gate_stride;
+      scratch.out[pending] = task.grad.d_input + position * I;
+      if (++pending == kProjectionRows) {
+        input_gradient(task, scratch, pending);
+        pending = 0;
+      }
+    }
+  input_gradient(task, scratch, pending);
+}
+
+template <typename T>
+void finish_backward(const BackwardTask<T>& task) {
+  const int64_t H = task.sizes.hidden_size, count = task.last - task.first;
+  Arena arena{task.scratch, 0};
+  const BackwardScratch<T> scratch(arena, task.sizes, task.options, count);
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t b = task.schedule.row[task.first + r];
+    std::memcpy(task.grad.d_h_0 + b * H, scratch.d_h + r * scratch.stride, sizeof(T) * H);
+    std::memcpy(task.grad.d_c_0 + b * H, scratch.d_c + r * scratch.stride, sizeof(T) * H);
+  }
+}
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

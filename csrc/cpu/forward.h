@@ -1,0 +1,306 @@
+// The forward pass of a block of rows (sequences) over all steps. Rows never wait for one another.
+//
+//   z   = N(W_ih x_t) + N(W_hh h~_{t-1}) + b          N: layer norm over 4H, or the identity
+//   c'  = f * c_{t-1} + i * g,     h' = o * tanh(N_c(c'))
+//   c_t = zoneout(c', c_{t-1}),    h_t = zoneout(h', h_{t-1})
+//   y_t = m_y * h_t,               h~_t = m_h * h_t
+//
+// The input projection of a chunk of steps is one product. Then each step is one product with W_hh, whose register
+// tiles hold the four gates of the same units: without layer norm they become c_t and h_t while they are in the
+// first-level cache; with layer norm the row has to be complete first.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/vec_math.h"
+#include "lstm/cell.h"
+#include "lstm/layer_norm.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+constexpr int64_t kProjectionRows = 96;  // rows of one input projection: enough to reuse a panel, few enough to stay cached
+
+// Everything a step needs of one row. Tensor rows hold H (or 4H) values, scratch rows are padded.
+template <typename T>
+struct StepRow {
+  T* gates;                                            // [4H] in: W_ih x (+ b without layer norm), out: activations
+  T* recurrent;                                        // [4H] W_hh h~, layer norm only
+  T* stats;                                            // [6], layer norm only
+  T* c;                                                // scratch: c_{t-1} in, c_t out
+  const T* h_prev;                                     // scratch: h_{t-1}
+  T* h;                                                // scratch: h_t
+  T* h_masked;                                         // scratch: h~_t, where it differs from h_t
+  T* cells;                                            // [H] saved c_t, or null
+  T* hidden;                                           // [H] saved h_t, or null
+  T* output;                                           // [H] y_t
+  const T *m_output, *m_hidden, *zoneout_h, *zoneout_c;  // masks, or null
+};
+
+template <typename T>
+struct ForwardScratch {
+  int64_t stride;      // of the padded rows
+  int64_t chunk_rows;  // rows of an input projection
+  StepRow<T>* rows;    // [rows]
+  const T** a;         // [chunk_rows] left operands of a product
+  T** out;             // [chunk_rows] its rows of the result
+  T *h_now, *h_next;   // [rows, stride] left operand of the recurrence: h~_{t-1} and h~_t
+  T* h;                // [rows, stride] h_t where h~_t differs, else null
+  T* c;                // [rows, stride]
+  T* gates;            // [chunk_rows, 4H], where they are not saved
+  T* recurrent;        // [rows, 4H], where it is not saved
+  T* stats;            // [chunk_rows, 6], where they are not saved
+  T* tile;             // one register tile
+  T* row_scratch;      // [2, stride] of one row: o and c'
+  BlockMasks<T> masks;
+
+  ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, int64_t row_count) {
+    const int64_t gates_size = 4 * sizes.hidden_size;
+    stride = padded(sizes.hidden_size);
+    chunk_rows = row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
+    rows = arena.take<StepRow<T>>(row_count);
+    a = arena.take<const T*>(chunk_rows);
+    out = arena.take<T*>(chunk_rows);
+    h_now = arena.take<T>(row_count * stride);
+    h_next = arena.take<T>(row_count * stride);
+    h = options.recurrent_dropout > 0 ? arena.take<T>(row_count * stride) : nullptr;
+    c = arena.take<T>(row_count * stride);
+    gates = saves ? nullptr : arena.take<T>(chunk_rows * gates_size);
+    recurrent = saves || !options.layer_norm ? nullptr : arena.take<T>(row_count * gates_size);
+    stats = saves || !options.layer_norm ? nullptr : arena.take<T>(chunk_rows * 6);
+    tile = arena.take<T>(kTileRows * kPanelColumns<T>);
+    row_scratch = arena.take<T>(2 * stride);
+    masks = take_masks<T>(arena, options, row_count, stride);
+  }
+};
+
+// From c' and h' on: zoneout, the masks, and everything that is stored, for lanes [j, j + n).
+template <typename T>
+LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> c_prev, Vec<T> c, Vec<T> h) {
+  if (row.zoneout_c) c = zoneout(c, c_prev, load(row.zoneout_c + j));
+  if (row.zoneout_h) h = zoneout(h, load(row.h_prev + j), load(row.zoneout_h + j));
+  store(row.c + j, c);
+  store(row.h + j, h);
+  if (row.m_hidden) store(row.h_masked + j, h * load(row.m_hidden + j));
+  if (row.cells) store(row.cells + j, c, n);
+  if (row.hidden) store(row.hidden + j, h, n);
+  store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
+}
+
+// Without layer norm: the recurrence and the gates, panel by panel.
+template <typename T>
+void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size;
+  const GateColumns columns{H};
+  for (int64_t r = 0; r < active; ++r) scratch.a[r] = scratch.h_now + r * scratch.stride;
+  for (int64_t p = 0; p < columns.panels<T>(); ++p) {
+    const int64_t j = p * kLanes<T>, n = H - j;
+    const T* panel = task.packed_hh + p * H * kPanelColumns<T>;
+    for_each_tile(active, [&](int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
+      constexpr int R = decltype(tile_rows)::value;
+      gemm_tile<T, R>(
+          RowPointers<T, R>::from(scratch.a + first), H, panel, kPanelColumns<T>,
+          [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
+          [&](int i, int gate, Vec<T> v)
+              LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
+      for (int i = 0; i < R; ++i) {
+        const StepRow<T>& row = scratch.rows[first + i];
+        const T* z = scratch.tile + i * kPanelColumns<T>;
+        const Gates<Vec<T>> gates = {sigmoid(load(row.gates + j, n) + load(z)),
+                                     sigmoid(load(row.gates + H + j, n) + load(z + kLanes<T>)),
+                                     tanh(load(row.gates + 2 * H + j, n) + load(z + 2 * kLanes<T>)),
+                                     sigmoid(load(row.gates + 3 * H + j, n) + load(z + 3 * kLanes<T>))};
+        store(row.gates + j, gates.i, n);
+        store(row.gates + H + j, gates.f, n);
+        store(row.gates + 2 * H + j, gates.g, n);
+        store(row.gates + 3 * H + j, gates.o, n);
+        const Vec<T> c_prev = load(row.c + j);
+        const Vec<T> c = cell_state(gates, c_prev);
+        finish_units<T>(row, j, n, c_prev, c, gates.o * tanh(c));
+      }
+    });
+  }
+}
+
+// mean and rstd of a row of `parts` segments of H values: two passes, four chains of sums.
+template <typename T>
+LSTM_FUSED_FN void row_stats(const T* x, int parts, int64_t H, double eps, T* stats) {
+  const int64_t count = parts * H;
+  Vec<T> sums[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * kLanes<T> <= count; k += 4 * kLanes<T>)
+    for (int chain = 0; chain < 4; ++chain) sums[chain] += load(x + k + chain * kLanes<T>);
+  for (; k < count; k += kLanes<T>) sums[0] += load(x + k, count - k);
+  const T mean = sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<T>(count);
+
+  Vec<T> squares[4] = {};
+  for (k = 0; k + 4 * kLanes<T> <= count; k += 4 * kLanes<T>)
+    for (int chain = 0; chain < 4; ++chain) {
+      const Vec<T> d = load(x + k + chain * kLanes<T>) - mean;
+      squares[chain] += d * d;
+    }
+  for (; k < count; k += kLanes<T>) {
+    const Vec<T> d = first_lanes<T>(load(x + k, count - k) - mean, count - k);
+    squares[0] += d * d;
+  }
+  const T variance = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<T>(count);
+  stats[0] = mean;
+  stats[1] = 1 / __builtin_sqrt(variance + static_cast<T>(eps));
+}
+
+// The normalised pre-activation of one gate: N(W_ih x) + N(W_hh h~) + b for lanes [j, j + n) of a [4H] row.
+template <typename T>
+LSTM_FUSED_FN Vec<T> normalized_gate(const LayerInputs<T>& in, const T* bias, const T* input, const T* recurrent,
+                                     const T* stats, int64_t j, int64_t n) {
+  const Vec<T> x_hat = normalize(load(input + j, n), broadcast(stats[0]), broadcast(stats[1]));
+  const Vec<T> h_hat = normalize(load(recurrent + j, n), broadcast(stats[2]), broadcast(stats[3]));
+  return x_hat * load(in.weight_ln_ih + j, n) + h_hat * load(in.weight_ln_hh + j, n) + load(bias + j, n);
+}
+
+template <typename T>
+LSTM_FUSED_FN Gates<Vec<T>> normalized_gates(const LayerInputs<T>& in, const T* bias, const T* input,
+                                             const T* recurrent, const T* stats, int64_t H, int64_t j, int64_t n) {
+  return {sigmoid(normalized_gate(in, bias, input, recurrent, stats, j, n)),
+          sigmoid(normalized_gate(in, bias, input, recurrent, stats, H + j, n)),
+          tanh(normalized_gate(in, bias, input, recurrent, stats, 2 * H + j, n)),
+          sigmoid(normalized_gate(in, bias, input, recurrent, stats, 3 * H + j, n))};
+}
+
+// With layer norm: the whole recurrence first, then row by row the gates, the statistics of c', and h'.
+template <typename T>
+void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size;
+  for (int64_t r = 0; r < active; ++r) {
+    scratch.a[r] = scratch.h_now + r * scratch.stride;
+    scratch.out[r] = scratch.rows[r].recurrent;
+  }
+  gemm_rows<T>(active, scratch.a, H, task.packed_hh, GateColumns{H}, nullptr, scratch.out);
+  T* const o = scratch.row_scratch;
+  T* const cell = scratch.row_scratch + scratch.stride;
+  for (int64_t r = 0; r < active; ++r) {
+    const StepRow<T>& row = scratch.rows[r];
+    row_stats(row.recurrent, 4, H, task.options.eps, row.stats + 2);
+    for (int64_t j = 0; j < H; j += kLanes<T>) {
+      const Gates<Vec<T>> gates =
+          normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, H - j);
+      store(o + j, gates.o);
+      store(cell + j, cell_state(gates, load(row.c + j)));
+    }
+    row_stats(cell, 1, H, task.options.eps, row.stats + 4);
+    const Vec<T> mean = broadcast(row.stats[4]), rstd = broadcast(row.stats[5]);
+    for (int64_t j = 0; j < H; j += kLanes<T>) {
+      const int64_t n = H - j;
+      const Vec<T> c = load(cell + j);
+      const Vec<T> normalized =
+          normalize(c, mean, rstd) * load(task.in.weight_ln_c + j, n) + load(task.in.bias_ln_c + j, n);
+      finish_units<T>(row, j, n, load(row.c + j), c, load(o + j) * tanh(normalized));
+    }
+  }
+}
+
+template <typename T>
+int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, int64_t rows) {
+  Arena arena{nullptr, 0};
+  ForwardScratch<T>(arena, sizes, options, saves, rows);
+  return arena.used;
+}
+
+template <typename T>
+void forward(const ForwardTask<T>& task) {
+  const LayerSizes& sizes = task.sizes;
+  const LayerOptions& options = task.options;
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, count = task.last - task.first;
+  const int64_t* const batch_row = task.schedule.row + task.first;
+  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const LayerSaved<T>& saved = task.out.saved;
+  const bool saves = saved.gates != nullptr;
+  Arena arena{task.scratch, 0};
+  ForwardScratch<T> scratch(arena, sizes, options, saves, count);
+  const int64_t stride = scratch.stride;
+
+  // The padding of the scratch rows has to be finite, since whole vectors are computed.
+  std::memset(scratch.h_now, 0, sizeof(T) * count * stride);
+  std::memset(scratch.h_next, 0, sizeof(T) * count * stride);
+  std::memset(scratch.c, 0, sizeof(T) * count * stride);
+  if (scratch.h) std::memset(scratch.h, 0, sizeof(T) * count * stride);
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t b = batch_row[r];
+    fill_locked_masks(options, scratch.masks, stride, H, r, b);
+    std::memcpy(scratch.c + r * stride, task.in.c_0 + b * H, sizeof(T) * H);
+    T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
+    std::memcpy(h, task.in.h_0 + b * H, sizeof(T) * H);
+    if (scratch.h)
+      for (int64_t j = 0; j < H; j += kLanes<T>)
+        store(scratch.h_now + r * stride + j, load(h + j) * load(scratch.masks.hidden + r * stride + j));
+  }
+
+  int64_t active = count;  // rows [0, active) still run
+  const auto drop_finished = [&](int64_t s) {
+    for (; active > 0 && row_steps[active - 1] <= s; --active) {
+      const int64_t r = active - 1, b = batch_row[r];
+      const T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
+      std::memcpy(task.out.h_n + b * H, h, sizeof(T) * H);
+      std::memcpy(task.out.c_n + b * H, scratch.c + r * stride, sizeof(T) * H);
+    }
+  };
+
+  const int64_t chunk_steps = scratch.chunk_rows / count;
+  drop_finished(0);
+  for (int64_t chunk = 0; active > 0; chunk += chunk_steps) {
+    // W_ih x of all rows and steps of the chunk: n counts them, step by step.
+    const int64_t chunk_end = chunk + chunk_steps < row_steps[0] ? chunk + chunk_steps : row_steps[0];
+    const auto gates_row = [&](int64_t n, int64_t position) {
+      return saves ? saved.gates + position * 4 * H : scratch.gates + n * 4 * H;
+    };
+    const auto stats_row = [&](int64_t n, int64_t position) {
+      return saves ? saved.stats + position * 6 : scratch.stats + n * 6;
+    };
+    int64_t chunk_count = 0;
+    for (int64_t s = chunk; s < chunk_end; ++s)
+      for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
+        const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
+        scratch.a[chunk_count] = task.in.input + position * I;
+        scratch.out[chunk_count] = gates_row(chunk_count, position);
+      }
+    gemm_rows<T>(chunk_count, scratch.a, I, task.packed_ih, GateColumns{H}, options.layer_norm ? nullptr : task.bias,
+                 scratch.out);
+
+    int64_t n = 0;
+    for (int64_t s = chunk; s < chunk_end; ++s) {
+      for (int64_t r = 0; r < active; ++r, ++n) {
+        const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
+        const BlockMasks<T>& masks = scratch.masks;
+        fill_fresh_masks(options, masks, stride, H, r, b, t);
+        const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
+        StepRow<T>& row = scratch.rows[r];
+        row.gates = gates_row(n, position);
+        if (options.layer_norm) {
+          row.recurrent = saves ? saved.recurrent + position * 4 * H : scratch.recurrent + r * 4 * H;
+          row.stats = stats_row(n, position);
+          row_stats(row.gates, 4, H, options.eps, row.stats);
+        }
+        row.c = scratch.c + r * stride;
+        row.h_prev = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
+        row.h = (scratch.h ? scratch.h : scratch.h_next) + r * stride;
+        row.h_masked = scratch.h_next + r * stride;
+        row.cells = saves ? saved.cells + position * H : nullptr;
+        row.hidden = saved.hidden ? saved.hidden + position * H : nullptr;
+        row.output = task.out.output + position * H;
+        row.m_output = mask_row(masks.output);
+        row.m_hidden = mask_row(masks.hidden);
+        row.zoneout_h = mask_row(masks.zoneout_h);
+        row.zoneout_c = mask_row(masks.zoneout_c);
+      }
+      if (options.layer_norm)
+        layer_norm_step(task, scratch, active);
+      else
+        plain_step(task, scratch, active);
+      T* const h_last = scratch.h_now;
+      scratch.h_now = scratch.h_next;
+      scratch.h_next = h_last;
+      drop_finished(s + 1);
+    }
+  }
+}
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

@@ -1,0 +1,195 @@
+// Matrix products: a register tile of rows x (4 vectors) over packed panels, and the packing.
+//
+// A panel is K x (4 vectors), contiguous. Two kinds:
+//   plain  panel p holds columns [4Lp, 4L(p+1)) of a [K, N] matrix                          (L = lanes of a vector)
+//   gates  panel p holds hidden units [Lp, L(p+1)) of the four gates side by side, of W^T with W [4H, K]:
+//          one register tile then has i, f, g, o of the same units, and the gates need no second pass
+// Each element of a product is one chain of multiply-adds over k in ascending order, whatever the tile: its bits do not
+// depend on how rows are grouped, hence not on the number of threads.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+constexpr int kPanelVectors = 4;
+// Rows of the register tile: tile rows x 4 accumulators, 4 vectors of the panel and a broadcast fit the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 6;  // 32 registers
+#else
+constexpr int kTileRows = 3;  // 16 registers
+#endif
+
+template <typename T>
+constexpr int64_t kPanelColumns = kPanelVectors * kLanes<T>;
+
+// acc[i][j] = init(i, j) + sum_k a(i, k) * b[k * ldb + j * lanes + lane]; then done(i, j, acc[i][j]).
+template <typename T, int Rows, class A, class Init, class Done>
+LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init init, Done done) {
+  Vec<T> acc[Rows][kPanelVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanelVectors; ++j) acc[i][j] = init(i, j);
+  for (int64_t k = 0; k < depth; ++k, b += ldb) {
+    Vec<T> panel[kPanelVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanelVectors; ++j) panel[j] = load(b + j * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      const Vec<T> x = broadcast(a(i, k));
+#pragma GCC unroll 4
+      for (int j = 0; j < kPanelVectors; ++j) acc[i][j] += x * panel[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanelVectors; ++j) done(i, j, acc[i][j]);
+}
+
+// The left operand as one pointer a row (rows anywhere in memory), or packed as [K][Rows].
+template <typename T, int Rows>
+struct RowPointers {
+  const T* row[Rows];
+  LSTM_FUSED_FN RowPointers from(const T* const* rows) {
+    RowPointers a;
+    for (int i = 0; i < Rows; ++i) a.row[i] = rows[i];
+    return a;
+  }
+  LSTM_FUSED_INLINE T operator()(int i, int64_t k) const { return row[i][k]; }
+};
+
+template <typename T, int Rows>
+struct PackedRows {
+  const T* data;
+  LSTM_FUSED_INLINE T operator()(int i, int64_t k) const { return data[k * Rows + i]; }
+};
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// f(Constant<rows>) for rows in 1..kTileRows.
+template <class F, int N = kTileRows>
+LSTM_FUSED_FN void with_rows(int64_t rows, F f) {
+  if constexpr (N == 1) {
+    f(Constant<1>{});
+  } else {
+    if (rows == N)
+      f(Constant<N>{});
+    else
+      with_rows<F, N - 1>(rows, f);
+  }
+}
+
+// f(first, Constant<rows>) over tiles of nearly equal height that cover rows 0..count-1.
+template <class F>
+LSTM_FUSED_FN void for_each_tile(int64_t count, F f) {
+  for (int64_t first = 0, tiles = ceil_div(count, kTileRows); tiles > 0; --tiles) {
+    const int64_t rows = ceil_div(count - first, tiles);
+    with_rows(rows, [&](auto constant) LSTM_FUSED_INLINE { f(first, constant); });
+    first += rows;
+  }
+}
+
+// Where vector j of panel p lies in a row, and how many of its lanes are real.
+struct PlainColumns {
+  int64_t columns;
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t offset(int64_t p, int j) const {
+    return p * kPanelColumns<T> + j * kLanes<T>;
+  }
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t lanes(int64_t p, int j) const {
+    return columns - offset<T>(p, j);
+  }
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t panels() const {
+    return ceil_div(columns, kPanelColumns<T>);
+  }
+};
+
+struct GateColumns {
+  int64_t hidden_size;
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t offset(int64_t p, int j) const {
+    return j * hidden_size + p * kLanes<T>;
+  }
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t lanes(int64_t p, int) const {
+    return hidden_size - p * kLanes<T>;
+  }
+  template <typename T>
+  LSTM_FUSED_INLINE int64_t panels() const {
+    return ceil_div(hidden_size, kLanes<T>);
+  }
+};
+
+// out[r] = bias + a[r] * panels for r < count. bias: null or a row laid out like an output row.
+template <typename T, class Columns>
+LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, const T* packed, Columns columns,
+                             const T* bias, T* const* out) {
+  for (int64_t p = 0; p < columns.template panels<T>(); ++p) {
+    Vec<T> bias_vectors[kPanelVectors] = {};
+    int64_t offsets[kPanelVectors], lanes[kPanelVectors];
+    for (int j = 0; j < kPanelVectors; ++j) {
+      offsets[j] = columns.template offset<T>(p, j);
+      lanes[j] = columns.template lanes<T>(p, j);
+      if (bias && lanes[j] > 0) bias_vectors[j] = load(bias + offsets[j], lanes[j]);
+    }
+    for_each_tile(count, [&](int64_t first, auto rows) LSTM_FUSED_INLINE {
+      constexpr int R = decltype(rows)::value;
+      gemm_tile<T, R>(
+          RowPointers<T, R>::from(a + first), depth, packed + p * depth * kPanelColumns<T>, kPanelColumns<T>,
+          [&](int, int j) LSTM_FUSED_INLINE { return bias_vectors[j]; },
+          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
+            if (lanes[j] > 0) store(out[first + i] + offsets[j], v, lanes[j]);
+          });
+    });
+  }
+}
+
+// Panels [first, last) of a [K, N] matrix.
+template <typename T>
+void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed) {
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t begin = p * kPanelColumns<T>;
+    const int64_t width = columns - begin < kPanelColumns<T> ? columns - begin : kPanelColumns<T>;
+    T* to = packed + p * depth * kPanelColumns<T>;
+    for (int64_t k = 0; k < depth; ++k, to += kPanelColumns<T>) {
+      const T* from = matrix + k * columns + begin;
+      if (width == kPanelColumns<T>) {
+        std::memcpy(to, from, sizeof(T) * kPanelColumns<T>);
+      } else {
+        for (int64_t c = 0; c < kPanelColumns<T>; ++c) to[c] = c < width ? from[c] : T(0);
+      }
+    }
+  }
+}
+
+// Gate panels [first, last) of W^T, W [4H, K].
+template <typename T>
+void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed) {
+  constexpr int64_t kBlock = 64;  // of k, so that the scattered writes stay in the first-level cache
+  for (int64_t p = first; p < last; ++p) {
+    T* panel = packed + p * depth * kPanelColumns<T>;
+    for (int64_t k0 = 0; k0 < depth; k0 += kBlock) {
+      const int64_t k1 = k0 + kBlock < depth ? k0 + kBlock : depth;
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+          const int64_t unit = p * kLanes<T> + lane;
+          T* to = panel + gate * kLanes<T> + lane;
+          if (unit < hidden_size) {
+            const T* from = weight + (gate * hidden_size + unit) * depth;
+            for (int64_t k = k0; k < k1; ++k) to[k * kPanelColumns<T>] = from[k];
+          } else {
+            for (int64_t k = k0; k < k1; ++k) to[k * kPanelColumns<T>] = 0;
+          }
+        }
+    }
+  }
+}
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

@@ -1,0 +1,52 @@
+// The kernels of one instruction set: compiled once for each, with LSTM_FUSED_ISA_NAME naming it.
+#include "cpu/kernels.h"
+
+#include "cpu/backward.h"
+#include "cpu/forward.h"
+#include "cpu/weight_gradient.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+namespace {
+
+template <typename T, class F>
+void apply(const T* x, T* y, int64_t n, F f) {
+  for (int64_t k = 0; k < n; k += kLanes<T>) store(y + k, f(load(x + k, n - k)), n - k);
+}
+
+template <typename T>
+void apply_sigmoid(const T* x, T* y, int64_t n) {
+  apply(x, y, n, [](Vec<T> v) { return sigmoid(v); });
+}
+
+template <typename T>
+void apply_tanh(const T* x, T* y, int64_t n) {
+  apply(x, y, n, [](Vec<T> v) { return tanh(v); });
+}
+
+template <typename T>
+int64_t gate_panels(int64_t hidden_size) {
+  return GateColumns{hidden_size}.panels<T>();
+}
+
+template <typename T>
+int64_t plain_panels(int64_t columns) {
+  return PlainColumns{columns}.panels<T>();
+}
+
+template <typename T>
+constexpr Kernels<T> make_table() {
+  return {forward_scratch<T>, forward<T>,         backward_scratch<T>, backward<T>,
+          finish_backward<T>, gate_panels<T>,     plain_panels<T>,     kPanelColumns<T>,
+          pack_gates<T>,      pack_plain<T>,      padded,              kGradientBlock,
+          gradient_stride<T>, parameter_sums_of<T>, pack_transposed<T>, weight_gradient<T>,
+          unpack_gradient<T>, apply_sigmoid<T>,   apply_tanh<T>};
+}
+
+}  // namespace
+
+extern const Kernels<float> float_kernels;
+extern const Kernels<double> double_kernels;
+const Kernels<float> float_kernels = make_table<float>();
+const Kernels<double> double_kernels = make_table<double>();
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

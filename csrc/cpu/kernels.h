@@ -1,0 +1,109 @@
+// What the kernels of one instruction set offer to the rest of the CPU backend. Plain pointers and no templates of the
+// standard library: the same source is compiled once per instruction set, and nothing in it may be shared by accident.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "lstm/problem.h"
+
+namespace lstm_fused::cpu {
+
+// The rows (sequences) in the order of decreasing length, so that the rows still running at a step are a prefix.
+struct Schedule {
+  const int64_t* row;    // [B] batch index of the r-th row
+  const int64_t* steps;  // [B] its number of steps, decreasing
+};
+
+// Rows [first, last) of the schedule, all steps.
+template <typename T>
+struct ForwardTask {
+  LayerSizes sizes;
+  LayerOptions options;
+  LayerInputs<T> in;
+  LayerOutputs<T> out;
+  Schedule schedule;
+  int64_t first, last;
+  const T* packed_ih;  // gate panels
+  const T* packed_hh;  // gate panels
+  const T* bias;       // [4H], both biases together
+  char* scratch;       // forward_scratch() bytes
+};
+
+// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran.
+template <typename T>
+struct BackwardTask {
+  LayerSizes sizes;
+  LayerOptions options;
+  LayerInputs<T> in;
+  LayerOutputs<T> out;
+  LayerGradients<T> grad;
+  Schedule schedule;
+  int64_t first, last;
+  int64_t step_begin, step_end;
+  bool first_chunk;             // the first to run: it holds the last steps
+  const int64_t* chunk_offset;  // [step_end - step_begin] index of a step's first row in the chunk
+  const T* packed_ih;           // plain panels of W_ih [4H, I], or null: no input gradient wanted
+  const T* packed_hh;           // plain panels of W_hh [4H, H]
+  const T* bias;                // [4H], layer norm only
+  T* d_gates_ih;                // [rows of the chunk, gradient_stride] gradient of W_ih x
+  T* d_gates_hh;                // gradient of W_hh h~; the same buffer without layer norm
+  T* parameter_sums;            // [granules, parameter_sums_size]
+  int64_t granule_rows;         // rows that share one entry of parameter_sums: fixed by B, not by the threads
+  T* hidden_mask;               // [B, mask_stride] by schedule order, or null: no recurrent dropout
+  char* scratch;                // backward_scratch() bytes, kept from chunk to chunk
+};
+
+// Weight gradients, transposed: panels [first, last) of the columns of
+//   [x | h~]^T [I + H, rows of the chunk]  times  d_gates [rows of the chunk, 4H]
+template <typename T>
+struct WeightGradientTask {
+  int64_t input_size, hidden_size;
+  int64_t rows;            // of the chunk
+  int64_t first, last;
+  const T* packed_input;   // by pack_transposed
+  const T* packed_hidden;
+  const T* d_gates_ih;
+  const T* d_gates_hh;
+  T* sums;                 // [I + H, gradient_stride], accumulated over the chunks
+  bool first_chunk;
+};
+
+// Parameter gradients that are sums over rows, one entry a granule; all parts padded to whole vectors.
+struct ParameterSums {
+  int64_t padded_hidden, bias, ln_ih, ln_hh, ln_c_weight, ln_c_bias, size;
+};
+
+template <typename T>
+struct Kernels {
+  int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, int64_t rows);
+  void (*forward)(const ForwardTask<T>&);
+  int64_t (*backward_scratch)(const LayerSizes&, const LayerOptions&, int64_t rows);
+  void (*backward)(const BackwardTask<T>&);
+  void (*finish_backward)(const BackwardTask<T>&);  // writes d_h_0 and d_c_0
+
+  int64_t (*gate_panels)(int64_t hidden_size);
+  int64_t (*plain_panels)(int64_t columns);
+  int64_t panel_columns;
+  void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed);
+  void (*pack_plain)(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed);
+
+  int64_t (*mask_stride)(int64_t hidden_size);
+  int64_t gradient_block;  // rows of a chunk that are packed and multiplied together
+  int64_t (*gradient_stride)(int64_t hidden_size);
+  ParameterSums (*parameter_sums)(int64_t hidden_size, bool layer_norm);
+  // Rows [0, count) given by pointer, each times its mask where there is one, packed as the transposed left operand.
+  void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed);
+  void (*weight_gradient)(const WeightGradientTask<T>&);
+  // d_weight [4H, columns], rows (gate units) of panels [first, last), from sums [columns, gradient_stride].
+  void (*unpack_gradient)(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last, T* d_weight);
+
+  // For tests of the mathematics alone.
+  void (*sigmoid)(const T* x, T* y, int64_t n);
+  void (*tanh)(const T* x, T* y, int64_t n);
+};
+
+template <typename T>
+const Kernels<T>& kernels(Isa isa);
+
+}  // namespace lstm_fused::cpu

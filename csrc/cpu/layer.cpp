@@ -1,0 +1,296 @@
+#include "cpu/layer.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace lstm_fused::cpu {
+namespace {
+
+constexpr int64_t kMaxGranules = 16;      // entries of the sums over rows, and so at most that many tasks ...
+constexpr int64_t kMaxGranuleRows = 16;   // ... until a granule has this many rows
+constexpr int64_t kChunkRows = 1024;      // steps x rows whose gate gradients are kept at a time
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory on cache lines, not initialised.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) {
+    if (count == 0) return;
+    void* p = nullptr;
+    if (posix_memalign(&p, 64, count * sizeof(T)) != 0) throw std::bad_alloc();
+    data_.reset(static_cast<T*>(p));
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// The rows by decreasing length, and which of them a task takes.
+struct Plan {
+  std::vector<int64_t> row, steps;  // [B]
+  int64_t granule_rows, granules;
+  std::vector<int64_t> task_begin;  // [tasks + 1], in rows
+
+  Plan(const LayerSizes& sizes, const int64_t* lengths, int64_t threads) : row(sizes.batch), steps(sizes.batch) {
+    const int64_t B = sizes.batch;
+    std::iota(row.begin(), row.end(), 0);
+    if (lengths)
+      std::stable_sort(row.begin(), row.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    for (int64_t r = 0; r < B; ++r) steps[r] = lengths ? lengths[row[r]] : sizes.steps;
+
+    granule_rows = std::max<int64_t>(1, std::min(kMaxGranuleRows, ceil_div(B, kMaxGranules)));
+    granules = ceil_div(B, granule_rows);
+    // Tasks are runs of whole granules with nearly equal numbers of steps.
+    const int64_t tasks = std::min(threads, granules);
+    const int64_t all_steps = std::accumulate(steps.begin(), steps.end(), int64_t{0});
+    task_begin.push_back(0);
+    int64_t done = 0;
+    for (int64_t g = 0; g < granules; ++g) {
+      const int64_t end = std::min(B, (g + 1) * granule_rows);
+      for (int64_t r = g * granule_rows; r < end; ++r) done += steps[r];
+      const int64_t task = static_cast<int64_t>(task_begin.size());
+      if (g + 1 < granules && task < tasks && done * tasks >= all_steps * task) task_begin.push_back(end);
+    }
+    task_begin.push_back(B);
+  }
+
+  int64_t tasks() const { return static_cast<int64_t>(task_begin.size()) - 1; }
+  int64_t max_steps() const { return steps.empty() ? 0 : steps[0]; }
+  Schedule schedule() const { return {row.data(), steps.data()}; }
+};
+
+template <typename T>
+Buffer<T> sum_of_biases(const LayerInputs<T>& in, int64_t gates) {
+  Buffer<T> bias(gates);
+  for (int64_t k = 0; k < gates; ++k) bias.get()[k] = in.bias_ih ? in.bias_ih[k] + in.bias_hh[k] : T(0);
+  return bias;
+}
+
+// f(first, last) over shares of [0, count).
+void share(const Executor& executor, int64_t count, const std::function<void(int64_t, int64_t)>& f) {
+  const int64_t tasks = std::min(executor.threads, count);
+  executor.run(tasks, [&](int64_t task) { f(count * task / tasks, count * (task + 1) / tasks); });
+}
+
+// Zeroes the rows past the lengths of a [T, B, width] tensor.
+template <typename T>
+void zero_padding(const LayerSizes& sizes, const int64_t* lengths, int64_t width, T* tensor) {
+  if (!lengths || !tensor) return;
+  for (int64_t b = 0; b < sizes.batch; ++b)
+    for (int64_t t = lengths[b]; t < sizes.steps; ++t)
+      std::memset(tensor + (t * sizes.batch + b) * width, 0, sizeof(T) * width);
+}
+
+LayerOptions effective(LayerOptions options) {
+  if (!options.training) options.dropout = options.recurrent_dropout = 0;
+  return options;
+}
+
+template <typename T>
+void zero(T* p, int64_t count) {
+  if (p) std::memset(p, 0, sizeof(T) * count);
+}
+
+}  // namespace
+
+template <typename T>
+void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& in,
+                   const LayerOutputs<T>& out, const Executor& executor) {
+  const Kernels<T>& k = kernels<T>(isa_in_use());
+  const LayerOptions options = effective(given);
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
+  const Plan plan(sizes, in.lengths, executor.threads);
+
+  zero_padding(sizes, in.lengths, H, out.output);
+  zero_padding(sizes, in.lengths, H, out.saved.hidden);
+  zero_padding(sizes, in.lengths, H, out.saved.cells);
+  zero_padding(sizes, in.lengths, 4 * H, out.saved.gates);
+  zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent);
+  zero_padding(sizes, in.lengths, 6, out.saved.stats);
+  if (B == 0) return;
+
+  const int64_t panels = k.gate_panels(H);
+  const Buffer<T> packed_ih(panels * k.panel_columns * I), packed_hh(panels * k.panel_columns * H);
+  const Buffer<T> bias = sum_of_biases(in, 4 * H);
+  if (plan.max_steps() > 0)
+    share(executor, panels, [&](int64_t first, int64_t last) {
+      k.pack_gates(in.weight_ih, H, I, first, last, packed_ih.get());
+      k.pack_gates(in.weight_hh, H, H, first, last, packed_hh.get());
+    });
+
+  const bool saves = out.saved.gates != nullptr;
+  executor.run(plan.tasks(), [&](int64_t task) {
+    const int64_t first = plan.task_begin[task], last = plan.task_begin[task + 1];
+    const Buffer<char> scratch(k.forward_scratch(sizes, options, saves, last - first));
+    k.forward({sizes, options, in, out, plan.schedule(), first, last, packed_ih.get(), packed_hh.get(), bias.get(),
+               scratch.get()});
+  });
+}
+
+template <typename T>
+void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& in,
+                    const LayerOutputs<T>& out, const LayerGradients<T>& grad, const Executor& executor) {
+  const Kernels<T>& k = kernels<T>(isa_in_use());
+  const LayerOptions options = effective(given);
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
+  const Plan plan(sizes, in.lengths, executor.threads);
+  const bool want_weights = grad.d_weight_ih != nullptr;
+
+  zero_padding(sizes, in.lengths, I, grad.d_input);
+  const int64_t max_steps = plan.max_steps();
+  if (max_steps == 0) {
+    if (B > 0) {
+      std::memcpy(grad.d_h_0, grad.d_h_n, sizeof(T) * B * H);
+      std::memcpy(grad.d_c_0, grad.d_c_n, sizeof(T) * B * H);
+    }
+    zero(grad.d_weight_ih, 4 * H * I);
+    zero(grad.d_weight_hh, 4 * H * H);
+  }
+
+  const ParameterSums sums = k.parameter_sums(H, options.layer_norm);
+  const Buffer<T> parameter_sums(plan.granules * sums.size);
+  zero(parameter_sums.get(), plan.granules * sums.size);
+
+  if (max_steps > 0) {
+    const int64_t stride = k.gradient_stride(H);
+    const int64_t chunk_steps = std::min(max_steps, std::max<int64_t>(1, kChunkRows / B));
+    const int64_t chunk_rows = chunk_steps * B;
+    const int64_t gate_panels = k.plain_panels(4 * H);
+
+    const Buffer<T> packed_ih(grad.d_input ? k.plain_panels(I) * k.panel_columns * 4 * H : 0);
+    const Buffer<T> packed_hh(k.plain_panels(H) * k.panel_columns * 4 * H);
+    share(executor, k.plain_panels(H),
+          [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, H, first, last, packed_hh.get()); });
+    if (grad.d_input)
+      share(executor, k.plain_panels(I),
+            [&](int64_t first, int64_t last) { k.pack_plain(in.weight_ih, 4 * H, I, first, last, packed_ih.get()); });
+    const Buffer<T> bias = sum_of_biases(in, 4 * H);
+
+    const Buffer<T> d_gates_ih(chunk_rows * stride), d_gates_hh(options.layer_norm ? chunk_rows * stride : 0);
+    T* const d_recurrent = options.layer_norm ? d_gates_hh.get() : d_gates_ih.get();
+    // Columns past 4H are read as part of a panel; their products are never used.
+    for (const Buffer<T>* buffer : {&d_gates_ih, &d_gates_hh})
+      if (buffer->get())
+        for (int64_t row = 0; row < chunk_rows; ++row) zero(buffer->get() + row * stride + 4 * H, stride - 4 * H);
+
+    const int64_t mask_stride = k.mask_stride(H);
+    const Buffer<T> hidden_mask(options.recurrent_dropout > 0 ? B * mask_stride : 0);
+    const Buffer<T> packed_input(want_weights ? chunk_rows * I : 0), packed_hidden(want_weights ? chunk_rows * H : 0);
+    const Buffer<T> weight_sums(want_weights ? (I + H) * stride : 0);
+    std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows), masks(chunk_rows);
+    std::vector<int64_t> chunk_offset(chunk_steps);
+
+    std::vector<Buffer<char>> scratch(plan.tasks());
+    const auto backward_task = [&](int64_t task, int64_t step_begin, int64_t step_end) -> BackwardTask<T> {
+      return {sizes,
+              options,
+              in,
+              out,
+              grad,
+              plan.schedule(),
+              plan.task_begin[task],
+              plan.task_begin[task + 1],
+              step_begin,
+              step_end,
+              step_end == max_steps,
+              chunk_offset.data(),
+              grad.d_input ? packed_ih.get() : nullptr,
+              packed_hh.get(),
+              bias.get(),
+              d_gates_ih.get(),
+              d_recurrent,
+              parameter_sums.get(),
+              plan.granule_rows,
+              hidden_mask.get(),
+              scratch[task].get()};
+    };
+
+    for (int64_t step_end = max_steps; step_end > 0; step_end -= chunk_steps) {
+      const int64_t step_begin = std::max<int64_t>(0, step_end - chunk_steps);
+      int64_t rows = 0, active = B;
+      for (int64_t s = step_begin; s < step_end; ++s) {
+        while (plan.steps[active - 1] <= s) --active;
+        chunk_offset[s - step_begin] = rows;
+        rows += active;
+      }
+      executor.run(plan.tasks(), [&](int64_t task) {
+        if (!scratch[task].get())
+          scratch[task] =
+              Buffer<char>(k.backward_scratch(sizes, options, plan.task_begin[task + 1] - plan.task_begin[task]));
+        k.backward(backward_task(task, step_begin, step_end));
+      });
+      if (!want_weights) continue;
+
+      const T* const hidden = out.saved.hidden ? out.saved.hidden : out.output;
+      int64_t n = 0;
+      for (int64_t s = step_begin; s < step_end; ++s)
+        for (int64_t r = 0; r < B && plan.steps[r] > s; ++r, ++n) {
+          const int64_t b = plan.row[r], t = options.reverse ? plan.steps[r] - 1 - s : s;
+          const int64_t t_prev = options.reverse ? t + 1 : t - 1;
+          inputs[n] = in.input + (t * B + b) * I;
+          hiddens[n] = s == 0 ? in.h_0 + b * H : hidden + (t_prev * B + b) * H;
+          masks[n] = hidden_mask.get() ? hidden_mask.get() + r * mask_stride : nullptr;
+        }
+      share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
+        for (int64_t block = first; block < last; ++block) {
+          const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
+          k.pack_transposed(&inputs[row], nullptr, count, I, packed_input.get() + row * I);
+          k.pack_transposed(&hiddens[row], hidden_mask.get() ? &masks[row] : nullptr, count, H,
+                            packed_hidden.get() + row * H);
+        }
+      });
+      share(executor, gate_panels, [&](int64_t first, int64_t last) {
+        k.weight_gradient({I, H, rows, first, last, packed_input.get(), packed_hidden.get(), d_gates_ih.get(),
+                           d_recurrent, weight_sums.get(), step_end == max_steps});
+      });
+    }
+    executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0)); });
+    if (want_weights)
+      share(executor, gate_panels, [&](int64_t first, int64_t last) {
+        k.unpack_gradient(weight_sums.get(), H, I, first, last, grad.d_weight_ih);
+        k.unpack_gradient(weight_sums.get() + I * stride, H, H, first, last, grad.d_weight_hh);
+      });
+  }
+
+  // The sums over rows, granule by granule: a fixed order.
+  const auto reduce = [&](T* to, int64_t offset, int64_t parts) {
+    if (!to) return;
+    zero(to, parts * H);
+    for (int64_t granule = 0; granule < plan.granules; ++granule)
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t h = 0; h < H; ++h)
+          to[part * H + h] += parameter_sums.get()[granule * sums.size + offset + part * sums.padded_hidden + h];
+  };
+  reduce(grad.d_bias, sums.bias, 4);
+  if (options.layer_norm) {
+    reduce(grad.d_weight_ln_ih, sums.ln_ih, 4);
+    reduce(grad.d_weight_ln_hh, sums.ln_hh, 4);
+    reduce(grad.d_weight_ln_c, sums.ln_c_weight, 1);
+    reduce(grad.d_bias_ln_c, sums.ln_c_bias, 1);
+  }
+}
+
+#define LSTM_FUSED_INSTANTIATE(T)                                                                                  \
+  template void layer_forward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&,                    \
+                                 const LayerOutputs<T>&, const Executor&);                                         \
+  template void layer_backward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&,                   \
+                                  const LayerOutputs<T>&, const LayerGradients<T>&, const Executor&);
+LSTM_FUSED_INSTANTIATE(float)
+LSTM_FUSED_INSTANTIATE(double)
+#undef LSTM_FUSED_INSTANTIATE
+
+}  // namespace lstm_fused::cpu

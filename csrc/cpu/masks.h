@@ -1,0 +1,88 @@
+// Rows of random masks for the CPU kernels; the bits are those of lstm/dropout.h.
+#pragma once
+
+#include "cpu/vec.h"
+#include "lstm/dropout.h"
+#include "lstm/problem.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+// mask[h] = when_kept or when_dropped for h in 0..count-1. The buffer holds whole groups of 64 values.
+// 16 counters go through the rounds side by side, so that the compiler can use vectors.
+template <typename T>
+void fill_mask(const LayerOptions& options, MaskUse use, double rate, T when_kept, T when_dropped, int64_t t, int64_t b,
+               int64_t count, T* mask) {
+  constexpr int kCounters = 16;
+  const uint32_t stream = stream_number(options.stream, use);
+  const uint32_t threshold = drop_threshold(rate);
+  for (int64_t h = 0; h < count; h += 4 * kCounters) {
+    uint32_t c0[kCounters], c1[kCounters], c2[kCounters], c3[kCounters];
+    for (int l = 0; l < kCounters; ++l) {
+      c0[l] = static_cast<uint32_t>(h / 4) + l;
+      c1[l] = static_cast<uint32_t>(b);
+      c2[l] = static_cast<uint32_t>(t);
+      c3[l] = stream;
+    }
+    uint32_t key0 = static_cast<uint32_t>(options.seed), key1 = static_cast<uint32_t>(options.seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      for (int l = 0; l < kCounters; ++l) philox_round(c0[l], c1[l], c2[l], c3[l], key0, key1);
+      key0 += kPhiloxWeyl0;
+      key1 += kPhiloxWeyl1;
+    }
+    for (int l = 0; l < kCounters; ++l) {
+      mask[h + 4 * l + 0] = c0[l] < threshold ? when_dropped : when_kept;
+      mask[h + 4 * l + 1] = c1[l] < threshold ? when_dropped : when_kept;
+      mask[h + 4 * l + 2] = c2[l] < threshold ? when_dropped : when_kept;
+      mask[h + 4 * l + 3] = c3[l] < threshold ? when_dropped : when_kept;
+    }
+  }
+}
+
+// A dropout mask: 0, or 1 / (1 - rate).
+template <typename T>
+void fill_dropout(const LayerOptions& options, MaskUse use, double rate, int64_t t, int64_t b, int64_t count, T* mask) {
+  fill_mask<T>(options, use, rate, static_cast<T>(1 / (1 - rate)), T(0), t, b, count, mask);
+}
+
+// The weight of the previous value: sampled in training, the rate in evaluation.
+template <typename T>
+void fill_zoneout(const LayerOptions& options, MaskUse use, double rate, int64_t t, int64_t b, int64_t count, T* mask) {
+  if (options.training) {
+    fill_mask<T>(options, use, rate, T(0), T(1), t, b, count, mask);
+  } else {
+    for (int64_t h = 0; h < count; ++h) mask[h] = static_cast<T>(rate);
+  }
+}
+
+// The masks of a block of rows: [rows, stride] each, null where the option is off.
+template <typename T>
+struct BlockMasks {
+  T *output, *hidden, *zoneout_h, *zoneout_c;
+};
+
+constexpr int64_t kMaskGroup = 64;  // fill_mask writes whole groups
+
+// The masks that hold for all steps, of the r-th row of a block (batch index b).
+template <typename T>
+void fill_locked_masks(const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride, int64_t hidden_size,
+                       int64_t r, int64_t b) {
+  if (masks.hidden)
+    fill_dropout(options, MaskUse::hidden, options.recurrent_dropout, 0, b, hidden_size, masks.hidden + r * stride);
+  if (masks.output && options.variational)
+    fill_dropout(options, MaskUse::output, options.dropout, 0, b, hidden_size, masks.output + r * stride);
+}
+
+// The masks that are fresh at every step t.
+template <typename T>
+void fill_fresh_masks(const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride, int64_t hidden_size,
+                      int64_t r, int64_t b, int64_t t) {
+  t += options.first_step;
+  if (masks.output && !options.variational)
+    fill_dropout(options, MaskUse::output, options.dropout, t, b, hidden_size, masks.output + r * stride);
+  if (masks.zoneout_h)
+    fill_zoneout(options, MaskUse::zoneout_h, options.zoneout_h, t, b, hidden_size, masks.zoneout_h + r * stride);
+  if (masks.zoneout_c)
+    fill_zoneout(options, MaskUse::zoneout_c, options.zoneout_c, t, b, hidden_size, masks.zoneout_c + r * stride);
+}
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

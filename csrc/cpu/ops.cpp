@@ -1,0 +1,389 @@
+// The CPU implementations of the ops: tensors are checked and taken apart here, and nowhere below.
+#include <Python.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/layer.h"
+
+namespace {
+
+using lstm_fused::LayerGradients;
+using lstm_fused::LayerInputs;
+using lstm_fused::LayerOptions;
+using lstm_fused::LayerOutputs;
+using lstm_fused::LayerSaved;
+using lstm_fused::LayerSizes;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (size_t k = 0; k < shape.size(); ++k) text += (k ? ", " : "") + std::to_string(shape[k]);
+  return text + "]";
+}
+
+Shape shape_of(const Tensor& tensor) {
+  Shape shape;
+  for (int64_t k = 0; k < tensor.dim(); ++k) shape.push_back(tensor.size(k));
+  return shape;
+}
+
+std::string to_string(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+// A contiguous tensor of the wanted shape and type, or one sentence.
+Tensor checked(const char* name, const Tensor& tensor, const Shape& shape, const char* letters, ScalarType type) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU like the input, got another device");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be ", to_string(type), ", got ",
+                  to_string(tensor.scalar_type()));
+  STD_TORCH_CHECK(shape_of(tensor) == shape, name, " must have shape ", letters, " = ", to_string(shape), ", got ",
+                  to_string(shape_of(tensor)));
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+MaybeTensor checked(const char* name, const MaybeTensor& tensor, const Shape& shape, const char* letters,
+                    ScalarType type) {
+  if (!tensor) return std::nullopt;
+  return checked(name, *tensor, shape, letters, type);
+}
+
+void check_rate(const char* name, double rate) {
+  STD_TORCH_CHECK(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate);
+}
+
+struct Weights {
+  const Tensor &ih, &hh;
+  const MaybeTensor &bias_ih, &bias_hh, &ln_ih, &ln_hh, &ln_c, &bias_ln_c;
+};
+
+// The arguments of a call, checked, contiguous, and alive as long as this is.
+struct Call {
+  LayerSizes sizes{};
+  LayerOptions options;
+  ScalarType type = ScalarType::Float;
+  Tensor input, h_0, c_0, weight_ih, weight_hh;
+  MaybeTensor bias_ih, bias_hh, ln_ih, ln_hh, ln_c, bias_ln_c, lengths;
+
+  Call(const Tensor& given_input, const Tensor& given_h_0, const Tensor& given_c_0, const Weights& weights,
+       const MaybeTensor& given_lengths, const MaybeTensor& seed, const LayerOptions& given_options, bool is_cell)
+      : options(given_options), type(given_input.scalar_type()) {
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                    "input must be float32 or float64 on the CPU, got ", to_string(type));
+    STD_TORCH_CHECK(given_input.dim() == (is_cell ? 2 : 3), "input must have shape ", is_cell ? "[B, I]" : "[T, B, I]",
+                    ", got ", to_string(shape_of(given_input)));
+    STD_TORCH_CHECK(weights.hh.dim() == 2, "weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
+    sizes.steps = is_cell ? 1 : given_input.size(0);
+    sizes.batch = given_input.size(is_cell ? 0 : 1);
+    sizes.input_size = given_input.size(is_cell ? 1 : 2);
+    sizes.hidden_size = weights.hh.size(1);
+    const int64_t T = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
+    STD_TORCH_CHECK(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I,
+                    " and ", H);
+
+    input = checked("input", given_input, is_cell ? Shape{B, I} : Shape{T, B, I}, is_cell ? "[B, I]" : "[T, B, I]",
+                    type);
+    h_0 = checked("h_0", given_h_0, {B, H}, "[B, H]", type);
+    c_0 = checked("c_0", given_c_0, {B, H}, "[B, H]", type);
+    weight_ih = checked("weight_ih", weights.ih, {4 * H, I}, "[4H, I]", type);
+    weight_hh = checked("weight_hh", weights.hh, {4 * H, H}, "[4H, H]", type);
+    bias_ih = checked("bias_ih", weights.bias_ih, {4 * H}, "[4H]", type);
+    bias_hh = checked("bias_hh", weights.bias_hh, {4 * H}, "[4H]", type);
+    ln_ih = checked("weight_ln_ih", weights.ln_ih, {4 * H}, "[4H]", type);
+    ln_hh = checked("weight_ln_hh", weights.ln_hh, {4 * H}, "[4H]", type);
+    ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]", type);
+    bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
+    STD_TORCH_CHECK(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
+    options.layer_norm = ln_ih.has_value();
+    STD_TORCH_CHECK(ln_hh.has_value() == options.layer_norm && ln_c.has_value() == options.layer_norm &&
+                        bias_ln_c.has_value() == options.layer_norm,
+                    "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
+
+    lengths = checked("lengths", given_lengths, {B}, "[B]", ScalarType::Long);
+    for (int64_t b = 0; lengths && b < B; ++b) {
+      const int64_t length = lengths->const_data_ptr<int64_t>()[b];
+      STD_TORCH_CHECK(length >= 0 && length <= T, "lengths must be in 0..T = ", T, ", got ", length, " at index ", b);
+    }
+
+    check_rate("dropout", options.dropout);
+    check_rate("recurrent_dropout", options.recurrent_dropout);
+    check_rate("zoneout_h", options.zoneout_h);
+    check_rate("zoneout_c", options.zoneout_c);
+    STD_TORCH_CHECK(options.eps > 0 || !options.layer_norm, "eps must be positive, got ", options.eps);
+    STD_TORCH_CHECK(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in 0..2^29, got ",
+                    options.stream);
+    STD_TORCH_CHECK(options.first_step >= 0, "step must not be negative, got ", options.first_step);
+    if (options.training &&
+        (options.dropout > 0 || options.recurrent_dropout > 0 || options.zoneout_h > 0 || options.zoneout_c > 0)) {
+      STD_TORCH_CHECK(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
+      STD_TORCH_CHECK(std::max(T, B) + options.first_step < (int64_t{1} << 32),
+                      "T, B and step must be below 2^32 when masks are drawn");
+    }
+    if (seed)
+      options.seed = static_cast<uint64_t>(*checked("seed", *seed, {}, "[]", ScalarType::Long).const_data_ptr<int64_t>());
+  }
+
+  bool saves_hidden() const { return options.training && options.dropout > 0; }
+
+  template <typename T>
+  LayerInputs<T> inputs() const {
+    const auto pointer = [](const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr<T>() : nullptr; };
+    return {input.const_data_ptr<T>(),     h_0.const_data_ptr<T>(),       c_0.const_data_ptr<T>(),
+            weight_ih.const_data_ptr<T>(), weight_hh.const_data_ptr<T>(), pointer(bias_ih),
+            pointer(bias_hh),              pointer(ln_ih),                pointer(ln_hh),
+            pointer(ln_c),                 pointer(bias_ln_c),            lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
+  }
+
+  Tensor empty(const Shape& shape) const { return torch::stable::new_empty(input, shape); }
+};
+
+// torch's thread pool. An exception of a task is thrown again in the calling thread.
+lstm_fused::cpu::Executor executor() {
+  lstm_fused::cpu::Executor executor;
+  executor.threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  executor.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
+    if (tasks == 1) return f(0);
+    std::exception_ptr error;
+    std::mutex mutex;
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      try {
+        for (int64_t task = begin; task < end; ++task) f(task);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
+  };
+  return executor;
+}
+
+template <typename T>
+T* pointer(const Tensor& tensor) {
+  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+// f(float{}) or f(double{}).
+template <class F>
+void with_type(ScalarType type, F f) {
+  if (type == ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
+struct Forward {
+  Tensor output, h_n, c_n, hidden, cells, gates, recurrent, stats;
+};
+
+Forward run_forward(const Call& call, bool saves, bool is_cell) {
+  const auto [T, B, I, H] = call.sizes;
+  const bool norm = call.options.layer_norm;
+  Forward out;
+  out.h_n = call.empty({B, H});
+  out.c_n = call.empty({B, H});
+  // A single step keeps nothing but its gates, and its output is h_n.
+  out.output = is_cell ? out.h_n : call.empty({T, B, H});
+  const Shape leading = is_cell ? Shape{B} : Shape{T, B};
+  const auto saved = [&](bool wanted, int64_t width) {
+    Shape shape = leading;
+    shape.push_back(width);
+    return call.empty(saves && wanted ? shape : Shape{0});
+  };
+  out.hidden = saved(!is_cell && call.saves_hidden(), H);
+  out.cells = is_cell ? out.c_n : saved(true, H);
+  out.gates = saved(true, 4 * H);
+  out.recurrent = saved(norm, 4 * H);
+  out.stats = saved(norm, 6);
+  with_type(call.type, [&](auto zero) {
+    using S = decltype(zero);
+    const LayerSaved<S> kept = {pointer<S>(out.hidden), pointer<S>(out.cells), pointer<S>(out.gates),
+                                pointer<S>(out.recurrent), pointer<S>(out.stats)};
+    lstm_fused::cpu::layer_forward<S>(
+        call.sizes, call.options, call.inputs<S>(),
+        {pointer<S>(out.output), pointer<S>(out.h_n), pointer<S>(out.c_n), kept}, executor());
+  });
+  return out;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_output, const Tensor& d_h_n,
+                       const Tensor& d_c_n, bool want_input, bool want_weights) {
+  const auto [T, B, I, H] = call.sizes;
+  const bool norm = call.options.layer_norm;
+  const auto gradient = [&, B = B](bool wanted, const Shape& shape) { return call.empty(wanted ? shape : Shape{0}); };
+  const Tensor d_input = gradient(want_input, shape_of(call.input));
+  const Tensor d_h_0 = call.empty({B, H}), d_c_0 = call.empty({B, H});
+  const Tensor d_weight_ih = gradient(want_weights, {4 * H, I}), d_weight_hh = gradient(want_weights, {4 * H, H});
+  const Tensor d_bias = gradient(want_weights, {4 * H});
+  const Tensor d_ln_ih = gradient(want_weights && norm, {4 * H}), d_ln_hh = gradient(want_weights && norm, {4 * H});
+  const Tensor d_ln_c = gradient(want_weights && norm, {H}), d_bias_ln_c = gradient(want_weights && norm, {H});
+  with_type(call.type, [&](auto zero) {
+    using S = decltype(zero);
+    const LayerSaved<S> kept = {pointer<S>(saved.hidden), pointer<S>(saved.cells), pointer<S>(saved.gates),
+                                pointer<S>(saved.recurrent), pointer<S>(saved.stats)};
+    const LayerGradients<S> gradients = {
+        d_output.const_data_ptr<S>(), d_h_n.const_data_ptr<S>(), d_c_n.const_data_ptr<S>(), pointer<S>(d_input),
+        pointer<S>(d_h_0),            pointer<S>(d_c_0),         pointer<S>(d_weight_ih),   pointer<S>(d_weight_hh),
+        pointer<S>(d_bias),           pointer<S>(d_ln_ih),       pointer<S>(d_ln_hh),       pointer<S>(d_ln_c),
+        pointer<S>(d_bias_ln_c)};
+    lstm_fused::cpu::layer_backward<S>(call.sizes, call.options, call.inputs<S>(),
+                                       {pointer<S>(saved.output), nullptr, nullptr, kept}, gradients, executor());
+  });
+  return {d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, d_ln_ih, d_ln_hh, d_ln_c, d_bias_ln_c};
+}
+
+LayerOptions layer_options(bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h,
+                           double zoneout_c, bool training, double eps, int64_t stream) {
+  LayerOptions options;
+  options.reverse = reverse;
+  options.training = training;
+  options.variational = variational;
+  options.dropout = dropout;
+  options.recurrent_dropout = recurrent_dropout;
+  options.zoneout_h = zoneout_h;
+  options.zoneout_c = zoneout_c;
+  options.eps = eps;
+  options.stream = stream;
+  return options;
+}
+
+LayerOptions cell_options(int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training,
+                          double eps, int64_t stream) {
+  LayerOptions options =
+      layer_options(false, 0, false, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream);
+  options.first_step = step;
+  return options;
+}
+
+// The parameters of the ops, in the order of schema.cpp.
+#define LSTM_FUSED_WEIGHTS                                                                                       \
+  const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh,      \
+      const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,          \
+      const MaybeTensor &bias_ln_c
+#define LSTM_FUSED_LAYER_INPUTS                                                                                  \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths,     \
+      const MaybeTensor &seed
+#define LSTM_FUSED_CELL_INPUTS \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &seed
+#define LSTM_FUSED_LAYER_OPTIONS                                                                                 \
+  bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h, double zoneout_c,  \
+      bool training, double eps, int64_t stream
+#define LSTM_FUSED_CELL_OPTIONS                                                                                  \
+  int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training, double eps, int64_t stream
+#define LSTM_FUSED_LAYER_CALL                                                                                     \
+  Call(input, h_0, c_0,                                                                                           \
+       {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, lengths, seed, \
+       layer_options(reverse, dropout, variational, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), \
+       false)
+#define LSTM_FUSED_CELL_CALL                                                                                     \
+  Call(input, h_0, c_0,                                                                                          \
+       {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, std::nullopt, \
+       seed, cell_options(step, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), true)
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(LSTM_FUSED_LAYER_INPUTS,
+                                                                                      LSTM_FUSED_LAYER_OPTIONS) {
+  const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, true, false);
+  return {out.output, out.h_n, out.c_n, out.hidden, out.cells, out.gates, out.recurrent, out.stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
+  const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, false, false);
+  return {out.output, out.h_n, out.c_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+  const Forward out = run_forward(LSTM_FUSED_CELL_CALL, true, true);
+  return {out.h_n, out.c_n, out.gates, out.recurrent, out.stats};
+}
+
+std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+  const Forward out = run_forward(LSTM_FUSED_CELL_CALL, false, true);
+  return {out.h_n, out.c_n};
+}
+
+Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n,
+                              LSTM_FUSED_LAYER_INPUTS, const Tensor& output, const Tensor& hidden, const Tensor& cells,
+                              const Tensor& gates, const Tensor& recurrent, const Tensor& stats,
+                              LSTM_FUSED_LAYER_OPTIONS, bool want_input, bool want_weights) {
+  const Call call = LSTM_FUSED_LAYER_CALL;
+  const auto [T, B, I, H] = call.sizes;
+  const bool norm = call.options.layer_norm;
+  const auto saved = [&, type = call.type](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
+    return wanted ? checked(name, tensor, shape, "of the forward pass", type) : call.empty({0});
+  };
+  const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, H}),
+                        call.empty({0}),
+                        call.empty({0}),
+                        saved("hidden", hidden, call.saves_hidden(), {T, B, H}),
+                        saved("cells", cells, true, {T, B, H}),
+                        saved("gates", gates, true, {T, B, 4 * H}),
+                        saved("recurrent", recurrent, norm, {T, B, 4 * H}),
+                        saved("stats", stats, norm, {T, B, 6})};
+  return run_backward(call, kept, checked("d_output", d_output, {T, B, H}, "[T, B, H]", call.type),
+                      checked("d_h_n", d_h_n, {B, H}, "[B, H]", call.type),
+                      checked("d_c_n", d_c_n, {B, H}, "[B, H]", call.type), want_input, want_weights);
+}
+
+Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CELL_INPUTS, const Tensor& gates,
+                             const Tensor& recurrent, const Tensor& stats, LSTM_FUSED_CELL_OPTIONS, bool want_input,
+                             bool want_weights) {
+  const Call call = LSTM_FUSED_CELL_CALL;
+  const int64_t B = call.sizes.batch, H = call.sizes.hidden_size;
+  const bool norm = call.options.layer_norm;
+  const auto saved = [&](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
+    return wanted ? checked(name, tensor, shape, "of the forward pass", call.type) : call.empty({0});
+  };
+  const Forward kept = {call.empty({0}),
+                        call.empty({0}),
+                        call.empty({0}),
+                        call.empty({0}),
+                        call.empty({0}),
+                        saved("gates", gates, true, {B, 4 * H}),
+                        saved("recurrent", recurrent, norm, {B, 4 * H}),
+                        saved("stats", stats, norm, {B, 6})};
+  // h is the only output: its gradient comes in as that of the final state.
+  const Tensor none = torch::stable::new_zeros(call.input, {1, B, H});
+  return run_backward(call, kept, none, checked("d_h", d_h, {B, H}, "[B, H]", call.type),
+                      checked("d_c", d_c, {B, H}, "[B, H]", call.type), want_input, want_weights);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
+  m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
+  m.impl("lstm_layer_inference", TORCH_BOX(&lstm_layer_inference));
+  m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
+  m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
+  m.impl("lstm_cell_inference", TORCH_BOX(&lstm_cell_inference));
+  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
+}
+
+PyMODINIT_FUNC PyInit__ops(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ops", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

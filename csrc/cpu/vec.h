@@ -1,0 +1,97 @@
+// SIMD vectors through the compiler's vector extensions: one source for every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "lstm/host_device.h"
+
+#if defined(__AVX512F__)
+#define LSTM_FUSED_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define LSTM_FUSED_VECTOR_BYTES 32
+#else
+#define LSTM_FUSED_VECTOR_BYTES 16
+#endif
+
+// For lambdas and members: a call that was not inlined would pass a register tile through memory.
+#define LSTM_FUSED_INLINE __attribute__((always_inline))
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+template <typename T>
+struct VecTraits;
+
+template <>
+struct VecTraits<float> {
+  typedef float Vec __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+};
+
+template <>
+struct VecTraits<double> {
+  typedef double Vec __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+  typedef int64_t Bits __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+};
+
+template <typename T>
+using Vec = typename VecTraits<T>::Vec;
+
+template <typename T>
+constexpr int kLanes = LSTM_FUSED_VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+LSTM_FUSED_FN Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x - 0 keeps the sign of a zero
+}
+
+template <typename T>
+LSTM_FUSED_FN Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename T>
+LSTM_FUSED_FN void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// The first n values, the other lanes zero. Nothing beyond p[n - 1] is touched.
+template <typename T>
+LSTM_FUSED_FN Vec<T> load(const T* p, int64_t n) {
+  if (__builtin_expect(n >= kLanes<T>, 1)) return load(p);
+  Vec<T> v{};
+  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+}
+
+template <typename T>
+LSTM_FUSED_FN void store(T* p, Vec<T> v, int64_t n) {
+  if (__builtin_expect(n >= kLanes<T>, 1)) return store(p, v);
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+// Zero in the lanes from n on.
+template <typename T>
+LSTM_FUSED_FN Vec<T> first_lanes(Vec<T> v, int64_t n) {
+  for (int64_t lane = n; lane < kLanes<T>; ++lane) v[lane] = 0;
+  return v;
+}
+
+// The sum of all lanes, as a tree: a fixed order.
+template <typename T>
+LSTM_FUSED_FN T sum_lanes(Vec<T> v) {
+  alignas(LSTM_FUSED_VECTOR_BYTES) T lanes[kLanes<T>];
+  store(lanes, v);
+#pragma GCC unroll 8
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+LSTM_FUSED_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LSTM_FUSED_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

@@ -1,0 +1,81 @@
+// Gradients of the weights, transposed: [x | h~]^T [I + H, rows] times d_gates [rows, 4H].
+//
+// d_gates is read as it lies (a panel is 4 vectors of each row) and stays in the cache while all of [x | h~] passes by,
+// packed as [tile][row of the block][tile rows]. The transpose has the longer side, 4H, along the vectors; it is turned
+// once at the end.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+
+namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
+
+constexpr int64_t kGradientBlock = 128;  // rows: one panel of them is 32 KB
+
+template <typename T>
+void pack_transposed(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed) {
+  for (int64_t first = 0; first < columns; first += kTileRows) {
+    const int64_t width = columns - first < kTileRows ? columns - first : kTileRows;
+    with_rows(width, [&](auto constant) LSTM_FUSED_INLINE {
+      constexpr int R = decltype(constant)::value;
+      for (int64_t k = 0; k < count; ++k) {
+        T* to = packed + first * count + k * R;
+        const T* from = rows[k] + first;
+        if (masks)
+          for (int i = 0; i < R; ++i) to[i] = from[i] * masks[k][first + i];
+        else
+          std::memcpy(to, from, sizeof(T) * R);
+      }
+    });
+  }
+}
+
+template <typename T>
+LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, const T* d_gates, int64_t stride,
+                               bool accumulate, T* sums) {
+  for (int64_t first = 0; first < columns; first += kTileRows) {
+    const int64_t width = columns - first < kTileRows ? columns - first : kTileRows;
+    with_rows(width, [&](auto constant) LSTM_FUSED_INLINE {
+      constexpr int R = decltype(constant)::value;
+      T* const out = sums + first * stride;
+      gemm_tile<T, R>(
+          PackedRows<T, R>{packed + first * rows}, rows, d_gates, stride,
+          [&](int i, int j)
+              LSTM_FUSED_INLINE { return accumulate ? load(out + i * stride + j * kLanes<T>) : Vec<T>{}; },
+          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE { store(out + i * stride + j * kLanes<T>, v); });
+    });
+  }
+}
+
+template <typename T>
+void weight_gradient(const WeightGradientTask<T>& task) {
+  const int64_t I = task.input_size, H = task.hidden_size;
+  const int64_t stride = round_up(4 * H, kPanelColumns<T>) + kLanes<T>;
+  for (int64_t p = task.first; p < task.last; ++p)
+    for (int64_t row = 0; row < task.rows; row += kGradientBlock) {
+      const int64_t rows = task.rows - row < kGradientBlock ? task.rows - row : kGradientBlock;
+      const int64_t column = p * kPanelColumns<T>, gates = row * stride + column;
+      const bool accumulate = !task.first_chunk || row > 0;
+      add_product(task.packed_input + row * I, rows, I, task.d_gates_ih + gates, stride, accumulate,
+                  task.sums + column);
+      add_product(task.packed_hidden + row * H, rows, H, task.d_gates_hh + gates, stride, accumulate,
+                  task.sums + I * stride + column);
+    }
+}
+
+template <typename T>
+void unpack_gradient(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last, T* d_weight) {
+  const int64_t stride = round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
+  const int64_t begin = first * kPanelColumns<T>;
+  const int64_t end = last * kPanelColumns<T> < 4 * hidden_size ? last * kPanelColumns<T> : 4 * hidden_size;
+  constexpr int64_t kBlock = 16;  // one cache line of floats either way
+  for (int64_t g0 = begin; g0 < end; g0 += kBlock)
+    for (int64_t k0 = 0; k0 < columns; k0 += kBlock) {
+      const int64_t g1 = g0 + kBlock < end ? g0 + kBlock : end;
+      const int64_t k1 = k0 + kBlock < columns ? k0 + kBlock : columns;
+      for (int64_t g = g0; g < g1; ++g)
+        for (int64_t k = k0; k < k1; ++k) d_weight[g * columns + k] = sums[k * stride + g];
+    }
+}
+
+}  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

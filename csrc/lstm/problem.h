@@ -1,0 +1,81 @@
+// What one call computes: sizes, options and pointers, each with its shape. Plain data, shared by every backend.
+#pragma once
+
+#include <cstdint>
+
+namespace lstm_fused {
+
+struct LayerSizes {
+  int64_t steps;        // T
+  int64_t batch;        // B
+  int64_t input_size;   // I
+  int64_t hidden_size;  // H
+};
+
+struct LayerOptions {
+  bool reverse = false;          // from the last real step to the first
+  bool layer_norm = false;       // "ba2016"
+  bool training = true;          // dropout and sampled zoneout; otherwise no dropout and zoneout's expected value
+  bool variational = false;      // the output mask is locked over time
+  double dropout = 0;            // of the output
+  double recurrent_dropout = 0;  // of the hidden state, locked over time
+  double zoneout_h = 0;
+  double zoneout_c = 0;
+  double eps = 1e-5;
+  uint64_t seed = 0;
+  int64_t stream = 0;      // layer * directions + direction
+  int64_t first_step = 0;  // the t of the first step, as the masks see it (a cell called step by step)
+};
+
+template <typename T>
+struct LayerInputs {
+  const T* input;             // [T, B, I]
+  const T* h_0;               // [B, H]
+  const T* c_0;               // [B, H]
+  const T* weight_ih;         // [4H, I]
+  const T* weight_hh;         // [4H, H]
+  const T* bias_ih;           // [4H] or null
+  const T* bias_hh;           // [4H] or null
+  const T* weight_ln_ih;      // [4H], layer norm only, like the next three
+  const T* weight_ln_hh;      // [4H]
+  const T* weight_ln_c;       // [H]
+  const T* bias_ln_c;         // [H]
+  const int64_t* lengths;     // [B] or null: every row has T steps
+};
+
+// What the forward pass keeps for the backward pass. All null when nothing is differentiated.
+template <typename T>
+struct LayerSaved {
+  T* hidden;     // [T, B, H] h_t; null where there is no output dropout, and then it is the output itself
+  T* cells;      // [T, B, H] c_t
+  T* gates;      // [T, B, 4H] activations; with layer norm the raw W_ih x
+  T* recurrent;  // [T, B, 4H] the raw W_hh h~; layer norm only
+  T* stats;      // [T, B, 6] mean and rstd of W_ih x, of W_hh h~ and of c'; layer norm only
+};
+
+template <typename T>
+struct LayerOutputs {
+  T* output;  // [T, B, H]
+  T* h_n;     // [B, H]
+  T* c_n;     // [B, H]
+  LayerSaved<T> saved;
+};
+
+template <typename T>
+struct LayerGradients {
+  const T* d_output;  // [T, B, H]
+  const T* d_h_n;     // [B, H]
+  const T* d_c_n;     // [B, H]
+  T* d_input;         // [T, B, I] or null: not wanted
+  T* d_h_0;           // [B, H]
+  T* d_c_0;           // [B, H]
+  T* d_weight_ih;     // [4H, I] or null: not wanted
+  T* d_weight_hh;     // [4H, H] or null: not wanted
+  T* d_bias;          // [4H], the gradient of either bias
+  T* d_weight_ln_ih;  // [4H], layer norm only, like the next three
+  T* d_weight_ln_hh;  // [4H]
+  T* d_weight_ln_c;   // [H]
+  T* d_bias_ln_c;     // [H]
+};
+
+}  // namespace lstm_fused

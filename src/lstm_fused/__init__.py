@@ -1,0 +1,19 @@
+"""An LSTM with layer norm, recurrent dropout and zoneout inside one fused kernel; a drop-in ``torch.nn.LSTM``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import ops, reference
+from .lstm import FusedLSTM, FusedLSTMCell
+
+__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "ops", "reference"]
+
+
+def build_info() -> dict[str, Any]:
+    """How the kernels were built and which ones run here: versions, compiler, instruction sets, CUDA or why not."""
+    try:
+        from . import _C
+    except ImportError as error:
+        return {"missing": f"lstm_fused._C, the record of the build, cannot be imported: {error}"}
+    return _C.build_info()

@@ -1,0 +1,234 @@
+"""The ops seen from Python: fake kernels, autograd, autocast, and the two functions to call.
+
+Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units; gates in the order i, f, g, o. The equations stand
+in :func:`lstm_fused.reference.lstm_cell`, the schemas in ``csrc/schema.cpp``.
+
+An op with gradients costs several microseconds more than one without: where nothing is differentiated the
+``*_inference`` ops run, which also keep nothing for a backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+
+_OPS = torch.ops.lstm_fused
+
+# How many of the tensor arguments there are, and the place of the weights among them.
+_LAYER_TENSORS, _CELL_TENSORS = 13, 12
+_WEIGHTS = slice(3, 11)
+
+
+def lstm_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_ln_ih: Tensor | None = None,
+    weight_ln_hh: Tensor | None = None,
+    weight_ln_c: Tensor | None = None,
+    bias_ln_c: Tensor | None = None,
+    lengths: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    dropout: float = 0.0,
+    variational: bool = False,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    training: bool = True,
+    eps: float = 1e-5,
+    stream: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A whole layer in one direction over a whole sequence, as :func:`lstm_fused.reference.lstm_layer`.
+
+    Args:
+        input: [T, B, I], float32 or float64; the dtype and device of all the others but lengths and seed.
+        h_0, c_0: [B, H].
+        weight_ih, weight_hh: [4H, I], [4H, H].
+        bias_ih, bias_hh: [4H], both or neither.
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c: [4H], [4H], [H], [H]; all four switch layer norm on.
+        lengths: int64 [B], real steps of each sequence, in 0..T.
+        seed: int64, 0-dim; needed when a rate is above 0 in training.
+        reverse: run from the last real step to step 0.
+        dropout, variational: rate of the output's dropout; one mask for all steps.
+        recurrent_dropout, zoneout_h, zoneout_c: rates, in [0, 1).
+        training: draw masks; otherwise no dropout, and zoneout's expected value.
+        eps: of the layer norms.
+        stream: layer * num_directions + direction; gives every layer its own masks.
+
+    Returns:
+        output [T, B, H], h_n [B, H], c_n [B, H].
+
+    Raises:
+        RuntimeError: one sentence that names the argument, what it got and what it wanted.
+    """
+    tensors = (
+        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, lengths, seed,
+    )  # fmt: skip
+    op = _OPS.lstm_layer if _differentiates(tensors) else _OPS.lstm_layer_inference
+    return op(
+        *tensors,
+        reverse=reverse,
+        dropout=dropout,
+        variational=variational,
+        recurrent_dropout=recurrent_dropout,
+        zoneout_h=zoneout_h,
+        zoneout_c=zoneout_c,
+        training=training,
+        eps=eps,
+        stream=stream,
+    )[:3]
+
+
+def lstm_cell(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_ln_ih: Tensor | None = None,
+    weight_ln_hh: Tensor | None = None,
+    weight_ln_c: Tensor | None = None,
+    bias_ln_c: Tensor | None = None,
+    seed: Tensor | None = None,
+    *,
+    step: int = 0,
+    recurrent_dropout: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    training: bool = True,
+    eps: float = 1e-5,
+    stream: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One step, number ``step`` of its sequence: ``(h, c)``, each [B, H], from input [B, I].
+
+    As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
+    """
+    tensors = (
+        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, seed,
+    )  # fmt: skip
+    op = _OPS.lstm_cell if _differentiates(tensors) else _OPS.lstm_cell_inference
+    return op(
+        *tensors,
+        step=step,
+        recurrent_dropout=recurrent_dropout,
+        zoneout_h=zoneout_h,
+        zoneout_c=zoneout_c,
+        training=training,
+        eps=eps,
+        stream=stream,
+    )[:2]
+
+
+def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# Fake kernels: the shapes of what the ops give.
+
+
+def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[tuple[int, ...], ...]:
+    """Of gates, recurrent and stats."""
+    gates = (*leading, 4 * hidden_size)
+    return gates, gates if norm else (0,), (*leading, 6) if norm else (0,)
+
+
+@torch.library.register_fake("lstm_fused::lstm_layer")
+def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    (T, B, _), H, norm = input.shape, h_0.shape[1], tensors[4] is not None
+    keeps_hidden = options["training"] and options["dropout"] > 0
+    shapes = ((T, B, H), (B, H), (B, H), (T, B, H) if keeps_hidden else (0,), (T, B, H))
+    return tuple(input.new_empty(shape) for shape in (*shapes, *_saved_shapes((T, B), H, norm)))
+
+
+@torch.library.register_fake("lstm_fused::lstm_layer_inference")
+def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    (T, B, _), H = input.shape, h_0.shape[1]
+    return input.new_empty(T, B, H), input.new_empty(B, H), input.new_empty(B, H)
+
+
+@torch.library.register_fake("lstm_fused::lstm_cell")
+def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    B, H, norm = input.shape[0], h_0.shape[1], tensors[4] is not None
+    return tuple(input.new_empty(shape) for shape in ((B, H), (B, H), *_saved_shapes((B,), H, norm)))
+
+
+@torch.library.register_fake("lstm_fused::lstm_cell_inference")
+def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    return input.new_empty(h_0.shape), input.new_empty(h_0.shape)
+
+
+def _fake_gradients(input: Tensor, h_0: Tensor, weights: tuple[Tensor | None, ...], options: dict[str, Any]) -> Any:
+    """Empty where a gradient is not wanted or its parameter is not there."""
+    weight_ih, weight_hh, _, _, *norms = weights
+    assert weight_ih is not None and weight_hh is not None
+    bias = weight_ih.shape[:1]
+    shapes = [weight_ih.shape, weight_hh.shape, bias, *((0,) if norm is None else norm.shape for norm in norms)]
+    if not options["want_weights"]:
+        shapes = [(0,)] * len(shapes)
+    d_input = input.shape if options["want_input"] else (0,)
+    return tuple(input.new_empty(shape) for shape in (d_input, h_0.shape, h_0.shape, *shapes))
+
+
+@torch.library.register_fake("lstm_fused::lstm_layer_backward")
+def _(d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> Any:
+    return _fake_gradients(input, h_0, tensors[1:9], options)
+
+
+@torch.library.register_fake("lstm_fused::lstm_cell_backward")
+def _(d_h: Tensor, d_c: Tensor, input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> Any:
+    return _fake_gradients(input, h_0, tensors[1:9], options)
+
+
+# Autograd: the forward op keeps what its backward op takes.
+
+
+def _setup_layer(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    result, _, _, *kept = output
+    ctx.save_for_backward(*inputs, result, *kept)
+    ctx.options = keyword_only_inputs
+
+
+def _setup_cell(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    _, _, *kept = output
+    ctx.save_for_backward(*inputs, *kept)
+    ctx.options = keyword_only_inputs
+
+
+def _wanted(ctx: Any) -> dict[str, bool]:
+    return {"want_input": ctx.needs_input_grad[0], "want_weights": any(ctx.needs_input_grad[_WEIGHTS])}
+
+
+def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, ...]:
+    """The backward op's results, one for each of `count` inputs: the biases share theirs, the rest have none."""
+    d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, *d_norms = gradients
+    all_of_them = (d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, d_bias, *d_norms)
+    padded = all_of_them + (None,) * (count - len(all_of_them))
+    return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=False))
+
+
+def _layer_backward(ctx: Any, d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients = _OPS.lstm_layer_backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
+    return _gradients(ctx, gradients, _LAYER_TENSORS)
+
+
+def _cell_backward(ctx: Any, d_h: Tensor, d_c: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients = _OPS.lstm_cell_backward(d_h, d_c, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
+    return _gradients(ctx, gradients, _CELL_TENSORS)
+
+
+torch.library.register_autograd("lstm_fused::lstm_layer", _layer_backward, setup_context=_setup_layer)
+torch.library.register_autograd("lstm_fused::lstm_cell", _cell_backward, setup_context=_setup_cell)
