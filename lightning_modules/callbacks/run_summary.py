@@ -1,0 +1,126 @@
+"""What ran, why it stopped and what came of it: printed, and kept in the run's folder."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from lightning_modules.callbacks.checkpoints import RestoreBest
+from lightning_modules.callbacks.learning_curves import LearningCurves
+from lightning_modules.models.optimizers import describe_partition
+
+
+class RunSummary(Callback):
+    """Prints what runs when a fit begins, and writes ``summary.json`` when it has ended and after a test.
+
+    ``summary.json`` holds the kernel, the parameters that weight decay acts on and those it spares, figures of the
+    data, the epochs, why training stopped, the best epoch (from 0) with its figures, and the test's figures.
+    """
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+        self._folder: Path | None = None
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+        if trainer.log_dir is not None and not trainer.fast_dev_run:
+            self._folder = Path(trainer.log_dir)
+        partition = pl_module.decay_partition()
+        self.summary = {
+            "model": type(pl_module).__name__,
+            "cell": pl_module.hparams.cell,
+            "cell_runs_without": pl_module.left_out(),
+            "kernel": kernel_in_use(pl_module.hparams.cell),
+            "weight_decay": pl_module.hparams.weight_decay,
+            "parameters": {
+                "decayed": {name: parameter.numel() for name, parameter in partition.decayed.items()},
+                "spared": {name: parameter.numel() for name, parameter in partition.spared.items()},
+            },
+            "data": trainer.datamodule.summary(),
+        }
+        if trainer.is_global_zero:
+            print(self._header(describe_partition(partition, pl_module.hparams.weight_decay)))
+
+    def _header(self, partition: str) -> str:
+        lines = [f"cell {self.summary['cell']}: {self.summary['kernel']}"]
+        if left_out := self.summary["cell_runs_without"]:
+            lines.append(
+                f"the cell '{self.summary['cell']}' runs without {', '.join(left_out)}, which it does not have"
+            )
+        data = self.summary["data"]
+        tokens = ", ".join(f"{name} {count:,}" for name, count in data["tokens"].items())
+        lines += [
+            partition,
+            f"tokens: {tokens}; vocabulary {data['vocabulary']:,}, of which the valid text misses "
+            f"{data['valid_unknown_share']:.2%}; its unigram entropy is {data['valid_unigram_entropy']:.3f} nats",
+        ]
+        if self._folder is not None:
+            lines.append(f"run: {self._folder}")
+        return "\n".join(lines)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        curves = next(c for c in trainer.callbacks if isinstance(c, LearningCurves))
+        best_epoch = next(c for c in trainer.callbacks if isinstance(c, RestoreBest)).best_epoch
+        best = next((row for row in curves.epochs if row["epoch"] == best_epoch), None)
+        self.summary |= {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seconds": round(time.monotonic() - self._start, 1),
+            "stop_reason": stop_reason(trainer),
+            "best_epoch": best_epoch,
+            "best": best,
+        }
+        self._write(trainer)
+        if trainer.is_global_zero:
+            print(
+                f"Stopped after {trainer.current_epoch} epochs, {self.summary['seconds']} s: "
+                f"{self.summary['stop_reason']}."
+            )
+            if best is not None:
+                print(f"Best epoch {best_epoch}: {format_figures(best, 'val_')}; its weights are in the model now.")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
+        self.summary["test"] = figures
+        self._write(trainer)
+        if trainer.is_global_zero:
+            print(f"Test: {format_figures(figures, 'test_')}.")
+
+    def _write(self, trainer: Trainer) -> None:
+        if self._folder is not None and trainer.is_global_zero:
+            text = json.dumps(self.summary, indent=2)
+            (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def kernel_in_use(cell: str) -> str:
+    """What computes the recurrence."""
+    if cell != "fused":
+        return f"torch {torch.__version__}, nn.LSTM"
+    import lstm_fused
+
+    info = lstm_fused.build_info()
+    return f"lstm_fused {info['version']} kernel, {info['isa']}, {torch.get_num_threads()} threads"
+
+
+def stop_reason(trainer: Trainer) -> str:
+    """Why training stopped, in words."""
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = callback.stopping_reason_message or callback.stopping_reason.value
+            return reason.removesuffix("Signaling Trainer to stop.").strip().rstrip(".")
+    if trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps:
+        return f"the limit of {trainer.max_steps} steps"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return f"the limit of {trainer.max_epochs} epochs"
+    return "the trainer was told to stop"
+
+
+def format_figures(figures: dict[str, float], prefix: str) -> str:
+    """``loss 1.2345, ppl 3.4366`` and the like, of the figures whose name begins with ``prefix``."""
+    return ", ".join(f"{name[len(prefix) :]} {value:.4f}" for name, value in figures.items() if name.startswith(prefix))

@@ -1,0 +1,29 @@
+"""A sample of the model's text when training has ended."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_modules.generation import generate
+
+
+class TextSample(Callback):
+    """Writes ``sample.txt``, a text the model makes up, to the run's folder, and prints it.
+
+    Args:
+        length: tokens to make up.
+        temperature: see :func:`lightning_modules.generation.next_token_distribution`.
+    """
+
+    def __init__(self, length: int = 600, temperature: float = 0.8) -> None:
+        self.length, self.temperature = length, temperature
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        text = generate(
+            pl_module.net, trainer.datamodule.vocabulary, length=self.length, temperature=self.temperature, seed=0
+        )
+        if trainer.log_dir is not None:
+            (Path(trainer.log_dir) / "sample.txt").write_text(text + "\n", encoding="utf-8")
+        print(f"\nA sample at temperature {self.temperature}:\n{text}\n")

@@ -1,0 +1,58 @@
+"""Reading and writing checkpoints: never code, never half a file, and one sentence for a bad one."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's contents, on the CPU: tensors and plain values alone, so that loading runs no code of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint of a Lightning run, is damaged, or holds anything but tensors and plain
+            values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at '{path}'")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"the checkpoint '{path}' is damaged, or holds objects other than tensors and plain values, "
+            f"which are not loaded because they could run code"
+        ) from None
+    except Exception as error:  # what a damaged file raises depends on where the damage is
+        raise ValueError(f"the checkpoint '{path}' is damaged and cannot be read ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"'{path}' is not a checkpoint of a training run: it has no state_dict")
+    return checkpoint
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Lightning's road to checkpoints: reads them with :func:`load_checkpoint`, and replaces a file in one step.
+
+    A run that is stopped while it writes, or a full disk, leaves the checkpoint that was there before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")  # beside it: a rename between disks is a copy
+        try:
+            with open(unfinished, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load_checkpoint(path)

@@ -1,0 +1,100 @@
+"""The command ``lstm-fused``: what it is asked to do, and how it ends.
+
+Nothing heavy is imported until it is known that it is needed: ``lstm-fused --help`` answers at once, and without the
+extra ``train``. Every failure is one sentence on stderr and an exit code above 0; ``--debug`` shows the traceback.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+USAGE = """\
+usage: lstm-fused COMMAND ...
+
+  fit         train a model, then test the best weights
+                lstm-fused fit -c char_lm --data.path my.txt --trainer.max_epochs 20
+  validate    figures of a checkpoint on the valid data
+  test        figures of a checkpoint on the test data
+                lstm-fused test -c runs/char_lm/version_0 --ckpt_path best
+  predict     log-probability of every token of the test data, as CSV
+  sample      text from a language model
+                lstm-fused sample runs/char_lm/version_0 --prompt "The " --temperature 0.8
+
+-c takes a bundled config by its bare name, a YAML file or a run's folder; several are laid over one another,
+such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
+--debug (or LSTM_FUSED_DEBUG=1) shows where an error comes from. --version, --help."""
+
+INTERRUPTED, TERMINATED = 130, 143  # the shell's exit codes for SIGINT and SIGTERM: 128 + the signal's number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        arguments: as on the command line; ``None`` takes ``sys.argv``.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("LSTM_FUSED_DEBUG", "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _run(arguments)
+    except SystemExit as end:
+        return _exit_code(end)
+    except KeyboardInterrupt:
+        print("lstm-fused: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lstm-fused: error: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command = arguments[0]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"lstm-fused {version('lstm-fused')}")
+        return 0
+    if command not in ("fit", "validate", "test", "predict", "sample"):
+        raise ValueError(f"there is no command '{command}'; want fit, validate, test, predict or sample")
+    try:
+        if command == "sample":
+            from lightning_modules.sample_command import run
+        else:
+            from lightning_modules.trainer_command import run
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "lightning_modules", "lstm_fused"):
+            raise
+        raise ModuleNotFoundError(
+            f"'lstm-fused {command}' needs the package '{package}': pip install 'lstm-fused[train]'"
+        ) from error
+    return run(command, arguments[1:])
+
+
+def _exit_code(end: SystemExit) -> int:
+    """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: give them the codes a shell expects."""
+    if type(end).__name__ == "SIGTERMException":
+        print("lstm-fused: terminated", file=sys.stderr)
+        return TERMINATED
+    if isinstance(end.__context__, KeyboardInterrupt):
+        print("lstm-fused: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+        return 1
+    return end.code or 0
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, in one line; the kind of error is named where it was not made for the user to read."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"

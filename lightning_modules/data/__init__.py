@@ -1,0 +1,6 @@
+"""Data modules, and the plain-file readers they stand on."""
+
+from lightning_modules.data.text import TextDataModule
+from lightning_modules.data.vocabulary import Vocabulary
+
+__all__ = ["TextDataModule", "Vocabulary"]

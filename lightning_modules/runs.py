@@ -1,0 +1,44 @@
+"""Where configs and runs lie: bundled configs by name, a run's folder and what is in it."""
+
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def config_file(given: str) -> Path:
+    """The YAML file that ``given`` means: a file, a run's folder, or the bare name of a bundled config.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path
+    if (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    bundled = CONFIGS / f"{given}.yaml"
+    if bundled.is_file():
+        return bundled
+    names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(f"there is no config '{given}'; want a YAML file, a run's folder or one of {names}")
+
+
+def checkpoint_file(run: str | Path, which: str = "best") -> Path:
+    """The checkpoint ``which`` (``best``, ``last``, ``interrupted``) of a run's folder; a file stands for itself.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no run's folder or checkpoint at '{run}'")
+    checkpoint = path / "checkpoints" / f"{which}.ckpt"
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"the folder '{run}' has no checkpoints/{which}.ckpt")
+    return checkpoint
+
+
+def run_folder(checkpoint: str | Path) -> Path:
+    """The folder of the run that a checkpoint belongs to, or the folder it lies in."""
+    parent = Path(checkpoint).resolve().parent
+    return parent.parent if parent.name == "checkpoints" else parent
