@@ -1,0 +1,95 @@
+"""FusedLSTMCell against nn.LSTMCell, and a loop of it against the layer."""
+
+import pytest
+import torch
+from testing import assert_close, assert_same_bits, random
+from torch import nn
+
+from lstm_fused import FusedLSTM, FusedLSTMCell
+
+B, I, H = 4, 3, 5  # noqa: E741
+OPTIONS = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "layer_norm": {"layer_norm": True, "eps": 1e-3},
+    "recurrent_dropout": {"recurrent_dropout": 0.4},
+    "zoneout": {"zoneout": (0.2, 0.4)},
+    "all": {"layer_norm": True, "recurrent_dropout": 0.4, "zoneout": 0.3, "forget_bias": 1.0},
+}
+
+
+def gradients(results, leaves):
+    loss = sum((x * random(*x.shape, seed=9 + k).to(x)).sum() for k, x in enumerate(results))
+    return torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(B,), ()])
+def test_equals_nn_lstm_cell(batch, bias, device):
+    torch.manual_seed(5)
+    theirs = nn.LSTMCell(I, H, bias, device, torch.float64)
+    torch.manual_seed(5)
+    ours = FusedLSTMCell(I, H, bias, device, torch.float64)
+    assert_same_bits(ours.state_dict(), theirs.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = random(*batch, I, seed=1).to(device).requires_grad_()
+    hx = tuple(random(*batch, H, seed=2 + k).to(device).requires_grad_() for k in range(2))
+    assert_close(ours(x), theirs(x))
+    actual, expected = ours(x, hx), theirs(x, hx)
+    assert_close(actual, expected)
+    assert_close(
+        gradients(actual, [x, *hx, *ours.parameters()]),
+        gradients(expected, [x, *hx, *theirs.parameters()]),
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_loop_equals_the_layer(options, training, device):
+    T = 5
+    layer = FusedLSTM(I, H, **options, dtype=torch.float64, device=device).train(training)
+    cell = FusedLSTMCell(I, H, **options, dtype=torch.float64, device=device).train(training)
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
+    x = random(T, B, I, seed=1).to(device).requires_grad_()
+    hx = tuple(random(B, H, seed=2 + k).to(device).requires_grad_() for k in range(2))
+
+    output, (h_n, c_n) = layer(x, (hx[0].unsqueeze(0), hx[1].unsqueeze(0)), seed=33)
+    outputs, (h, c) = [], hx
+    for t in range(T):
+        h, c = cell(x[t], (h, c), seed=33, step=t)
+        outputs.append(h)
+    actual, expected = (torch.stack(outputs), h, c), (output, h_n[0], c_n[0])
+    assert_close(actual, expected)
+    assert_close(
+        gradients(actual, [x, *hx, *cell.parameters()]),
+        gradients(expected, [x, *hx, *layer.parameters()]),
+    )
+
+
+def test_seeds(device):
+    cell = FusedLSTMCell(I, H, zoneout=0.5, device=device)
+    x = random(B, I, seed=1).float().to(device)
+    hx = (torch.full((B, H), 9.0, device=device),) * 2
+    torch.manual_seed(3)
+    first, second = cell(x, hx)[0], cell(x, hx)[0]
+    torch.manual_seed(3)
+    assert_same_bits([cell(x, hx)[0]], [first])
+    assert not torch.equal(first, second)
+    assert_same_bits(cell(x, hx, seed=4), cell(x, hx, seed=torch.tensor(4, device=device)))
+    assert not torch.equal(cell(x, hx, seed=4)[0], cell(x, hx, seed=4, step=1)[0])
+    cell.eval()
+    before = torch.get_rng_state()
+    assert_same_bits(cell(x, hx), cell(x, hx, seed=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_new_parameters_and_repr(device):
+    cell = FusedLSTMCell(I, H, layer_norm=True, forget_bias=2.0, device=device)
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c"]
+    assert sorted(cell.state_dict()) == sorted(names)
+    assert ((cell.bias_ih + cell.bias_hh)[H : 2 * H] == 2).all()
+    assert cell.weight_ln_hh.shape == (4 * H,)
+    assert cell.bias_ln_c.shape == (H,)
+    assert repr(cell) == "FusedLSTMCell(3, 5, layer_norm='ba2016', forget_bias=2.0)"
+    assert repr(FusedLSTMCell(3, 5, bias=False)) == "FusedLSTMCell(3, 5, bias=False)"

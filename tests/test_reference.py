@@ -1,0 +1,136 @@
+"""The specification itself: known random numbers, nn.LSTM, derivatives, and what the equations promise."""
+
+import pytest
+import torch
+from testing import EVERYTHING, OPTIONS, assert_close, assert_same_bits, cell_case, label, layer_case, positional, run
+from torch import nn
+
+from lstm_fused import reference
+
+ALL_ONES = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # the known-answer vectors published with Random123 (kat_vectors: philox4x32, 10 rounds)
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([ALL_ONES] * 4, [ALL_ONES] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_vectors(counter, key, expected, device):
+    words = reference.philox4x32(
+        tuple(torch.tensor(c, device=device) for c in counter), tuple(torch.tensor(k, device=device) for k in key)
+    )
+    assert [w.item() for w in words] == expected
+
+
+def test_random_bits_are_philox_at_the_position(device):
+    """The first vector is the one of counter 0, key 0: seed 0, output of stream 0, t = b = 0, h = 0..3."""
+    bits = reference.random_bits(torch.tensor(0, device=device), "output", 0, 1, 4)
+    assert bits.tolist() == [[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]]
+    seed = -0x123456789ABCDEF0
+    bits = reference.random_bits(torch.tensor(seed, device=device), "zoneout_c", 11, 3, 10, stream=5)
+    for b, h in [(0, 0), (1, 3), (2, 4), (2, 9)]:
+        counter = tuple(torch.tensor(c) for c in (h // 4, b, 11, 8 * 5 + 4))
+        key = tuple(torch.tensor(k) for k in (seed & ALL_ONES, (seed >> 32) & ALL_ONES))
+        assert bits[b, h].item() == reference.philox4x32(counter, key)[h % 4].item()
+
+
+def test_every_use_has_its_own_stream():
+    assert sorted(reference.USES.values()) == list(range(len(reference.USES)))
+    assert len(reference.USES) <= 8
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equals_nn_lstm(reverse, device):
+    lstm = nn.LSTM(3, 5, bidirectional=True, dtype=torch.float64, device=device)
+    tensors, _ = layer_case(["initial_state"], device=device)
+    suffix = "_reverse" if reverse else ""
+    tensors |= {n: getattr(lstm, f"{n}_l0{suffix}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    h_0, c_0 = (tensors[n].expand(2, -1, -1) for n in ("h_0", "c_0"))
+    output, (h_n, c_n) = lstm(tensors["input"], (h_0, c_0))
+    actual = reference.lstm_layer(**tensors, reverse=reverse)
+    k = int(reverse)
+    assert_close(actual, (output[..., 5 * k : 5 * k + 5], h_n[k], c_n[k]))
+
+
+def test_layer_norm_by_hand():
+    """T = B = I = 1, H = 2, numbers worked out with the equations alone."""
+    tensors, _ = layer_case(["layer_norm", "initial_state"], T=1, B=1, I=1, H=2)
+    t = {name: x.detach() for name, x in tensors.items()}
+
+    def norm(x, gain):
+        mean = x.sum() / x.numel()
+        variance = ((x - mean) ** 2).sum() / x.numel()
+        return (x - mean) / (variance + 1e-3) ** 0.5 * gain
+
+    z = norm(t["weight_ih"] @ t["input"][0, 0], t["weight_ln_ih"]) + norm(
+        t["weight_hh"] @ t["h_0"][0], t["weight_ln_hh"]
+    )
+    z = z + t["bias_ih"] + t["bias_hh"]
+    i, f, g, o = z[0:2], z[2:4], z[4:6], z[6:8]
+    c = 1 / (1 + (-f).exp()) * t["c_0"][0] + 1 / (1 + (-i).exp()) * g.tanh()
+    h = 1 / (1 + (-o).exp()) * (norm(c, t["weight_ln_c"]) + t["bias_ln_c"]).tanh()
+    assert_close(reference.lstm_layer(**t, eps=1e-3), (h[None, None], h[None], c[None]))
+
+
+def test_lengths_equal_shorter_sequences():
+    """Every row of a batch with lengths is that sequence alone, cut to its length; the rest is zeros."""
+    on = ["initial_state", "lengths", "layer_norm"]
+    for reverse in (False, True):
+        tensors, options = layer_case(on, T=5, B=4)
+        output, h_n, c_n = reference.lstm_layer(**tensors, **options, reverse=reverse)
+        for b, length in enumerate(tensors["lengths"].tolist()):
+            alone = {n: x[b : b + 1] if n in ("h_0", "c_0") else x for n, x in tensors.items()} | {"lengths": None}
+            alone["input"] = tensors["input"][:length, b : b + 1]
+            y, h, c = reference.lstm_layer(**alone, **options, reverse=reverse)
+            assert_close((output[:length, b : b + 1], h_n[b : b + 1], c_n[b : b + 1]), (y, h, c))
+            assert not output[length:, b].any()
+
+
+def test_padding_does_not_matter():
+    """NaN past the lengths reaches no result and no gradient."""
+    tensors, options = layer_case(["lengths", "initial_state"])
+    expected = run(reference.lstm_layer, tensors, options)
+    past = torch.arange(4).unsqueeze(1) >= tensors["lengths"]
+    tensors["input"] = tensors["input"].detach().masked_fill(past.unsqueeze(-1), torch.nan).requires_grad_()
+    assert_same_bits(run(reference.lstm_layer, tensors, options), expected)
+
+
+def test_zoneout_in_eval_is_the_expected_value():
+    """Of one step: the mean over many seeds of what training does."""
+    tensors, options = cell_case(["zoneout_h", "zoneout_c", "initial_state"])
+    h, c = (torch.stack(x) for x in zip(*(
+        reference.lstm_cell(**tensors | {"seed": torch.tensor(seed)}, **options) for seed in range(2000)
+    ), strict=True))  # fmt: skip
+    expected = reference.lstm_cell(**tensors, **options, training=False)
+    for sampled, mean in zip((h, c), expected, strict=True):
+        error = (sampled.mean(0) - mean).abs() / (sampled.std(0) / 2000**0.5)
+        assert error.max() < 4.5
+
+
+def test_dropout_keeps_the_expected_value():
+    tensors, options = layer_case(["dropout"], T=2, B=64, H=64)
+    clean = reference.lstm_layer(**tensors)[0].detach()
+    dropped = reference.lstm_layer(**tensors, **options)[0].detach()
+    kept = dropped != 0
+    assert_close(dropped[kept], clean[kept] / (1 - options["dropout"]))
+    assert abs(kept.double().mean().item() - 0.7) < 4 * (0.3 * 0.7 / kept.numel()) ** 0.5
+
+
+def test_a_missing_seed_is_an_error():
+    tensors, options = layer_case(["dropout"])
+    with pytest.raises(ValueError, match="seed must be an int64 tensor"):
+        reference.lstm_layer(**tensors | {"seed": None}, **options)
+
+
+@pytest.mark.parametrize("on", [(), *((name,) for name in OPTIONS), EVERYTHING], ids=label)
+def test_gradcheck(on):
+    function, values = positional(reference.lstm_layer, *layer_case(on, T=2, B=2, I=2, H=2))
+    assert torch.autograd.gradcheck(function, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, values, fast_mode=True)

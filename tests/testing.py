@@ -1,0 +1,152 @@
+"""What the tests share: devices, dtypes, tolerances, sample inputs with every set of options."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICES = ("cpu",)
+DTYPES = (torch.float64, torch.float32)
+
+# Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+# The options of an op by name, each as the arguments that switch it on; the first four change tensors: `layer_case`.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "layer_norm": {},
+    "no_bias": {},
+    "initial_state": {},
+    "lengths": {},
+    "reverse": {"reverse": True},
+    "dropout": {"dropout": 0.3},
+    "variational": {"dropout": 0.4, "variational": True},
+    "recurrent_dropout": {"recurrent_dropout": 0.35},
+    "zoneout_h": {"zoneout_h": 0.25},
+    "zoneout_c": {"zoneout_c": 0.45},
+    "eval": {"training": False},
+}
+NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational"}
+EVERYTHING = tuple(name for name in OPTIONS if name not in ("no_bias", "eval"))
+
+
+def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
+    """No option, every one, every pair, and all at once, in training and in eval."""
+    names = [name for name in OPTIONS if not (of_a_cell and name in NOT_OF_A_CELL)]
+    everything = tuple(name for name in names if name in EVERYTHING)
+    return [(), *((n,) for n in names), *itertools.combinations(names, 2), everything, (*everything, "eval")]
+
+
+def label(on: tuple[str, ...]) -> str:
+    """A name for a set of options in a test's id."""
+    if len(on) > 3:
+        return "everything+eval" if "eval" in on else "everything"
+    return "+".join(on) or "plain"
+
+
+def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    """float64 on the CPU, so that every dtype and device gets the same numbers."""
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layer_case(
+    on: Iterable[str] = (),
+    *,
+    T: int = 4,
+    B: int = 3,
+    I: int = 3,  # noqa: E741
+    H: int = 5,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    seed: int = 1,
+) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    """Arguments of `ops.lstm_layer` with the options ``on``: the tensors by name, and the other arguments by name."""
+    on = set(on)
+    scale = H**-0.5
+    tensors: dict[str, Tensor | None] = {
+        "input": random(T, B, I, seed=seed),
+        "h_0": random(B, H, seed=seed + 1) * ("initial_state" in on),
+        "c_0": random(B, H, seed=seed + 2) * ("initial_state" in on),
+        "weight_ih": random(4 * H, I, seed=seed + 3, scale=scale),
+        "weight_hh": random(4 * H, H, seed=seed + 4, scale=scale),
+    }
+    if "no_bias" not in on:
+        tensors["bias_ih"] = random(4 * H, seed=seed + 5, scale=scale)
+        tensors["bias_hh"] = random(4 * H, seed=seed + 6, scale=scale)
+    if "layer_norm" in on:
+        tensors["weight_ln_ih"] = 1 + random(4 * H, seed=seed + 7, scale=0.3)
+        tensors["weight_ln_hh"] = 1 + random(4 * H, seed=seed + 8, scale=0.3)
+        tensors["weight_ln_c"] = 1 + random(H, seed=seed + 9, scale=0.3)
+        tensors["bias_ln_c"] = random(H, seed=seed + 10, scale=0.3)
+    for name, tensor in tensors.items():
+        wanted = "initial_state" in on or name not in ("h_0", "c_0")
+        tensors[name] = tensor.to(device, dtype).requires_grad_(wanted)
+    if "lengths" in on:  # one full, one short, one empty, then between
+        lengths = torch.tensor([(T, T // 2, 0, T - 1)[b % 4] for b in range(B)], dtype=torch.int64)
+        tensors["lengths"] = lengths.clamp(min=0).to(device)
+    tensors["seed"] = torch.tensor(seed + (7 << 40), device=device)
+    options: dict[str, Any] = {"stream": 3}
+    for name, arguments in OPTIONS.items():
+        options |= arguments if name in on else {}
+    return tensors, options
+
+
+def cell_case(
+    on: Iterable[str] = (), *, step: int = 2, **sizes: Any
+) -> tuple[dict[str, Tensor | None], dict[str, Any]]:
+    """As `layer_case`, of `ops.lstm_cell`."""
+    tensors, options = layer_case(on, T=1, **sizes)
+    tensors["input"] = tensors["input"].detach()[0].requires_grad_()
+    return tensors, options | {"step": step}
+
+
+def run(function: Callable[..., Any], tensors: dict[str, Tensor | None], options: dict[str, Any]) -> dict[str, Tensor]:
+    """Call ``function`` and differentiate a random weighting of its results: everything that comes out, by name."""
+    results = function(**tensors, **options)
+    names = ("output", "h_n", "c_n")[-len(results) :]
+    loss = sum((r * random(*r.shape, seed=100 + k).to(r)).sum() for k, r in enumerate(results))
+    inputs = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
+    gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    out = {name: r.detach() for name, r in zip(names, results, strict=True)}
+    return out | {f"d_{name}": g for name, g in zip(inputs, gradients, strict=True)}
+
+
+def positional(
+    function: Callable[..., Any], tensors: dict[str, Tensor | None], options: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Tensor]]:
+    """``function`` of the tensors that are differentiated alone, and those tensors: what gradcheck takes."""
+    names = [name for name, x in tensors.items() if x is not None and x.requires_grad]
+    values = [tensors[name] for name in names]
+    return lambda *values: function(**tensors | dict(zip(names, values, strict=True)), **options), values
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float | None = None, name: str = "value") -> None:
+    """Tensors, or containers of them, equal within the dtype's tolerance, a share of the largest value."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_close(actual[key], expected[key], tolerance, key)
+    elif isinstance(expected, (tuple, list)):
+        assert len(actual) == len(expected)
+        for k, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_close(a, e, tolerance, f"{name}[{k}]")
+    else:
+        assert (actual.shape, actual.dtype, actual.device) == (expected.shape, expected.dtype, expected.device), name
+        tolerance = TOLERANCE.get(expected.dtype, 0.0) if tolerance is None else tolerance
+        largest = expected.detach().abs().max().item() if expected.numel() else 0.0
+        largest = max(largest, 0.1)  # what should be zero may be rounding
+        torch.testing.assert_close(
+            actual, expected, rtol=tolerance, atol=tolerance * largest, msg=lambda text: f"{name}: {text}"
+        )
+
+
+def assert_same_bits(
+    actual: dict[str, Tensor] | Iterable[Tensor], expected: dict[str, Tensor] | Iterable[Tensor]
+) -> None:
+    assert_close(actual, expected, tolerance=0.0)
+    pairs = zip(*(x.values() if isinstance(x, dict) else x for x in (actual, expected)), strict=True)
+    for a, e in pairs:  # as integers: -0 is not 0, and a NaN is itself
+        assert torch.equal(a.flatten().view(torch.uint8), e.flatten().view(torch.uint8))
