@@ -48,7 +48,7 @@ def build_arguments() -> dict:
         import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        stop(f"building needs torch>=2.10 and pybind11, but one cannot be imported here ({error})")
+        stop(f"building needs torch and pybind11, but not both can be imported here ({error})")
 
     class Build(BuildExtension):
         def build_extensions(self):

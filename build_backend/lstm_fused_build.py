@@ -2,7 +2,8 @@
 
 A front end builds in an isolated environment and would download a second, perhaps different torch for it. pip runs
 that build with the interpreter of the target environment, whose own site-packages are merely hidden: we look there for
-torch, and ask for one only when there is none.
+torch, and ask for one only when there is none. Should we look in the wrong place, no harm is done: the binary runs on
+every torch from 2.10 on.
 """
 
 import os
@@ -11,10 +12,10 @@ import shlex
 import shutil
 import site
 import sys
-import sysconfig
 from importlib import metadata
 from pathlib import Path
 
+import setuptools
 from setuptools import build_meta
 
 TORCH_MINIMUM = (2, 10)  # the first with the stable C++ interface that the ops are written in
@@ -27,12 +28,37 @@ def stop(sentence: str):
     raise SystemExit(f"lstm-fused: {sentence}")
 
 
+def uv_prefix() -> str | None:
+    """The environment that uv installs into.
+
+    uv builds in an environment of its own and does not tell for which other, but on Linux its process can be asked.
+    """
+    process = Path(f"/proc/{os.getppid()}")
+    try:
+        arguments = process.joinpath("cmdline").read_text().split("\0")
+        variables = dict(re.findall(r"(\w+)=([^\0]*)", process.joinpath("environ").read_text()))
+        folder = process.joinpath("cwd").resolve()
+    except OSError:
+        return None
+    named = re.search(r"\0(?:--python[=\0]|-p\0?)([^\0]+)", "\0".join(arguments))
+    python = named.group(1) if named else variables.get("UV_PYTHON")
+    if python:  # an interpreter, an environment, or a version, which tells nothing
+        path = folder / python
+        return str(path.parent.parent if path.is_file() else path)
+    if "--system" in arguments or variables.get("UV_SYSTEM_PYTHON"):
+        return sys.base_prefix
+    environments = [variables.get("VIRTUAL_ENV"), variables.get("CONDA_PREFIX")]
+    environments += [str(parent / ".venv") for parent in (folder, *folder.parents)]
+    return next((prefix for prefix in environments if prefix and os.path.isdir(prefix)), None)
+
+
 def target_folders() -> list[str]:
     """The site-packages folders of the environment the package will be installed in."""
-    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    virtual = sys.prefix != sys.base_prefix
-    settings = Path(sys.prefix, "pyvenv.cfg")
-    if not virtual or re.search(r"include-system-site-packages\s*=\s*true", settings.read_text(), re.IGNORECASE):
+    prefix = (uv_prefix() if "UV" in os.environ else None) or sys.prefix
+    settings = Path(prefix, "pyvenv.cfg")
+    folders = site.getsitepackages([prefix])
+    sees_system = r"include-system-site-packages\s*=\s*true"
+    if not settings.exists() or re.search(sees_system, settings.read_text(), re.IGNORECASE):
         folders += [*site.getsitepackages([sys.base_prefix, sys.base_exec_prefix]), site.getusersitepackages()]
     return [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
@@ -80,7 +106,10 @@ def runtime_requirement() -> str:
 
 
 def build_requirements() -> list[str]:
-    """Check what can be checked before anything is fetched; name the torch to fetch, if one is needed."""
+    """Check what can be checked before anything is fetched or compiled; name the torch to fetch, if one is needed."""
+    has = setuptools.__version__
+    if int(has.split(".")[0]) < 77:  # without build isolation nobody looks at build-system.requires
+        stop(f"needs setuptools>=77 to build, but this environment has {has}; pip install -U setuptools")
     cuda_reason()
     check_compiler()
     version = torch_version(sys.path) or torch_version(target_folders())
@@ -98,21 +127,28 @@ def prepare_build() -> None:
         sys.path.extend(target_folders())  # at the end: what the build asked for comes first
 
 
-def get_requires_for_build_sdist(config_settings=None):
-    return build_meta.get_requires_for_build_sdist(config_settings)
+# The hooks that a front end calls. Those that end in a binary check first, so that a refusal is the only thing printed.
+
+get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
+build_sdist = build_meta.build_sdist
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *build_requirements()]
+    return [*build_requirements(), *build_meta.get_requires_for_build_wheel(config_settings)]
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return [*build_meta.get_requires_for_build_editable(config_settings), *build_requirements()]
+    return [*build_requirements(), *build_meta.get_requires_for_build_editable(config_settings)]
 
 
-prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
-prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
-build_sdist = build_meta.build_sdist
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    prepare_build()
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(metadata_directory, config_settings=None):
+    prepare_build()
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
