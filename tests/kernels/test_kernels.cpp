@@ -1,0 +1,377 @@
+// The CPU kernels alone: no torch, no Python, so that they can run under the sanitizers and on an emulated CPU.
+//
+// Forward against a scalar loop written from the equations; backward against finite differences of the forward pass;
+// float against double; one thread against several, bit for bit; activations against long double; Philox against the
+// published vectors. Every buffer has exactly the size it needs and starts as NaN, so that the address sanitizer sees a
+// step too far and a comparison sees a value that was never written.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/layer.h"
+#include "lstm/dropout.h"
+
+using namespace lstm_fused;
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void check(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::printf("FAILED: %s\n", what.c_str());
+}
+
+std::mt19937_64 generator(1);
+
+template <typename T>
+using Values = std::vector<T>;
+
+template <typename T>
+Values<T> empty(int64_t count) {
+  return Values<T>(count, std::numeric_limits<T>::quiet_NaN());
+}
+
+Values<double> normal(int64_t count, double scale = 1, double mean = 0) {
+  std::normal_distribution<double> distribution(mean, scale);
+  Values<double> values(count);
+  // Rounded to float, so that both precisions see the same numbers.
+  for (double& v : values) v = static_cast<float>(distribution(generator));
+  return values;
+}
+
+template <typename T>
+Values<T> cast(const Values<double>& from) {
+  return Values<T>(from.begin(), from.end());
+}
+
+cpu::Executor executor(int64_t threads) {
+  cpu::Executor e;
+  e.threads = threads;
+  e.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
+    std::vector<std::thread> running;
+    for (int64_t task = 1; task < tasks; ++task) running.emplace_back(f, task);
+    if (tasks > 0) f(0);
+    for (std::thread& thread : running) thread.join();
+  };
+  return e;
+}
+
+// The parameters and inputs of a layer, in the order of LayerInputs.
+constexpr int kInputs = 11;
+struct Problem {
+  LayerSizes sizes;
+  LayerOptions options;
+  std::vector<int64_t> lengths;
+  std::string name;
+  Values<double> in[kInputs];
+};
+
+int64_t input_size_of(const Problem& p, int k) {
+  const auto [T, B, I, H] = p.sizes;
+  const int64_t norm = p.options.layer_norm;
+  const int64_t counts[kInputs] = {T * B * I, B * H,  B * H,         4 * H * I,     4 * H * H, 4 * H,
+                                   4 * H,     norm * 4 * H, norm * 4 * H, norm * H, norm * H};
+  return counts[k];
+}
+
+template <typename T>
+LayerInputs<T> pointers(const Problem& p, const Values<T> (&in)[kInputs]) {
+  const auto at = [&](int k) { return in[k].empty() ? nullptr : in[k].data(); };
+  return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
+          p.lengths.empty() ? nullptr : p.lengths.data()};
+}
+
+template <typename T>
+struct Result {
+  Values<T> output, h_n, c_n, hidden, cells, gates, recurrent, stats;
+  Values<T> gradients[kInputs];
+};
+
+template <typename T>
+Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double>* d_outputs = nullptr) {
+  const auto [T_, B, I, H] = p.sizes;
+  Values<T> in[kInputs];
+  for (int k = 0; k < kInputs; ++k) in[k] = cast<T>(p.in[k]);
+  const bool norm = p.options.layer_norm, keeps_hidden = saves && p.options.training && p.options.dropout > 0;
+  Result<T> r{empty<T>(T_ * B * H),
+              empty<T>(B * H),
+              empty<T>(B * H),
+              empty<T>(keeps_hidden ? T_ * B * H : 0),
+              empty<T>(saves ? T_ * B * H : 0),
+              empty<T>(saves ? T_ * B * 4 * H : 0),
+              empty<T>(saves && norm ? T_ * B * 4 * H : 0),
+              empty<T>(saves && norm ? T_ * B * 6 : 0),
+              {}};
+  const auto at = [](Values<T>& v) { return v.empty() ? nullptr : v.data(); };
+  const LayerOutputs<T> out = {
+      at(r.output), at(r.h_n), at(r.c_n), {at(r.hidden), at(r.cells), at(r.gates), at(r.recurrent), at(r.stats)}};
+  cpu::layer_forward<T>(p.sizes, p.options, pointers(p, in), out, executor(threads));
+  if (!d_outputs) return r;
+
+  const Values<T> d_output = cast<T>(d_outputs[0]), d_h_n = cast<T>(d_outputs[1]), d_c_n = cast<T>(d_outputs[2]);
+  for (int k = 0; k < kInputs; ++k) r.gradients[k] = empty<T>(input_size_of(p, k));
+  Values<T>* const g = r.gradients;
+  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]),  at(g[2]),
+                                       at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]), at(g[8]),  at(g[9]),
+                                       at(g[10])};
+  cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor(threads));
+  g[6] = g[5];  // both biases have the same gradient
+  return r;
+}
+
+// The equations, one number at a time.
+uint32_t random_bits(const LayerOptions& o, MaskUse use, int64_t t, int64_t b, int64_t h) {
+  uint32_t c[4] = {static_cast<uint32_t>(h / 4), static_cast<uint32_t>(b), static_cast<uint32_t>(t),
+                   stream_number(o.stream, use)};
+  uint32_t key0 = static_cast<uint32_t>(o.seed), key1 = static_cast<uint32_t>(o.seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round, key0 += kPhiloxWeyl0, key1 += kPhiloxWeyl1)
+    philox_round(c[0], c[1], c[2], c[3], key0, key1);
+  return c[h % 4];
+}
+
+bool hit(const LayerOptions& o, MaskUse use, double rate, int64_t t, int64_t b, int64_t h) {
+  return random_bits(o, use, t, b, h) < drop_threshold(rate);
+}
+
+double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+
+Values<double> normalized(Values<double> x, const double* gain, const double* bias, double eps) {
+  double mean = 0, variance = 0;
+  for (double v : x) mean += v / x.size();
+  for (double v : x) variance += (v - mean) * (v - mean) / x.size();
+  for (size_t k = 0; k < x.size(); ++k)
+    x[k] = (x[k] - mean) / std::sqrt(variance + eps) * gain[k] + (bias ? bias[k] : 0);
+  return x;
+}
+
+struct Plain {
+  Values<double> output, h_n, c_n;
+};
+
+Plain equations(const Problem& p) {
+  const auto [T, B, I, H] = p.sizes;
+  const LayerOptions& o = p.options;
+  Plain out{Values<double>(T * B * H, 0), p.in[1], p.in[2]};
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t steps = p.lengths.empty() ? T : p.lengths[b];
+    double* const h = &out.h_n[b * H];
+    double* const c = &out.c_n[b * H];
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t t = o.reverse ? steps - 1 - s : s;
+      Values<double> x(4 * H, 0), r(4 * H, 0);
+      for (int64_t k = 0; k < 4 * H; ++k) {
+        for (int64_t i = 0; i < I; ++i) x[k] += p.in[3][k * I + i] * p.in[0][(t * B + b) * I + i];
+        for (int64_t j = 0; j < H; ++j) {
+          double mask = 1;
+          if (o.training && o.recurrent_dropout > 0)
+            mask = hit(o, MaskUse::hidden, o.recurrent_dropout, 0, b, j) ? 0 : 1 / (1 - o.recurrent_dropout);
+          r[k] += p.in[4][k * H + j] * h[j] * mask;
+        }
+      }
+      if (o.layer_norm) {
+        x = normalized(x, p.in[7].data(), nullptr, o.eps);
+        r = normalized(r, p.in[8].data(), nullptr, o.eps);
+      }
+      const auto z = [&](int64_t k) { return x[k] + r[k] + p.in[5][k] + p.in[6][k]; };
+      Values<double> cell(H);
+      for (int64_t j = 0; j < H; ++j) cell[j] = logistic(z(H + j)) * c[j] + logistic(z(j)) * std::tanh(z(2 * H + j));
+      const Values<double> n = o.layer_norm ? normalized(cell, p.in[9].data(), p.in[10].data(), o.eps) : cell;
+      const auto zoneout = [&](double value, double previous, MaskUse use, double rate, int64_t j) {
+        if (!o.training) return rate * previous + (1 - rate) * value;
+        return rate > 0 && hit(o, use, rate, t, b, j) ? previous : value;
+      };
+      for (int64_t j = 0; j < H; ++j) {
+        c[j] = zoneout(cell[j], c[j], MaskUse::zoneout_c, o.zoneout_c, j);
+        h[j] = zoneout(logistic(z(3 * H + j)) * std::tanh(n[j]), h[j], MaskUse::zoneout_h, o.zoneout_h, j);
+        double mask = 1;
+        if (o.training && o.dropout > 0)
+          mask = hit(o, MaskUse::output, o.dropout, o.variational ? 0 : t, b, j) ? 0 : 1 / (1 - o.dropout);
+        out.output[(t * B + b) * H + j] = h[j] * mask;
+      }
+    }
+  }
+  return out;
+}
+
+// The largest difference relative to the largest value (or to `floor`); infinite where a value is not finite.
+template <typename A, typename B>
+double difference(const Values<A>& a, const Values<B>& b, double floor = 1e-30) {
+  double worst = 0, scale = floor;
+  for (size_t k = 0; k < b.size(); ++k) {
+    if (!std::isfinite(static_cast<double>(a[k]))) return INFINITY;
+    worst = std::max(worst, std::abs(static_cast<double>(a[k]) - static_cast<double>(b[k])));
+    scale = std::max(scale, std::abs(static_cast<double>(b[k])));
+  }
+  return worst / scale;
+}
+
+template <typename T>
+bool same_bits(const Values<T>& a, const Values<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <typename T>
+void check_threads(const Problem& p, const Values<double>* d_outputs, const Result<T>& one) {
+  for (int64_t threads : {2, 3, 16}) {
+    const Result<T> many = run<T>(p, true, threads, d_outputs);
+    bool same = same_bits(one.output, many.output) && same_bits(one.h_n, many.h_n) && same_bits(one.c_n, many.c_n);
+    for (int k = 0; k < kInputs; ++k) same = same && same_bits(one.gradients[k], many.gradients[k]);
+    check(same, p.name + ": the same bits with " + std::to_string(threads) + " threads");
+  }
+}
+
+void check_problem(Problem p) {
+  const auto [T, B, I, H] = p.sizes;
+  for (int k = 0; k < kInputs; ++k) {
+    const bool gain = k >= 7 && k <= 9;
+    const double scale = k == 3 ? 1 / std::sqrt(I) : k == 4 ? 1 / std::sqrt(H) : gain ? 0.3 : 1;
+    p.in[k] = normal(input_size_of(p, k), scale, gain);
+  }
+  const Values<double> d_outputs[3] = {normal(T * B * H), normal(B * H), normal(B * H)};
+
+  const Plain expected = equations(p);
+  const Result<double> result = run<double>(p, true, 1, d_outputs), inference = run<double>(p, false, 1);
+  check(difference(result.output, expected.output) < 1e-12, p.name + ": output");
+  check(difference(result.h_n, expected.h_n) < 1e-12, p.name + ": h_n");
+  check(difference(result.c_n, expected.c_n) < 1e-12, p.name + ": c_n");
+  check(same_bits(result.output, inference.output) && same_bits(result.c_n, inference.c_n),
+        p.name + ": inference gives what training gives");
+
+  // Along a random direction of every input: the change of the loss is the gradient times the direction.
+  for (int k = 0; k < kInputs; ++k) {
+    if (p.in[k].empty()) continue;
+    const double step = 1e-6;
+    const Values<double> direction = normal(p.in[k].size());
+    double slope = 0, gradient = 0, scale = 1e-3;
+    for (int sign : {1, -1}) {
+      Problem moved = p;
+      for (size_t e = 0; e < direction.size(); ++e) moved.in[k][e] += sign * step * direction[e];
+      const Plain out = equations(moved);
+      const Values<double>* const values[3] = {&out.output, &out.h_n, &out.c_n};
+      for (int v = 0; v < 3; ++v)
+        for (size_t e = 0; e < values[v]->size(); ++e)
+          slope += sign * d_outputs[v][e] * (*values[v])[e] / (2 * step);
+    }
+    for (size_t e = 0; e < direction.size(); ++e) {
+      gradient += result.gradients[k][e] * direction[e];
+      scale += std::abs(result.gradients[k][e] * direction[e]);
+    }
+    check(std::abs(slope - gradient) < 1e-5 * scale, p.name + ": gradient of input " + std::to_string(k));
+  }
+
+  const Result<float> single = run<float>(p, true, 1, d_outputs);
+  check(difference(single.output, result.output) < 2e-5, p.name + ": float32 output");
+  // A norm of one unit's gates has gradients near zero: what cancels is of order one.
+  for (int k = 0; k < kInputs; ++k)
+    check(difference(single.gradients[k], result.gradients[k], 0.1) < 2e-4,
+          p.name + ": float32 gradient " + std::to_string(k));
+  check_threads<double>(p, d_outputs, result);
+  check_threads<float>(p, d_outputs, single);
+}
+
+void check_layers() {
+  const LayerSizes shapes[] = {{1, 1, 1, 1}, {4, 3, 5, 7}, {3, 20, 2, 17}, {6, 2, 70, 33}, {5, 18, 16, 65}};
+  int number = 0;
+  for (const LayerSizes& sizes : shapes)
+    for (int variant = 0; variant < 12; ++variant) {
+      Problem p{sizes, {}, {}, "", {}};
+      LayerOptions& o = p.options;
+      o.seed = 0x9876543210abcdefull + number;
+      o.stream = number % 5;
+      o.layer_norm = variant % 2;
+      o.reverse = variant % 3 == 1;
+      o.training = variant != 10;
+      if (variant >= 2) o.recurrent_dropout = variant % 5 ? 0.3 : 0;
+      if (variant >= 4) o.dropout = 0.4, o.variational = variant % 4 < 2;
+      if (variant >= 6) o.zoneout_h = variant % 4 ? 0.2 : 0;
+      if (variant >= 6) o.zoneout_c = variant % 3 ? 0.3 : 0;
+      if (variant % 4 >= 2) {
+        std::uniform_int_distribution<int64_t> length(0, sizes.steps);
+        for (int64_t b = 0; b < sizes.batch; ++b) p.lengths.push_back(length(generator));
+      }
+      p.name = "layer " + std::to_string(sizes.steps) + "x" + std::to_string(sizes.batch) + "x" +
+               std::to_string(sizes.input_size) + "x" + std::to_string(sizes.hidden_size) + " variant " +
+               std::to_string(variant);
+      check_problem(p);
+      ++number;
+    }
+  // More rows than a chunk of the backward pass and than an input projection hold.
+  Problem p{{700, 3, 2, 3}, {}, {}, "many chunks", {}};
+  p.options.layer_norm = true;
+  p.options.recurrent_dropout = 0.2;
+  check_problem(p);
+}
+
+// The distance from the correctly rounded value, in its units of the last place.
+template <typename T>
+double ulps(T got, long double want) {
+  const T rounded = static_cast<T>(want);
+  const T gap = std::max(std::nextafter(std::abs(rounded), std::numeric_limits<T>::infinity()) - std::abs(rounded),
+                         std::numeric_limits<T>::min());
+  return static_cast<double>(std::abs(got - rounded) / gap);
+}
+
+template <typename T>
+void check_activations(double range, const char* type) {
+  const cpu::Kernels<T>& k = cpu::kernels<T>(isa_in_use());
+  std::uniform_real_distribution<double> exponent(-30, std::log2(range));
+  double worst_sigmoid = 0, worst_tanh = 0;
+  const int64_t count = 200003;
+  Values<T> x(count), y = empty<T>(count), z = empty<T>(count);
+  for (T& v : x) v = static_cast<T>(std::exp2(exponent(generator)) * (generator() % 2 ? 1 : -1));
+  k.sigmoid(x.data(), y.data(), count);
+  k.tanh(x.data(), z.data(), count);
+  for (int64_t e = 0; e < count; ++e) {
+    worst_sigmoid = std::max(worst_sigmoid, ulps<T>(y[e], 1 / (1 + std::exp(-static_cast<long double>(x[e])))));
+    worst_tanh = std::max(worst_tanh, ulps<T>(z[e], std::tanh(static_cast<long double>(x[e]))));
+  }
+  std::printf("%s: sigmoid within %.0f, tanh within %.0f units of the last place\n", type, worst_sigmoid, worst_tanh);
+  check(worst_sigmoid <= 2, std::string(type) + ": sigmoid");
+  check(worst_tanh <= 2, std::string(type) + ": tanh");
+
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const Values<T> special = {infinity, -infinity, nan, T(0), -T(0), T(1e30), T(-1e30)};
+  Values<T> s = empty<T>(special.size()), t = empty<T>(special.size());
+  k.sigmoid(special.data(), s.data(), special.size());
+  k.tanh(special.data(), t.data(), special.size());
+  check(s[0] == 1 && s[1] == 0 && std::isnan(s[2]) && s[3] == T(0.5) && s[4] == T(0.5) && s[5] == 1 && s[6] == 0,
+        std::string(type) + ": sigmoid of special values");
+  check(t[0] == 1 && t[1] == -1 && std::isnan(t[2]) && t[3] == 0 && std::signbit(t[4]) && t[5] == 1 && t[6] == -1,
+        std::string(type) + ": tanh of special values");
+}
+
+void check_philox() {
+  // Known answers of Random123 (Salmon et al. 2011).
+  const uint32_t cases[][10] = {
+      {0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
+      {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
+      {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb, 0x5001e420,
+       0x24126ea1}};
+  for (const auto& v : cases) {
+    uint32_t c[4] = {v[0], v[1], v[2], v[3]}, key0 = v[4], key1 = v[5];
+    for (int round = 0; round < kPhiloxRounds; ++round, key0 += kPhiloxWeyl0, key1 += kPhiloxWeyl1)
+      philox_round(c[0], c[1], c[2], c[3], key0, key1);
+    check(std::memcmp(c, v + 6, sizeof c) == 0, "Philox4x32-10 known answer");
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::printf("instruction set: %s\n", isa_name(isa_in_use()));
+  check_philox();
+  check_activations<float>(100, "float32");
+  check_activations<double>(800, "float64");
+  check_layers();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
