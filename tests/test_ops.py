@@ -25,6 +25,8 @@ SIZES = [  # T, B, I, H
     (5, 4, 31, 33),
     (2, 9, 64, 65),
     (2, 3, 200, 130),
+    (41, 27, 3, 5),  # more rows and steps than the kernels take at a time
+    (2, 300, 2, 7),
 ]
 
 

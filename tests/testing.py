@@ -136,7 +136,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float | None = None, nam
     else:
         assert (actual.shape, actual.dtype, actual.device) == (expected.shape, expected.dtype, expected.device), name
         tolerance = TOLERANCE.get(expected.dtype, 0.0) if tolerance is None else tolerance
-        largest = expected.detach().abs().max().item() if expected.numel() else 0.0
+        largest = expected.detach().nan_to_num(0, 0, 0).abs().max().item() if expected.numel() else 0.0
         largest = max(largest, 0.1)  # what should be zero may be rounding
         torch.testing.assert_close(
             actual, expected, rtol=tolerance, atol=tolerance * largest, msg=lambda text: f"{name}: {text}"
