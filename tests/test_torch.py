@@ -1,0 +1,172 @@
+"""The ops as torch's machinery sees them: opcheck, torch.compile, torch.export, checkpointing, meta tensors."""
+
+import pytest
+import torch
+from testing import EVERYTHING, NOT_OF_A_CELL, assert_close, assert_same_bits, cell_case, label, layer_case, random
+from torch.utils.checkpoint import checkpoint
+
+from lstm_fused import FusedLSTM, FusedLSTMCell, ops
+
+OPS = torch.ops.lstm_fused
+OPTION_SETS = [(), ("initial_state", "lengths", "reverse"), ("layer_norm", "dropout"), EVERYTHING]
+DEFAULTS = {
+    "reverse": False,
+    "dropout": 0.0,
+    "variational": False,
+    "recurrent_dropout": 0.0,
+    "zoneout_h": 0.0,
+    "zoneout_c": 0.0,
+    "training": True,
+    "eps": 1e-5,
+    "stream": 0,
+}
+CELL_DEFAULTS = {"step": 0} | {name: value for name, value in DEFAULTS.items() if name not in NOT_OF_A_CELL}
+TENSORS = (
+    "input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
+    "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c", "lengths", "seed",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    torch.compiler.reset()
+
+
+def layer_arguments(on, **sizes):
+    """As the ops themselves take them: every tensor by position, every option by name."""
+    tensors, options = layer_case(on, **sizes)
+    return tuple(tensors.get(name) for name in TENSORS), DEFAULTS | options
+
+
+def cell_arguments(on, **sizes):
+    tensors, options = cell_case(set(on) - NOT_OF_A_CELL, **sizes)
+    return tuple(tensors.get(name) for name in TENSORS if name != "lengths"), CELL_DEFAULTS | options
+
+
+def detached(tensors):
+    return tuple(x if x is None else x.detach() for x in tensors)
+
+
+def test_every_op_is_checked_here():
+    """A new op must come into these tests."""
+    names = {s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("lstm_fused::")}
+    forward = {"lstm_layer", "lstm_cell"}
+    assert names == {f"{name}{kind}" for name in forward for kind in ("", "_inference", "_backward")}
+
+
+@pytest.mark.parametrize("on", OPTION_SETS, ids=label)
+@pytest.mark.parametrize("name", ["lstm_layer", "lstm_cell"])
+def test_opcheck(name, on, device):
+    """Schema, fake kernel, autograd registration, and AOT dispatch with dynamic shapes, of the three ops of a kind."""
+    arguments = layer_arguments if name == "lstm_layer" else cell_arguments
+    tensors, options = arguments(on, device=device)
+    torch.library.opcheck(getattr(OPS, name), tensors, options)
+    torch.library.opcheck(getattr(OPS, f"{name}_inference"), detached(tensors), options)
+    results = getattr(OPS, name)(*detached(tensors), **options)
+    count = 3 if name == "lstm_layer" else 2
+    saved = (results[0], *results[count:]) if name == "lstm_layer" else results[count:]
+    gradients = tuple(torch.ones_like(x) for x in results[:count])
+    for want in ({"want_input": True, "want_weights": True}, {"want_input": False, "want_weights": False}):
+        call = (*gradients, *detached(tensors), *saved)
+        torch.library.opcheck(getattr(OPS, f"{name}_backward"), call, options | want)
+
+
+def example(device, dtype=torch.float32, **options):
+    module = FusedLSTM(3, 5, 2, bidirectional=True, dtype=dtype, device=device, **options)
+    return module, random(6, 4, 3, seed=1).to(device, dtype)
+
+
+OPTIONS = {
+    "plain": {},
+    "regularised": {"layer_norm": True, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": 0.1},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_compile_whole_graph(options, training, device):
+    """One graph, no break; the same results and gradients for the same seed."""
+    module, x = example(device, **options)
+    module.train(training)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    lengths = torch.tensor([6, 2, 5, 0], device=device)
+    seed = torch.tensor(5, device=device)
+    results = []
+    for call in (compiled, module):
+        output, (h_n, c_n) = call(x, lengths=lengths, seed=seed)
+        gradients = torch.autograd.grad(output.square().sum() + h_n.sum() + c_n.sum(), list(module.parameters()))
+        results.append([output, h_n, c_n, *gradients])
+    assert_close(*results)
+    with torch.no_grad():
+        assert_close(compiled(x, lengths=lengths, seed=seed), module(x, lengths=lengths, seed=seed))
+
+
+def test_compile_draws_seeds(device):
+    """Without a seed every call of the compiled module draws one, from torch's generator."""
+    module, x = example(device, recurrent_dropout=0.5)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(1)
+    first, second = compiled(x)[0], compiled(x)[0]
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert_close(compiled(x)[0], first)
+
+
+def test_compile_with_dynamic_sizes(device):
+    module, _ = example(device, **OPTIONS["regularised"])
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for T, B in [(4, 3), (7, 2), (5, 6)]:
+        x = random(T, B, 3, seed=1).float().to(device)
+        seed = torch.tensor(T, device=device)
+        assert_close(compiled(x, seed=seed), module(x, seed=seed))
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(device):
+    module, x = example(device, **OPTIONS["regularised"])
+    compiled = torch.compile(module, fullgraph=True)
+    seed = torch.tensor(5, device=device)
+    results = []
+    for call in (compiled, module):
+        output, _ = call(x, seed=seed)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))])
+    assert_close(*results)
+
+
+def test_compile_cell(device):
+    cell = FusedLSTMCell(3, 5, layer_norm=True, zoneout=0.2, device=device)
+    compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    x, seed = random(4, 3, seed=1).float().to(device), torch.tensor(2, device=device)
+    assert_close(compiled(x, seed=seed), cell(x, seed=seed))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_export_with_dynamic_sizes(options, device):
+    module, x = example(device, **options)
+    module.eval()
+    T, B = torch.export.Dim("T", min=2, max=1000), torch.export.Dim("B", min=2, max=1000)
+    program = torch.export.export(module, (x,), dynamic_shapes={"input": {0: T, 1: B}})
+    longer = random(9, 2, 3, seed=2).float().to(device)
+    assert_close(program.module()(longer), module(longer))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_recomputes_the_same_masks(use_reentrant, device):
+    module, x = example(device, **OPTIONS["regularised"])
+    x.requires_grad_()
+    torch.manual_seed(4)
+    output = checkpoint(lambda x: module(x)[0], x, use_reentrant=use_reentrant)
+    actual = torch.autograd.grad(output.square().sum(), x) if not use_reentrant else None
+    if use_reentrant:  # which works with backward() only
+        output.square().sum().backward()
+        actual = (x.grad,)
+    torch.manual_seed(4)
+    assert_same_bits(actual, torch.autograd.grad(module(x)[0].square().sum(), x))
+
+
+def test_meta_tensors():
+    """Shapes without numbers."""
+    tensors, options = layer_case(EVERYTHING, T=3, B=2, H=5)
+    output, h_n, c_n = ops.lstm_layer(**{name: x.to("meta") for name, x in tensors.items()}, **options)
+    assert output.is_meta
+    assert (output.shape, h_n.shape, c_n.shape) == ((3, 2, 5), (2, 5), (2, 5))
