@@ -1,0 +1,277 @@
+"""Bad input: one sentence that names the argument, what it got and what it wanted; never a crash."""
+
+import re
+
+import pytest
+import torch
+from testing import EVERYTHING, NOT_OF_A_CELL, cell_case, layer_case
+from torch.nn.utils.rnn import pack_sequence
+
+from lstm_fused import FusedLSTM, FusedLSTMCell, ops
+
+NAN = float("nan")
+
+
+def one_sentence(error: BaseException) -> bool:
+    """One line, with neither a file of the source nor a stack trace in it."""
+    text = str(error)
+    return "\n" not in text.strip() and not re.search(r"\.(cpp|h|py)\b", text)
+
+
+def name(x: object) -> str:
+    """Of a case, in a test's id: its sentence."""
+    return x if isinstance(x, str) else ""
+
+
+# --- constructors
+
+CONSTRUCTORS = [
+    (FusedLSTM, {"input_size": 0}, ValueError, "input_size must be greater than zero, got 0"),
+    (FusedLSTM, {"input_size": 2.5}, TypeError, "input_size must be an int, got float"),
+    (FusedLSTM, {"hidden_size": -3}, ValueError, "hidden_size must be greater than zero, got -3"),
+    (FusedLSTM, {"hidden_size": "8"}, TypeError, "hidden_size must be an int, got str"),
+    (FusedLSTM, {"num_layers": 0}, ValueError, "num_layers must be greater than zero, got 0"),
+    (FusedLSTM, {"bias": 1}, TypeError, "bias must be a bool, got int"),
+    (FusedLSTM, {"batch_first": None}, TypeError, "batch_first must be a bool, got NoneType"),
+    (FusedLSTM, {"bidirectional": "yes"}, TypeError, "bidirectional must be a bool, got str"),
+    (FusedLSTM, {"variational": 1}, TypeError, "variational must be a bool, got int"),
+    (FusedLSTM, {"dropout": 1.0}, ValueError, "dropout must be a number in [0, 1), got 1.0"),
+    (FusedLSTM, {"dropout": -0.1}, ValueError, "dropout must be a number in [0, 1), got -0.1"),
+    (FusedLSTM, {"dropout": NAN}, ValueError, "dropout must be a number in [0, 1), got nan"),
+    (FusedLSTM, {"dropout": True}, ValueError, "dropout must be a number in [0, 1), got True"),
+    (FusedLSTM, {"dropout": "0.5"}, ValueError, "dropout must be a number in [0, 1), got '0.5'"),
+    (FusedLSTM, {"recurrent_dropout": 2}, ValueError, "recurrent_dropout must be a number in [0, 1), got 2"),
+    (FusedLSTM, {"zoneout": 1}, ValueError, "zoneout must be a number in [0, 1), got 1"),
+    (FusedLSTM, {"zoneout": (0.1, NAN)}, ValueError, "zoneout[1] must be a number in [0, 1), got nan"),
+    (FusedLSTM, {"zoneout": (0.1,)}, ValueError, "zoneout must be a rate or a pair (rate_h, rate_c), got 1 values"),
+    (FusedLSTM, {"layer_norm": "ba2017"}, ValueError, "layer_norm must be False, True or 'ba2016', got 'ba2017'"),
+    (FusedLSTM, {"layer_norm": "carry"}, ValueError, "'carry' does not exist yet"),
+    (FusedLSTM, {"layer_norm": None}, ValueError, "layer_norm must be False, True or 'ba2016', got None"),
+    (FusedLSTM, {"proj_size": 2}, ValueError, "proj_size must be 0 (there is no projection yet), got 2"),
+    (FusedLSTM, {"proj_size": -1}, ValueError, "proj_size must be 0 (there is no projection yet), got -1"),
+    (FusedLSTM, {"forget_bias": NAN}, ValueError, "forget_bias must be None or a finite number, got nan"),
+    (FusedLSTM, {"forget_bias": 1, "bias": False}, ValueError, "forget_bias must be None when there are no biases"),
+    (FusedLSTM, {"eps": 0}, ValueError, "eps must be a finite number above 0, got 0"),
+    (FusedLSTM, {"peephole": True}, TypeError, "unexpected keyword argument 'peephole'"),
+    (FusedLSTM, {"weight_dropout": 0.5}, TypeError, "unexpected keyword argument 'weight_dropout'"),
+    (FusedLSTMCell, {"input_size": 0}, ValueError, "input_size must be greater than zero, got 0"),
+    (FusedLSTMCell, {"recurrent_dropout": 1}, ValueError, "recurrent_dropout must be a number in [0, 1), got 1"),
+    (FusedLSTMCell, {"layer_norm": "carry"}, ValueError, "'carry' does not exist yet"),
+    (FusedLSTMCell, {"dropout": 0.5}, TypeError, "unexpected keyword argument 'dropout'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "error", "sentence"), CONSTRUCTORS, ids=name)
+def test_constructor(kind, arguments, error, sentence):
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        kind(**{"input_size": 3, "hidden_size": 5} | arguments)
+    assert one_sentence(caught.value)
+
+
+# --- calls of the modules: T = 4, B = 2, I = 3, H = 5, two layers
+
+X = torch.zeros(4, 2, 3)
+STATE = torch.zeros(2, 2, 5)
+PACKED = pack_sequence([torch.zeros(2, 3), torch.zeros(1, 3)])
+
+CALLS = [
+    ({"input": X.tolist()}, TypeError, "input must be a tensor, got list"),
+    ({"input": X[0, 0]}, ValueError, "input must be 2-D (unbatched) or 3-D, got 1-D"),
+    ({"input": X[None]}, ValueError, "input must be 2-D (unbatched) or 3-D, got 4-D"),
+    ({"input": X[..., :2]}, RuntimeError, "input must have 3 features (input_size) in its last dimension, got 2"),
+    ({"input": X.double()}, ValueError, "input must have the dtype of the weights, torch.float32, got torch.float64"),
+    ({"input": X.half()}, ValueError, "input must have the dtype of the weights, torch.float32, got torch.float16"),
+    ({"input": X.long()}, ValueError, "input must have the dtype of the weights, torch.float32, got torch.int64"),
+    ({"input": X.to("meta")}, RuntimeError, "input must be on the device of the weights, cpu, got meta"),
+    ({"hx": STATE}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got Tensor"),
+    ({"hx": (STATE,)}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got tuple of 1"),
+    ({"hx": (STATE, None)}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got tuple of 2"),
+    ({"hx": (STATE[:1], STATE)}, RuntimeError, "h_0 in hx must have shape [2, 2, 5], got [1, 2, 5]"),
+    ({"hx": (STATE, STATE[:, 0])}, RuntimeError, "c_0 in hx must have shape [2, 2, 5], got [2, 5]"),
+    ({"hx": (STATE, STATE.double())}, RuntimeError, "c_0 in hx must have the dtype of the weights, torch.float32"),
+    ({"hx": (STATE.to("meta"), STATE)}, RuntimeError, "h_0 in hx must be on the device of the weights, cpu, got meta"),
+    ({"input": X[:, 0], "hx": (STATE, STATE)}, RuntimeError, "h_0 in hx must have shape [2, 5], got [2, 2, 5]"),
+    ({"lengths": [4, NAN]}, TypeError, "lengths must be an integer tensor or a list of ints, got nan in the list"),
+    ({"lengths": [4, 2.0]}, TypeError, "lengths must be an integer tensor or a list of ints, got 2.0 in the list"),
+    ({"lengths": [4, True]}, TypeError, "lengths must be an integer tensor or a list of ints, got True in the list"),
+    (
+        {"lengths": torch.tensor([4, NAN])},
+        TypeError,
+        "lengths must be an integer tensor or a list of ints, got torch.float",
+    ),
+    ({"lengths": torch.tensor([True, False])}, TypeError, "or a list of ints, got torch.bool"),
+    ({"lengths": 3}, TypeError, "lengths must be an integer tensor or a list of ints, got int"),
+    ({"lengths": [4, 5]}, RuntimeError, "lengths must be in 0..T = 4, got 5 at index 1"),
+    ({"lengths": [-1, 4]}, RuntimeError, "lengths must be in 0..T = 4, got -1 at index 0"),
+    ({"lengths": [4]}, RuntimeError, "lengths must have shape [B] = [2], got [1]"),
+    ({"lengths": torch.ones(2, 1, dtype=torch.int64)}, RuntimeError, "lengths must have shape [B] = [2], got [2, 1]"),
+    ({"input": PACKED, "lengths": [2, 1]}, ValueError, "lengths must be None with a PackedSequence, which has its own"),
+    ({"input": PACKED._replace(data=PACKED.data.double())}, ValueError, "input must have the dtype of the weights"),
+    ({"input": PACKED._replace(data=PACKED.data[:, :2])}, RuntimeError, "input must have 3 features (input_size)"),
+    ({"input": PACKED._replace(data=PACKED.data[:, 0])}, RuntimeError, "input must be a PackedSequence of 2-D data"),
+    (
+        {"input": PACKED, "hx": (STATE[:, :1], STATE)},
+        RuntimeError,
+        "h_0 in hx must have shape [2, 2, 5], got [2, 1, 5]",
+    ),
+    ({"seed": 1.5}, TypeError, "seed must be an int or a 0-dim int64 tensor, got float"),
+    ({"seed": True}, TypeError, "seed must be an int or a 0-dim int64 tensor, got bool"),
+    ({"seed": 2**63}, ValueError, "seed must fit in a signed 64-bit integer, got 9223372036854775808"),
+    (
+        {"seed": torch.tensor([3])},
+        TypeError,
+        "seed must be an int or a 0-dim int64 tensor, got torch.int64 of shape [1]",
+    ),
+    (
+        {"seed": torch.tensor(3.0)},
+        TypeError,
+        "seed must be an int or a 0-dim int64 tensor, got torch.float32 of shape []",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "sentence"), CALLS, ids=name)
+def test_call(arguments, error, sentence):
+    module = FusedLSTM(3, 5, 2, zoneout=0.1)
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        module(**{"input": X} | arguments)
+    assert one_sentence(caught.value)
+
+
+CELL_CALLS = [
+    ({"input": X}, ValueError, "input must be 1-D (unbatched) or 2-D, got 3-D"),
+    ({"input": X[0, :, :2]}, RuntimeError, "input must have 3 features (input_size) in its last dimension, got 2"),
+    (
+        {"input": X[0].double()},
+        ValueError,
+        "input must have the dtype of the weights, torch.float32, got torch.float64",
+    ),
+    ({"hx": STATE[0]}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got Tensor"),
+    ({"hx": (STATE[0], STATE[0, :1])}, RuntimeError, "c_0 in hx must have shape [2, 5], got [1, 5]"),
+    ({"input": X[0, 0], "hx": (STATE[0], STATE[0])}, RuntimeError, "h_0 in hx must have shape [5], got [2, 5]"),
+    ({"seed": "1"}, TypeError, "seed must be an int or a 0-dim int64 tensor, got str"),
+    ({"step": -1}, RuntimeError, "step must not be negative, got -1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "sentence"), CELL_CALLS, ids=name)
+def test_cell_call(arguments, error, sentence):
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        FusedLSTMCell(3, 5, zoneout=0.1)(**{"input": X[0]} | arguments)
+    assert one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "sentence"),
+    [
+        ("dropout", 1.5, "dropout must be in [0, 1), got 1.5"),
+        ("recurrent_dropout", -1.0, "recurrent_dropout must be in [0, 1), got -1"),
+        ("zoneout", (0.1, NAN), "zoneout_c must be in [0, 1), got nan"),
+    ],
+    ids=name,
+)
+def test_a_rate_changed_later(attribute, value, sentence):
+    """Attributes are open, a schedule may set them: the ops look again."""
+    module = FusedLSTM(3, 5, 2, dropout=0.1, recurrent_dropout=0.1, zoneout=0.1)
+    setattr(module, attribute, value)
+    with pytest.raises(RuntimeError, match=re.escape(sentence)):
+        module(X)
+
+
+def test_a_state_dict_that_does_not_fit():
+    with pytest.raises(RuntimeError, match="size mismatch for weight_ih_l0"):
+        FusedLSTM(3, 5).load_state_dict(FusedLSTM(4, 5).state_dict())
+    with pytest.raises(RuntimeError, match=r'Missing key.*"weight_ln_ih_l0"'):
+        FusedLSTM(3, 5, layer_norm=True).load_state_dict(FusedLSTM(3, 5).state_dict())
+
+
+# --- the ops themselves, which anybody can call with anything
+
+OP_CALLS = [
+    ({"input": torch.zeros(4, 3)}, "input must have shape [T, B, I], got [4, 3]"),
+    ({"input": torch.zeros(4, 2, 7)}, "weight_ih must have shape [4H, I] = [20, 7], got [20, 3]"),
+    ({"input": torch.zeros(4, 2, 3).half()}, "input must be float32 or float64"),
+    ({"h_0": torch.zeros(2, 4)}, "h_0 must have shape [B, H] = [2, 5], got [2, 4]"),
+    ({"c_0": torch.zeros(3, 5)}, "c_0 must have shape [B, H] = [2, 5], got [3, 5]"),
+    ({"c_0": torch.zeros(2, 5).double()}, "c_0 must be float32, got float64"),
+    ({"weight_hh": torch.zeros(20)}, "weight_hh must have shape [4H, H], got [20]"),
+    ({"weight_hh": torch.zeros(19, 5)}, "weight_hh must have shape [4H, H] = [20, 5], got [19, 5]"),
+    ({"weight_hh": torch.zeros(0, 0)}, "at least one input and one hidden unit"),
+    ({"bias_ih": torch.zeros(5)}, "bias_ih must have shape [4H] = [20], got [5]"),
+    ({"bias_hh": None}, "bias_ih and bias_hh must be given together"),
+    ({"weight_ln_c": torch.zeros(20)}, "weight_ln_c must have shape [H] = [5], got [20]"),
+    ({"bias_ln_c": None}, "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together"),
+    ({"lengths": torch.tensor([4, 2], dtype=torch.int32)}, "lengths must be int64, got"),
+    ({"lengths": torch.tensor([1, 2, 3])}, "lengths must have shape [B] = [2], got [3]"),
+    ({"lengths": torch.tensor([2, 2**62])}, "lengths must be in 0..T = 4, got 4611686018427387904 at index 1"),
+    ({"seed": None}, "seed must be given when a rate is above 0 in training, got None"),
+    ({"seed": torch.tensor([1])}, "seed must have shape [] = [], got [1]"),
+    ({"seed": torch.tensor(1.0)}, "seed must be int64, got float32"),
+    ({"dropout": NAN}, "dropout must be in [0, 1), got nan"),
+    ({"zoneout_c": 1.0}, "zoneout_c must be in [0, 1), got 1"),
+    ({"eps": -1.0}, "eps must be positive, got -1"),
+    ({"stream": -1}, "stream must be in"),
+]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("arguments", "sentence"), OP_CALLS, ids=name)
+def test_op(arguments, sentence, inference):
+    tensors, options = layer_case(EVERYTHING, T=4, B=2, I=3, H=5, dtype=torch.float32)
+    for argument, value in arguments.items():
+        (tensors if argument in tensors else options)[argument] = value
+    if inference:
+        tensors = {argument: x if x is None else x.detach() for argument, x in tensors.items()}
+    with pytest.raises(RuntimeError, match=re.escape(sentence)) as caught:
+        ops.lstm_layer(**tensors, **options)
+    assert one_sentence(caught.value)
+
+
+def spoilt(x: torch.Tensor):
+    """The tensor in every wrong way."""
+    yield x.to(torch.float16)
+    yield x.to(torch.int32)
+    yield x.to(torch.complex64)
+    yield x.to(torch.float32 if x.dtype == torch.float64 else torch.float64)
+    yield x.to("meta")
+    yield x.to_sparse() if x.dim() else x.unsqueeze(0)
+    yield x.unsqueeze(0)
+    yield x.new_zeros(0)
+    yield x.flatten()[:0]
+    for dim in range(x.dim()):
+        yield x.repeat_interleave(2, dim)
+        yield x.narrow(dim, 0, max(x.shape[dim] - 1, 0))
+
+
+def op_calls(kind: str):
+    """Every op of a kind, with tensors and options that it accepts, each by name."""
+    if kind == "lstm_layer":
+        tensors, given = layer_case(EVERYTHING)
+    else:
+        tensors, given = cell_case(set(EVERYTHING) - NOT_OF_A_CELL)
+    tensors = {argument: x.detach() for argument, x in tensors.items()}
+    forward, inference, backward = (getattr(torch.ops.lstm_fused, kind + e) for e in ("", "_inference", "_backward"))
+    schema = forward.default._schema
+    options = {a.name: {"float": 0.0, "bool": False, "int": 0}[str(a.type)] for a in schema.arguments if a.kwarg_only}
+    options |= given | {"eps": 1e-5}
+    yield forward, tensors, options
+    yield inference, tensors, options
+    results = dict(zip((r.name for r in schema.returns), forward(**tensors, **options), strict=True))
+    results |= {f"d_{result}": x for result, x in results.items()}
+    saved = {a.name: results[a.name] for a in backward.default._schema.arguments if a.name in results}
+    yield backward, saved | tensors, options | {"want_input": True, "want_weights": True}
+
+
+@pytest.mark.parametrize("kind", ["lstm_layer", "lstm_cell"])
+def test_no_tensor_crashes_an_op(kind):
+    """Every tensor of every op, spoilt in every way: an error, or a result where it does not matter; no crash."""
+    for op, tensors, options in op_calls(kind):
+        op(**tensors, **options)
+        refused = 0
+        for argument, x in tensors.items():
+            for wrong in spoilt(x):
+                try:
+                    op(**tensors | {argument: wrong}, **options)
+                except (RuntimeError, NotImplementedError):
+                    refused += 1
+        assert refused > 5 * len(tensors), op
