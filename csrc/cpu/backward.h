@@ -220,20 +220,22 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
   const int64_t H = task.sizes.hidden_size, stride = scratch.stride;
   const bool zoneout = task.options.zoneout_h > 0;
   const PlainColumns columns{H};
-  for (int64_t p = 0; p < columns.panels<T>(); ++p)
-    for_each_tile(active, [&](int64_t first, auto rows) LSTM_FUSED_INLINE {
+  for (int64_t p = 0; p < columns.panels<T>(); ++p) {
+    const T* const panel = task.packed_hh + p * 4 * H * kPanelColumns<T>;
+    for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
       gemm_tile<T, R>(
-          RowPointers<T, R>::from(scratch.a + first), 4 * H, task.packed_hh + p * 4 * H * kPanelColumns<T>,
-          kPanelColumns<T>, [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
+          RowPointers<T, R>::from(scratch.a + first), 4 * H, panel, kPanelColumns<T>, [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             const int64_t column = columns.offset<T>(p, j);
             if (column >= H) return;
             T* d_h = scratch.d_h + (first + i) * stride + column;
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
-          });
+          },
+          Prefetch::share(panel, 4 * H, tile));
     });
+  }
 }
 
 template <typename T>

@@ -96,13 +96,14 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const int64_t j = p * kLanes<T>, n = H - j;
     const T* panel = task.packed_hh + p * H * kPanelColumns<T>;
-    for_each_tile(active, [&](int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
+    for_each_tile(active, [&](int64_t tile, int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(tile_rows)::value;
       gemm_tile<T, R>(
           RowPointers<T, R>::from(scratch.a + first), H, panel, kPanelColumns<T>,
           [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
           [&](int i, int gate, Vec<T> v)
-              LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
+              LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); },
+          Prefetch::share(panel, H, tile));
       for (int i = 0; i < R; ++i) {
         const StepRow<T>& row = scratch.rows[first + i];
         const T* z = scratch.tile + i * kPanelColumns<T>;

@@ -1,7 +1,7 @@
 """The ops seen from Python: fake kernels, autograd, autocast, and the two functions to call.
 
-Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units; gates in the order i, f, g, o. The equations stand
-in :func:`lstm_fused.reference.lstm_cell`, the schemas in ``csrc/schema.cpp``.
+Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units; gates in the order i, f, g, o. The equations are
+those of :func:`lstm_fused.reference.lstm_cell`, the schemas those of ``csrc/schema.cpp``.
 
 An op with gradients costs several microseconds more than one without: where nothing is differentiated the
 ``*_inference`` ops run, which also keep nothing for a backward pass.
@@ -171,10 +171,11 @@ def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) ->
     return input.new_empty(h_0.shape), input.new_empty(h_0.shape)
 
 
-def _fake_gradients(input: Tensor, h_0: Tensor, weights: tuple[Tensor | None, ...], options: dict[str, Any]) -> Any:
+def _fake_gradients(
+    input: Tensor, h_0: Tensor, weights: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Tensor, ...]:
     """Empty where a gradient is not wanted or its parameter is not there."""
     weight_ih, weight_hh, _, _, *norms = weights
-    assert weight_ih is not None and weight_hh is not None
     bias = weight_ih.shape[:1]
     shapes = [weight_ih.shape, weight_hh.shape, bias, *((0,) if norm is None else norm.shape for norm in norms)]
     if not options["want_weights"]:
