@@ -7,7 +7,6 @@
 
 import os
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,25 +15,10 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 from lstm_fused_build import cuda_reason, runtime_requirement, stop  # noqa: E402
+from lstm_fused_flags import FLAGS, HAVE, ISAS, STABLE  # noqa: E402
 
 KERNELS = "csrc/cpu/kernels.cpp"
 BUILD_INFO = "csrc/build_info.cpp"
-
-# -fno-math-errno and -fno-trapping-math let GCC vectorise the activations. Never -ffast-math: linking with it switches
-# the whole process to flush-to-zero. -g0: some Pythons add -g, which makes the wheel twenty times larger.
-FLAGS = [
-    *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
-]
-STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"]  # torch 2.10, Python 3.10
-ISAS = {"baseline": []}
-if sysconfig.get_platform().endswith("x86_64"):
-    ISAS["avx2"] = ["-mavx2", "-mfma"]
-    ISAS["avx512"] = [
-        *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),
-        "-mprefer-vector-width=512",
-    ]
-HAVE = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in ISAS]  # read by csrc/cpu/isa.cpp
 
 
 def relative(paths) -> list[str]:

@@ -1,0 +1,19 @@
+"""The compiler flags, for setup.py and for the tests that compile the kernels by themselves."""
+
+import sysconfig
+
+# -fno-math-errno and -fno-trapping-math let GCC vectorise the activations. Never -ffast-math: linking with it switches
+# the whole process to flush-to-zero. -g0: some Pythons add -g, which makes the wheel twenty times larger.
+FLAGS = [
+    *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+]
+STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"]  # torch 2.10, Python 3.10
+ISAS = {"baseline": []}
+if sysconfig.get_platform().endswith("x86_64"):
+    ISAS["avx2"] = ["-mavx2", "-mfma"]
+    ISAS["avx512"] = [
+        *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+HAVE = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in ISAS]  # read by csrc/cpu/isa.cpp
