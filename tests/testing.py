@@ -109,7 +109,10 @@ def run(function: Callable[..., Any], tensors: dict[str, Tensor | None], options
     names = ("output", "h_n", "c_n")[-len(results) :]
     loss = sum((r * random(*r.shape, seed=100 + k).to(r)).sum() for k, r in enumerate(results))
     inputs = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    else:  # no steps: the initial state came out
+        gradients = [torch.zeros_like(x) for x in inputs.values()]
     out = {name: r.detach() for name, r in zip(names, results, strict=True)}
     return out | {f"d_{name}": g for name, g in zip(inputs, gradients, strict=True)}
 
