@@ -19,24 +19,69 @@ constexpr int64_t kChunkRows = 1024;      // steps x rows whose gate gradients a
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Memory on cache lines, not initialised.
-template <typename T>
-class Buffer {
+// Scratch memory of the calls of one thread, on cache lines, not initialised, kept from call to call: fresh pages from
+// the operating system cost a call of a small layer a tenth of its time. What a call takes is given back as it ends.
+class Workspace {
  public:
-  Buffer() = default;
-  explicit Buffer(int64_t count) {
-    if (count == 0) return;
-    void* p = nullptr;
-    if (posix_memalign(&p, 64, count * sizeof(T)) != 0) throw std::bad_alloc();
-    data_.reset(static_cast<T*>(p));
+  static Workspace& of_this_thread() {
+    static thread_local Workspace workspace;
+    return workspace;
   }
-  T* get() const { return data_.get(); }
+
+  template <typename T>
+  T* take(int64_t count) {
+    if (count == 0) return nullptr;
+    const int64_t bytes = ceil_div(count * static_cast<int64_t>(sizeof(T)), kLine) * kLine;
+    if (used_ + bytes > size_) {
+      size_ = std::max(bytes, kSmallestBlock);
+      void* block = nullptr;
+      if (posix_memalign(&block, kLine, size_) != 0) throw std::bad_alloc();
+      blocks_.emplace_back(static_cast<char*>(block));
+      used_ = 0;
+    }
+    T* const p = reinterpret_cast<T*>(blocks_.back().get() + used_);
+    used_ += bytes;
+    total_ += bytes;
+    return p;
+  }
+
+  // The memory taken during the lifetime of a Call is free again after it.
+  class Call {
+   public:
+    explicit Call(Workspace& workspace) : workspace_(workspace) {}
+    Call(const Call&) = delete;
+    ~Call() { workspace_.give_back(); }
+
+   private:
+    Workspace& workspace_;
+  };
 
  private:
+  static constexpr int64_t kLine = 64, kSmallestBlock = 1 << 16;
+  static constexpr int64_t kKept = int64_t{256} << 20;  // bytes at most
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    void operator()(char* p) const { std::free(p); }
   };
-  std::unique_ptr<T, Free> data_;
+
+  void give_back() {
+    // After a call that needed several blocks the next one starts with a single block that is large enough.
+    if (blocks_.size() > 1 || size_ > kKept) {
+      blocks_.clear();
+      size_ = 0;
+      if (total_ <= kKept) {
+        void* block = nullptr;
+        if (posix_memalign(&block, kLine, total_) == 0) {
+          blocks_.emplace_back(static_cast<char*>(block));
+          size_ = total_;
+        }
+      }
+    }
+    used_ = total_ = 0;
+  }
+
+  std::vector<std::unique_ptr<char, Free>> blocks_;
+  int64_t size_ = 0, used_ = 0;  // of the last block
+  int64_t total_ = 0;            // taken by this call
 };
 
 // The rows by decreasing length, and which of them a task takes.
@@ -69,14 +114,15 @@ struct Plan {
   }
 
   int64_t tasks() const { return static_cast<int64_t>(task_begin.size()) - 1; }
+  int64_t rows(int64_t task) const { return task_begin[task + 1] - task_begin[task]; }
   int64_t max_steps() const { return steps.empty() ? 0 : steps[0]; }
   Schedule schedule() const { return {row.data(), steps.data()}; }
 };
 
 template <typename T>
-Buffer<T> sum_of_biases(const LayerInputs<T>& in, int64_t gates) {
-  Buffer<T> bias(gates);
-  for (int64_t k = 0; k < gates; ++k) bias.get()[k] = in.bias_ih ? in.bias_ih[k] + in.bias_hh[k] : T(0);
+const T* sum_of_biases(const LayerInputs<T>& in, int64_t gates, Workspace& workspace) {
+  T* const bias = workspace.take<T>(gates);
+  for (int64_t k = 0; k < gates; ++k) bias[k] = in.bias_ih ? in.bias_ih[k] + in.bias_hh[k] : T(0);
   return bias;
 }
 
@@ -123,21 +169,25 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   zero_padding(sizes, in.lengths, 6, out.saved.stats);
   if (B == 0) return;
 
+  Workspace& workspace = Workspace::of_this_thread();
+  const Workspace::Call call(workspace);
   const int64_t panels = k.gate_panels(H);
-  const Buffer<T> packed_ih(panels * k.panel_columns * I), packed_hh(panels * k.panel_columns * H);
-  const Buffer<T> bias = sum_of_biases(in, 4 * H);
+  T* const packed_ih = workspace.take<T>(panels * k.panel_columns * I);
+  T* const packed_hh = workspace.take<T>(panels * k.panel_columns * H);
+  const T* const bias = sum_of_biases(in, 4 * H, workspace);
   if (plan.max_steps() > 0)
     share(executor, panels, [&](int64_t first, int64_t last) {
-      k.pack_gates(in.weight_ih, H, I, first, last, packed_ih.get());
-      k.pack_gates(in.weight_hh, H, H, first, last, packed_hh.get());
+      k.pack_gates(in.weight_ih, H, I, first, last, packed_ih);
+      k.pack_gates(in.weight_hh, H, H, first, last, packed_hh);
     });
 
   const bool saves = out.saved.gates != nullptr;
+  std::vector<char*> scratch;
+  for (int64_t task = 0; task < plan.tasks(); ++task)
+    scratch.push_back(workspace.take<char>(k.forward_scratch(sizes, options, saves, plan.rows(task))));
   executor.run(plan.tasks(), [&](int64_t task) {
-    const int64_t first = plan.task_begin[task], last = plan.task_begin[task + 1];
-    const Buffer<char> scratch(k.forward_scratch(sizes, options, saves, last - first));
-    k.forward({sizes, options, in, out, plan.schedule(), first, last, packed_ih.get(), packed_hh.get(), bias.get(),
-               scratch.get()});
+    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed_ih,
+               packed_hh, bias, scratch[task]});
   });
 }
 
@@ -161,9 +211,11 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     zero(grad.d_weight_hh, 4 * H * H);
   }
 
+  Workspace& workspace = Workspace::of_this_thread();
+  const Workspace::Call call(workspace);
   const ParameterSums sums = k.parameter_sums(H, options.layer_norm);
-  const Buffer<T> parameter_sums(plan.granules * sums.size);
-  zero(parameter_sums.get(), plan.granules * sums.size);
+  T* const parameter_sums = workspace.take<T>(plan.granules * sums.size);
+  zero(parameter_sums, plan.granules * sums.size);
 
   if (max_steps > 0) {
     const int64_t stride = k.gradient_stride(H);
@@ -171,30 +223,34 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     const int64_t chunk_rows = chunk_steps * B;
     const int64_t gate_panels = k.plain_panels(4 * H);
 
-    const Buffer<T> packed_ih(grad.d_input ? k.plain_panels(I) * k.panel_columns * 4 * H : 0);
-    const Buffer<T> packed_hh(k.plain_panels(H) * k.panel_columns * 4 * H);
+    T* const packed_ih = workspace.take<T>(grad.d_input ? k.plain_panels(I) * k.panel_columns * 4 * H : 0);
+    T* const packed_hh = workspace.take<T>(k.plain_panels(H) * k.panel_columns * 4 * H);
     share(executor, k.plain_panels(H),
-          [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, H, first, last, packed_hh.get()); });
+          [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, H, first, last, packed_hh); });
     if (grad.d_input)
       share(executor, k.plain_panels(I),
-            [&](int64_t first, int64_t last) { k.pack_plain(in.weight_ih, 4 * H, I, first, last, packed_ih.get()); });
-    const Buffer<T> bias = sum_of_biases(in, 4 * H);
+            [&](int64_t first, int64_t last) { k.pack_plain(in.weight_ih, 4 * H, I, first, last, packed_ih); });
+    const T* const bias = sum_of_biases(in, 4 * H, workspace);
 
-    const Buffer<T> d_gates_ih(chunk_rows * stride), d_gates_hh(options.layer_norm ? chunk_rows * stride : 0);
-    T* const d_recurrent = options.layer_norm ? d_gates_hh.get() : d_gates_ih.get();
+    T* const d_gates_ih = workspace.take<T>(chunk_rows * stride);
+    T* const d_gates_hh = options.layer_norm ? workspace.take<T>(chunk_rows * stride) : d_gates_ih;
     // Columns past 4H are read as part of a panel; their products are never used.
-    for (const Buffer<T>* buffer : {&d_gates_ih, &d_gates_hh})
-      if (buffer->get())
-        for (int64_t row = 0; row < chunk_rows; ++row) zero(buffer->get() + row * stride + 4 * H, stride - 4 * H);
+    for (int64_t row = 0; row < chunk_rows; ++row) {
+      zero(d_gates_ih + row * stride + 4 * H, stride - 4 * H);
+      zero(d_gates_hh + row * stride + 4 * H, stride - 4 * H);
+    }
 
     const int64_t mask_stride = k.mask_stride(H);
-    const Buffer<T> hidden_mask(options.recurrent_dropout > 0 ? B * mask_stride : 0);
-    const Buffer<T> packed_input(want_weights ? chunk_rows * I : 0), packed_hidden(want_weights ? chunk_rows * H : 0);
-    const Buffer<T> weight_sums(want_weights ? (I + H) * stride : 0);
+    T* const hidden_mask = workspace.take<T>(options.recurrent_dropout > 0 ? B * mask_stride : 0);
+    T* const packed_input = workspace.take<T>(want_weights ? chunk_rows * I : 0);
+    T* const packed_hidden = workspace.take<T>(want_weights ? chunk_rows * H : 0);
+    T* const weight_sums = workspace.take<T>(want_weights ? (I + H) * stride : 0);
     std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows), masks(chunk_rows);
     std::vector<int64_t> chunk_offset(chunk_steps);
 
-    std::vector<Buffer<char>> scratch(plan.tasks());
+    std::vector<char*> scratch;
+    for (int64_t task = 0; task < plan.tasks(); ++task)
+      scratch.push_back(workspace.take<char>(k.backward_scratch(sizes, options, plan.rows(task))));
     const auto backward_task = [&](int64_t task, int64_t step_begin, int64_t step_end) -> BackwardTask<T> {
       return {sizes,
               options,
@@ -208,15 +264,15 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
               step_end,
               step_end == max_steps,
               chunk_offset.data(),
-              grad.d_input ? packed_ih.get() : nullptr,
-              packed_hh.get(),
-              bias.get(),
-              d_gates_ih.get(),
-              d_recurrent,
-              parameter_sums.get(),
+              packed_ih,
+              packed_hh,
+              bias,
+              d_gates_ih,
+              d_gates_hh,
+              parameter_sums,
               plan.granule_rows,
-              hidden_mask.get(),
-              scratch[task].get()};
+              hidden_mask,
+              scratch[task]};
     };
 
     for (int64_t step_end = max_steps; step_end > 0; step_end -= chunk_steps) {
@@ -228,9 +284,6 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
         rows += active;
       }
       executor.run(plan.tasks(), [&](int64_t task) {
-        if (!scratch[task].get())
-          scratch[task] =
-              Buffer<char>(k.backward_scratch(sizes, options, plan.task_begin[task + 1] - plan.task_begin[task]));
         k.backward(backward_task(task, step_begin, step_end));
       });
       if (!want_weights) continue;
@@ -243,26 +296,26 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
           const int64_t t_prev = options.reverse ? t + 1 : t - 1;
           inputs[n] = in.input + (t * B + b) * I;
           hiddens[n] = s == 0 ? in.h_0 + b * H : hidden + (t_prev * B + b) * H;
-          masks[n] = hidden_mask.get() ? hidden_mask.get() + r * mask_stride : nullptr;
+          masks[n] = hidden_mask ? hidden_mask + r * mask_stride : nullptr;
         }
       share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
-          k.pack_transposed(&inputs[row], nullptr, count, I, packed_input.get() + row * I);
-          k.pack_transposed(&hiddens[row], hidden_mask.get() ? &masks[row] : nullptr, count, H,
-                            packed_hidden.get() + row * H);
+          k.pack_transposed(&inputs[row], nullptr, count, I, packed_input + row * I);
+          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, H,
+                            packed_hidden + row * H);
         }
       });
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.weight_gradient({I, H, rows, first, last, packed_input.get(), packed_hidden.get(), d_gates_ih.get(),
-                           d_recurrent, weight_sums.get(), step_end == max_steps});
+        k.weight_gradient({I, H, rows, first, last, packed_input, packed_hidden, d_gates_ih,
+                           d_gates_hh, weight_sums, step_end == max_steps});
       });
     }
     executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0)); });
     if (want_weights)
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.unpack_gradient(weight_sums.get(), H, I, first, last, grad.d_weight_ih);
-        k.unpack_gradient(weight_sums.get() + I * stride, H, H, first, last, grad.d_weight_hh);
+        k.unpack_gradient(weight_sums, H, I, first, last, grad.d_weight_ih);
+        k.unpack_gradient(weight_sums + I * stride, H, H, first, last, grad.d_weight_hh);
       });
   }
 
@@ -273,7 +326,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     for (int64_t granule = 0; granule < plan.granules; ++granule)
       for (int64_t part = 0; part < parts; ++part)
         for (int64_t h = 0; h < H; ++h)
-          to[part * H + h] += parameter_sums.get()[granule * sums.size + offset + part * sums.padded_hidden + h];
+          to[part * H + h] += parameter_sums[granule * sums.size + offset + part * sums.padded_hidden + h];
   };
   reduce(grad.d_bias, sums.bias, 4);
   if (options.layer_norm) {
