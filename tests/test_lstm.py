@@ -108,22 +108,25 @@ def test_options_equal_the_reference(layout, options, bidirectional, device, mon
             assert_close(actual, run(module, x, hx, leaves, seed=77))
 
 
-def test_what_each_layer_gets(device):
-    """The stack by hand: which direction runs backwards, what is dropped (not the last output), the streams."""
+@pytest.mark.parametrize("variational", [False, True])
+def test_what_each_layer_gets(variational, device):
+    """The stack by hand: which direction runs backwards, what is dropped (not the last output), every option."""
     module = FusedLSTM(
-        I, H, 2, bidirectional=True, dropout=0.4, recurrent_dropout=0.3, dtype=torch.float64, device=device
-    )
+        I, H, 2, bidirectional=True, dtype=torch.float64, device=device,
+        **NEW_OPTIONS["all"] | {"dropout": 0.4, "variational": variational},
+    )  # fmt: skip
     x, (h_0, c_0), _ = arguments("seq_first", module, device=device)
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c"]
     seed = torch.tensor(12, device=device)
     y, h_n, c_n = x, [], []
     for layer in range(2):
         outputs = []
         for k, (suffix, reverse) in enumerate([("", False), ("_reverse", True)]):
-            names = [f"{n}_l{layer}{suffix}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             stream = 2 * layer + k
+            weights = (getattr(module, f"{n}_l{layer}{suffix}") for n in names)
             output, h, c = reference.lstm_layer(
-                y, h_0[stream], c_0[stream], *(getattr(module, n) for n in names), seed=seed,
-                reverse=reverse, dropout=0.4 if layer == 0 else 0.0, recurrent_dropout=0.3, stream=stream,
+                y, h_0[stream], c_0[stream], *weights, seed=seed, reverse=reverse, dropout=0.4 if layer == 0 else 0.0,
+                variational=variational, recurrent_dropout=0.3, zoneout_h=0.1, zoneout_c=0.2, eps=1e-3, stream=stream,
             )  # fmt: skip
             outputs.append(output)
             h_n.append(h)
