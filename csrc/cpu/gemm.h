@@ -192,24 +192,19 @@ void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, 
 // Gate panels [first, last) of W^T, W [4H, K].
 template <typename T>
 void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed) {
-  constexpr int64_t kBlock = 64;  // of k, so that the scattered writes stay in the first-level cache
-  for (int64_t p = first; p < last; ++p) {
-    T* panel = packed + p * depth * kPanelColumns<T>;
-    for (int64_t k0 = 0; k0 < depth; k0 += kBlock) {
-      const int64_t k1 = k0 + kBlock < depth ? k0 + kBlock : depth;
-      for (int64_t gate = 0; gate < 4; ++gate)
-        for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-          const int64_t unit = p * kLanes<T> + lane;
-          T* to = panel + gate * kLanes<T> + lane;
-          if (unit < hidden_size) {
-            const T* from = weight + (gate * hidden_size + unit) * depth;
-            for (int64_t k = k0; k < k1; ++k) to[k * kPanelColumns<T>] = from[k];
-          } else {
-            for (int64_t k = k0; k < k1; ++k) to[k * kPanelColumns<T>] = 0;
-          }
-        }
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t p = first; p < last; ++p)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      T* const to = packed + p * depth * kPanelColumns<T> + gate * L;
+      const T* const from = weight + (gate * hidden_size + p * L) * depth;
+      const int64_t units = hidden_size - p * L < L ? hidden_size - p * L : L;
+      int64_t k = 0;
+      if (units == L)
+        for (; k + L <= depth; k += L) transpose_square(from + k, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
+      for (; k < depth; ++k)
+        for (int64_t lane = 0; lane < L; ++lane)
+          to[k * kPanelColumns<T> + lane] = lane < units ? from[lane * depth + k] : T(0);
     }
-  }
 }
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

@@ -91,6 +91,51 @@ LSTM_FUSED_FN T sum_lanes(Vec<T> v) {
   return lanes[0];
 }
 
+// One stage of a transposition: lanes whose number has the bit `Distance` change places between a and b, so that a keeps
+// what belongs to the rows without that bit and b what belongs to the rows with it.
+template <typename T, int Distance>
+LSTM_FUSED_FN void exchange_lanes(Vec<T>& a, Vec<T>& b) {
+#if defined(__clang__)
+  for (int lane = 0; lane < kLanes<T>; ++lane)
+    if (!(lane & Distance)) {
+      const T moved = a[lane + Distance];
+      a[lane + Distance] = b[lane];
+      b[lane] = moved;
+    }
+#else
+  using Bits = typename VecTraits<T>::Bits;
+  Bits first{}, second{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    const bool moves = lane & Distance;
+    first[lane] = moves ? kLanes<T> + lane - Distance : lane;
+    second[lane] = moves ? kLanes<T> + lane : lane + Distance;
+  }
+  const Vec<T> low = __builtin_shuffle(a, b, first);
+  b = __builtin_shuffle(a, b, second);
+  a = low;
+#endif
+}
+
+// Transposes a square of lanes x lanes values in registers.
+template <typename T, int Distance = kLanes<T> / 2>
+LSTM_FUSED_FN void transpose(Vec<T> (&rows)[kLanes<T>]) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes<T>; ++row)
+    if (!(row & Distance)) exchange_lanes<T, Distance>(rows[row], rows[row + Distance]);
+  if constexpr (Distance > 1) transpose<T, Distance / 2>(rows);
+}
+
+// to[c * to_stride + r] = from[r * from_stride + c] for r < lanes and c < lanes.
+template <typename T>
+LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  Vec<T> rows[kLanes<T>];
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes<T>; ++row) rows[row] = load(from + row * from_stride);
+  transpose<T>(rows);
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
+}
+
 LSTM_FUSED_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 LSTM_FUSED_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

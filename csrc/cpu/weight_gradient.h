@@ -68,13 +68,18 @@ void unpack_gradient(const T* sums, int64_t hidden_size, int64_t columns, int64_
   const int64_t stride = round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
   const int64_t begin = first * kPanelColumns<T>;
   const int64_t end = last * kPanelColumns<T> < 4 * hidden_size ? last * kPanelColumns<T> : 4 * hidden_size;
-  constexpr int64_t kBlock = 16;  // one cache line of floats either way
-  for (int64_t g0 = begin; g0 < end; g0 += kBlock)
-    for (int64_t k0 = 0; k0 < columns; k0 += kBlock) {
-      const int64_t g1 = g0 + kBlock < end ? g0 + kBlock : end;
-      const int64_t k1 = k0 + kBlock < columns ? k0 + kBlock : columns;
-      for (int64_t g = g0; g < g1; ++g)
-        for (int64_t k = k0; k < k1; ++k) d_weight[g * columns + k] = sums[k * stride + g];
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t g = begin; g < end; g += L)
+    for (int64_t k = 0; k < columns; k += L) {
+      const T* const from = sums + k * stride + g;
+      T* const to = d_weight + g * columns + k;
+      if (g + L <= end && k + L <= columns) {
+        transpose_square(from, stride, to, columns);
+      } else {
+        for (int64_t row = 0; row < L && g + row < end; ++row)
+          for (int64_t column = 0; column < L && k + column < columns; ++column)
+            to[row * columns + column] = from[column * stride + row];
+      }
     }
 }
 
