@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("LSTM_FUSED_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    # Threads that wait do so without burning their core: on a machine that others use too, a step is several times
+    # faster. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return _run(arguments)
     except SystemExit as end:

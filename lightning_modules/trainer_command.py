@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -91,12 +91,20 @@ def _split_equals(arguments: list[str]) -> list[str]:
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """Tells a mistake in one line, with the name that may have been meant."""
+    """Tells a mistake in one line, with the name that may have been meant; takes no option by its beginning alone."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
+        first, _, rest = message.partition("\n")
+        _, _, causes = rest.partition("Errors:\n")
+        if causes:  # all that was tried and all that was given is told too: the causes are enough
+            causes = [cause.strip() for cause in causes.partition("Given value")[0].split("- ")]
+            message = f"{first} {'; '.join(cause for cause in causes if cause and 'NoneType' not in cause)}"
         message = " ".join(message.split())
         unknown = re.search(r"(?:ption '|arguments: --)([\w.]+)", message)
-        if unknown:
+        if unknown and "did you mean" not in message:
             close = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), n=1, cutoff=0.7)
             message += f"; did you mean '{close[0]}'?" if close else ""
         raise ValueError(message) from ex
@@ -152,14 +160,16 @@ class TrainerCommand(LightningCLI):
         super().instantiate_classes()
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.datamodule).__qualname__)):
             self.datamodule.load_state_dict(state)
-        # Bad data is told here, before a folder is made for the run.
+        # Bad data and bad sizes are told here, before a folder is made for the run.
         self.datamodule.setup(self.subcommand)
+        self.model.build(self.datamodule)
         if self.subcommand == "fit" and self.datamodule.has_test():
             self.datamodule.setup("test")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
-        extra = [callbacks.Interruption()]
+        self.interruption = callbacks.Interruption()
+        extra: list[Callback] = [self.interruption]
         if given.enable_progress_bar is not False:
             extra.append(callbacks.ProgressBar())
         if self.subcommand == "fit":
@@ -193,6 +203,8 @@ class TrainerCommand(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best weights, which :class:`callbacks.RestoreBest` has put into the model."""
+        if self.interruption.interrupted:  # after the last batch of all
+            raise KeyboardInterrupt
         if self.trainer.received_sigterm:
             raise SIGTERMException
         if self.trainer.fast_dev_run:
@@ -224,6 +236,7 @@ def _silence() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
         ".*does not have many workers.*",
         ".*tensorboardX.*",
         ".*is smaller than the logging interval.*",

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_modules.checkpoints import load_checkpoint
 
@@ -20,29 +20,28 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val_loss", mode: str = "min") -> None:
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self._resumed_from: str | None = None
+        self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._trainer_is_zero, self._barrier = trainer.is_global_zero, trainer.strategy.barrier
-        self._resumed_from = trainer.ckpt_path if stage == "fit" else None
+        self._trainer = trainer
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._resumed_from is None:
-            return
         score = state_dict.get("best_model_score")
-        before = Path(self._resumed_from).with_name("best.ckpt")
-        if score is None or not before.is_file() or self._score(before) != float(score):
+        if self._trainer.state.fn != "fit" or score is None:
+            return
+        before = Path(self._trainer.ckpt_path).with_name("best.ckpt")
+        if not before.is_file() or self._score(before) != float(score):
             rank_zero_warn(
-                f"no best.ckpt with the score so far lies beside '{self._resumed_from}': the best of this "
+                f"no best.ckpt with the score so far lies beside '{self._trainer.ckpt_path}': the best of this "
                 f"run is that of its own epochs"
             )
             return
         best = Path(self.dirpath) / "best.ckpt"
-        if self._trainer_is_zero and best.resolve() != before.resolve():
+        if self._trainer.is_global_zero and best.resolve() != before.resolve():
             best.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(before, best)
-        self._barrier()
+        self._trainer.strategy.barrier()
         path = str(best)
         super().load_state_dict(
             state_dict
@@ -91,4 +90,3 @@ class RestoreBest(Callback):
         checkpoint = load_checkpoint(best.best_model_path)
         pl_module.load_state_dict(checkpoint["state_dict"])
         self.best_epoch = checkpoint["epoch"]
-        rank_zero_info(f"The weights are those of the best epoch, {self.best_epoch}.")

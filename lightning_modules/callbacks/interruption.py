@@ -6,61 +6,49 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class Interruption(Callback):
     """Saves ``checkpoints/interrupted.ckpt`` when Ctrl-C, SIGTERM or an exception ends a fit; best and last stay.
 
-    The first Ctrl-C takes effect when the running batch is done, so that the checkpoint is exact to resume from; a
-    second one stops at once. An exception inside a batch or a validation leaves no well-defined place to resume from: then nothing is
-    saved, and ``last.ckpt`` is the newest.
-
-    Lightning acts on SIGTERM in training alone; this callback also ends a test or a prediction.
+    The first Ctrl-C takes effect when the running batch is done - or the validation, where that batch was an epoch's
+    last - so that the checkpoint is exact to resume from; a second one stops at once. Inside a batch or a validation
+    there is no well-defined place to resume from, and at an epoch's end ``last.ckpt`` has just been written: then
+    nothing more is saved, and ``last.ckpt`` is what to resume from.
     """
 
     def __init__(self) -> None:
-        self._interrupted = False
-        self._previous_handler: Any = None
+        self.interrupted = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over Ctrl-C; when the fit ends in any way, Lightning puts back all handlers there were before it."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.interrupted = False
+        previous = signal.getsignal(signal.SIGINT)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handler()
+        def stop_after_the_batch(signum: int, frame: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, previous)
+            trainer.print("\nStopping when this batch is done; Ctrl-C again stops at once.")
 
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+        signal.signal(signal.SIGINT, stop_after_the_batch)
 
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        self._interrupted = True
-        self._restore_handler()
-        rank_zero_info("\nStopping when this batch is done; Ctrl-C again stops at once.")
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self._interrupted:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.interrupted and not trainer.is_last_batch:
             raise KeyboardInterrupt
 
-    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Lightning acts on SIGTERM in training and evaluation alone."""
         if trainer.received_sigterm:
             raise SIGTERMException
 
-    on_predict_batch_end = on_test_batch_end
-
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.received_sigterm and trainer.state.fn == "validate":
-            raise SIGTERMException
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_handler()
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        inside_batch = progress.current.ready != progress.current.processed
-        if not trainer.training or inside_batch or trainer.global_step == 0 or trainer.fast_dev_run:
+        between_batches = progress.current.ready == progress.current.processed and not progress.is_last_batch
+        if not trainer.training or not between_batches or trainer.global_step == 0 or trainer.fast_dev_run:
             return
         path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
-        rank_zero_info(f"Stopped at step {trainer.global_step}; --ckpt_path {path} goes on from there.")
+        trainer.print(f"Stopped at step {trainer.global_step}; --ckpt_path {path} goes on from there.")

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class LearningCurves(Callback):
     """Draws ``learning_curves.png`` in the run's folder: the losses of training and validation by epoch.
 
-    It is drawn anew after every epoch, so an interrupted run has one too, and a resumed run's begins at the first epoch.
+    It is drawn anew after every epoch, so an interrupted run has one too; a resumed run's begins at the first epoch.
     ``epochs`` has every epoch's figures.
     """
 

@@ -8,7 +8,7 @@ from lightning_modules.generation import generate
 
 
 class TextSample(Callback):
-    """Writes ``sample.txt``, a text the model makes up, to the run's folder, and prints it.
+    """Writes ``sample.txt`` to the run's folder, and prints it: the valid text's first words and how the model goes on.
 
     Args:
         length: tokens to make up.
@@ -21,9 +21,15 @@ class TextSample(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
+        prompt = " ".join(trainer.datamodule.text("valid").split()[:6])[:40]
         text = generate(
-            pl_module.net, trainer.datamodule.vocabulary, length=self.length, temperature=self.temperature, seed=0
+            pl_module.net,
+            trainer.datamodule.vocabulary,
+            prompt=prompt,
+            length=self.length,
+            temperature=self.temperature,
+            seed=0,
         )
         if trainer.log_dir is not None:
             (Path(trainer.log_dir) / "sample.txt").write_text(text + "\n", encoding="utf-8")
-        print(f"\nA sample at temperature {self.temperature}:\n{text}\n")
+        print(f"\nA sample at temperature {self.temperature}, after '{prompt}':\n{text}\n")

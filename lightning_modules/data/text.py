@@ -86,11 +86,10 @@ class TextDataModule(LightningDataModule):
             if self.hparams.path is None
             else read_files(list_files(self.hparams.path), self.hparams.encoding)
         )
-        cuts = [round(len(text) * sum(self.hparams.split[:count]) / sum(self.hparams.split)) for count in range(4)]
-        if self.hparams.level == "word":
-            cuts = [_next_space(text, cut) for cut in cuts]
+        shares = self.hparams.split
+        cuts = [_next_space(text, round(len(text) * sum(shares[:count]) / sum(shares))) for count in range(4)]
         pieces = {name: text[start:end] for name, start, end in zip(SPLITS, cuts, cuts[1:], strict=False)}
-        return pieces if self.hparams.split[2] > 0 else {name: pieces[name] for name in ("train", "valid")}
+        return pieces if shares[2] > 0 else {name: pieces[name] for name in ("train", "valid")}
 
     def has_test(self) -> bool:
         """Whether there is a test text."""

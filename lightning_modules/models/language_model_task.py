@@ -1,5 +1,6 @@
 """Training a language model: what a step is, what is carried from batch to batch, what is logged."""
 
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
+from lightning_modules.data import TextDataModule
 from lightning_modules.models.language_model import LanguageModel, State
 from lightning_modules.models.metrics import BitsPerCharacter, Perplexity
 from lightning_modules.models.optimizers import (
@@ -17,8 +19,6 @@ from lightning_modules.models.optimizers import (
     partition_parameters,
 )
 from lightning_modules.models.recurrent import options_left_out
-
-NET_ARGUMENTS = ["vocab_size", "embedding_size", "hidden_size", "num_layers", "cell", "tied", "dropout", "variational", "layer_norm", "recurrent_dropout", "zoneout", "forget_bias"]
 
 
 class LanguageModelTask(LightningModule):
@@ -81,29 +81,34 @@ class LanguageModelTask(LightningModule):
         self.save_hyperparameters()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        self.net: LanguageModel | None = None
+        for name in ("lr", "weight_decay", "momentum", "warmup_steps"):
+            if not self.hparams[name] >= 0:
+                raise ValueError(f"{name} must be at least 0, got {self.hparams[name]}")
+        self.net = None if vocab_size is None else self._new_net()
         self.train_state: State | None = None
         self.eval_state: State | None = None
-        if vocab_size is not None:
-            self.configure_model()
 
     # The model ------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Builds the net once its vocabulary is known. Lightning calls this before it loads any weights."""
+        """Lightning calls this before it loads any weights."""
+        self.build(self.trainer.datamodule)
+
+    def build(self, data: TextDataModule) -> None:
+        """Builds the net for the data's vocabulary, unless it is built."""
+        size = len(data.vocabulary)
         if self.net is None:
-            if self.hparams.vocab_size is None:
-                self.hparams.vocab_size = len(self.trainer.datamodule.vocabulary)
-            self.net = LanguageModel(**{name: self.hparams[name] for name in NET_ARGUMENTS})
+            self.hparams.vocab_size = size
+            self.net = self._new_net()
+        elif self.hparams.vocab_size != size:
+            raise ValueError(f"vocab_size must be that of the data's vocabulary, {size}, got {self.hparams.vocab_size}")
+
+    def _new_net(self) -> LanguageModel:
+        return LanguageModel(**{name: self.hparams[name] for name in signature(LanguageModel).parameters})
 
     def setup(self, stage: str) -> None:
-        vocabulary = self.trainer.datamodule.vocabulary
-        if self.hparams.vocab_size not in (None, len(vocabulary)):
-            raise ValueError(
-                f"the model has vocab_size {self.hparams.vocab_size}, the text's vocabulary {len(vocabulary)} tokens"
-            )
         metrics = {"loss": MeanMetric(), "ppl": Perplexity()}
-        if vocabulary.level == "char":
+        if self.trainer.datamodule.vocabulary.level == "char":
             metrics["bpc"] = BitsPerCharacter()
         self.val_metrics = MetricCollection(metrics, prefix="val_")
         self.test_metrics = self.val_metrics.clone(prefix="test_")
@@ -168,8 +173,10 @@ class LanguageModelTask(LightningModule):
             self.hparams.weight_decay,
             self.hparams.momentum,
         )
+        # Asked here and not in a step, the trainer would open the train loader before a resumed run has told the
+        # loader where to go on.
         factor = learning_rate_factor(
-            self.hparams.lr_schedule, self.hparams.warmup_steps, self.trainer.estimated_stepping_batches
+            self.hparams.lr_schedule, self.hparams.warmup_steps, lambda: self.trainer.estimated_stepping_batches
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

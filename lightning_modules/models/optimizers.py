@@ -55,11 +55,8 @@ def build_optimizer(
         momentum: of SGD.
 
     Raises:
-        ValueError: for another name, or a figure below 0.
+        ValueError: for another name.
     """
-    for argument, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-        if not value >= 0:
-            raise ValueError(f"{argument} must be at least 0, got {value}")
     groups = [
         {"params": list(partition.decayed.values()), "weight_decay": weight_decay},
         {"params": list(partition.spared.values()), "weight_decay": 0.0},
@@ -71,28 +68,29 @@ def build_optimizer(
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {name!r}")
 
 
-def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: float) -> Callable[[int], float]:
+def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: Callable[[], float]) -> Callable[[int], float]:
     """The factor on the learning rate at each step: a linear warm-up, then constant or a half cosine down to 0.
 
     Args:
         schedule: ``"constant"`` or ``"cosine"``.
         warmup_steps: steps until the full rate is reached.
-        total_steps: steps of the whole run; infinite where it has no limit, which leaves a cosine nothing to end at.
+        total_steps: gives the steps of the whole run; asked when a cosine first needs it, after step 0.
 
     Raises:
-        ValueError: for another schedule, or a cosine without an end.
+        ValueError: for another schedule, or a cosine in a run without an end.
     """
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"lr_schedule must be 'constant' or 'cosine', got {schedule!r}")
-    if schedule == "cosine" and math.isinf(total_steps):
-        raise ValueError("lr_schedule 'cosine' needs an end of the run: give trainer.max_epochs or trainer.max_steps")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        if schedule == "constant":
+        if schedule == "constant" or step == 0:
             return 1.0
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        end = total_steps()
+        if math.isinf(end):
+            raise ValueError("lr_schedule 'cosine' needs an end of the run: give trainer.max_epochs or max_steps")
+        progress = min(1.0, (step - warmup_steps) / max(1, end - warmup_steps))
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
