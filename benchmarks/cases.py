@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peers import LayerNormLSTM
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops, reference
+
+from .peers import LayerNormLSTM
 
 # T, B, I = H: language models, wide and narrow batches, long sequences.
 GRID = [

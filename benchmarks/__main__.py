@@ -1,8 +1,8 @@
 """Time lstm_fused against ``nn.LSTM`` and hand-written layer-normed LSTMs on this CPU.
 
-    python benchmarks/run.py                 everything: CSV, Markdown and a picture in benchmarks/results/
-    python benchmarks/run.py --quick         without the slow peers, fewer rounds
-    python benchmarks/run.py --threads 2
+    python -m benchmarks                 everything: CSV, Markdown and a picture in benchmarks/results/
+    python -m benchmarks --quick         without the slow peers, fewer rounds
+    python -m benchmarks --threads 2
 
 Absolute times mean little on a shared machine; read the ratios, and the share of the matrix ceiling of the same run.
 """
@@ -14,10 +14,11 @@ import csv
 import math
 from pathlib import Path
 
-import cases
 import matplotlib
 import torch
-from timing import ceiling, interleaved, machine
+
+from . import cases
+from .timing import ceiling, interleaved, machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -102,7 +103,9 @@ def picture(rows: list[dict[str, object]], facts: dict[str, str], path: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="without the slow peers, fewer rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")

@@ -1,0 +1,1 @@
+"""Speed of lstm_fused against what users would otherwise run; ``python -m benchmarks``."""
