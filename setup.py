@@ -19,6 +19,7 @@ from lstm_fused_flags import FLAGS, HAVE, ISAS, STABLE  # noqa: E402
 
 KERNELS = "csrc/cpu/kernels.cpp"
 BUILD_INFO = "csrc/build_info.cpp"
+COMPILE = [*FLAGS, f"-ffile-prefix-map={ROOT}/="]  # the same binary from whatever folder
 
 
 def relative(paths) -> list[str]:
@@ -57,7 +58,7 @@ def build_arguments() -> dict:
                 [KERNELS],
                 output_dir=os.path.join(self.build_temp, isa),
                 include_dirs=[str(ROOT / "csrc")],
-                extra_postargs=[*FLAGS, *ISAS[isa], f"-DLSTM_FUSED_ISA_NAME={isa}"],
+                extra_postargs=[*COMPILE, *ISAS[isa], f"-DLSTM_FUSED_ISA_NAME={isa}"],
             )
             return compiled
 
@@ -68,7 +69,7 @@ def build_arguments() -> dict:
         [source for source in sources if source not in (KERNELS, BUILD_INFO)],
         include_dirs=[str(ROOT / "csrc")],
         depends=[*headers, KERNELS],
-        extra_compile_args=[*FLAGS, *STABLE, *HAVE],
+        extra_compile_args=[*COMPILE, *STABLE, *HAVE],
         py_limited_api=True,
     )
     facts = {
@@ -83,7 +84,7 @@ def build_arguments() -> dict:
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         depends=headers,
         define_macros=[(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()],
-        extra_compile_args=[*FLAGS, *HAVE],
+        extra_compile_args=[*COMPILE, *HAVE],
         language="c++",
     )
     return {"ext_modules": [ops, info], "cmdclass": {"build_ext": Build}}

@@ -1,0 +1,69 @@
+# Every habit in one word; `make help` lists them.
+
+# Any Python >= 3.10.
+PYTHON ?= python3
+# The environment everything is installed in; made when missing.
+VENV ?= .venv
+# What to give pip when that environment has no torch. A version, because a looser wish may fetch a build for GPUs of
+# several gigabytes where a small one is at hand; options may follow: make test TORCH="torch --index-url URL".
+TORCH ?= torch==2.13.0
+# Handed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt".
+ARGS ?=
+
+BIN := $(VENV)/bin
+# A change in any of these installs the package anew; Python files are used where they are.
+BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp')
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all test-kernels test-compat bench lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(VENV)/.installed-train ## set up and train the default language model; leaves runs/char_lm/version_N
+	$(BIN)/lstm-fused fit -c char_lm $(ARGS)
+
+test: $(VENV)/.installed-dev ## the quick tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed-dev ## every test: also the slow ones, the sanitizers, and the oldest and newest torch
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(MAKE) test-kernels test-compat
+
+# The kernels without torch, under the address and undefined-behaviour sanitizers.
+test-kernels:
+	$(PYTHON) tests/kernels/run.py
+
+# One wheel on the oldest torch it serves and on the newest; fetches about 1.5 GB the first time.
+test-compat: $(VENV)/.installed-dev
+	$(BIN)/python tests/compat/run.py
+
+bench: $(VENV)/.installed-dev ## speed against nn.LSTM: CSV and a picture
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.installed-dev ## ruff and clang-format, changing files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean: ## remove what was built, not the environment and not runs/
+	rm -rf build dist *.egg-info src/*.egg-info src/lstm_fused/*.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.installed-*
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("lstm_fused needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The package in place, with the dependencies of one extra. torch first: the package is compiled against it.
+$(VENV)/.installed-%: $(BUILT_FROM) | $(BIN)/python
+	@echo "Setting up $(VENV) for '$*': a few minutes the first time"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[$*]"
+	@touch $@
