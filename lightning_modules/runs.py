@@ -1,6 +1,10 @@
 """Where configs and runs lie: bundled configs by name, a run's folder and what is in it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -36,6 +40,15 @@ def checkpoint_file(run: str | Path, which: str = "best") -> Path:
     if not checkpoint.is_file():
         raise FileNotFoundError(f"the folder '{run}' has no checkpoints/{which}.ckpt")
     return checkpoint
+
+
+def folder_of(trainer: "Trainer") -> Path | None:
+    """The folder of the trainer's run; ``None`` where it keeps none.
+
+    Every rank must ask: rank 0 tells the others.
+    """
+    folder = trainer.log_dir
+    return None if folder is None or trainer.fast_dev_run else Path(folder)
 
 
 def run_folder(checkpoint: str | Path) -> Path:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_modules import callbacks, data, models
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.loggers import WandbLogger
-from lightning_modules.runs import checkpoint_file, config_file, run_folder
+from lightning_modules.runs import checkpoint_file, config_file, folder_of, run_folder
 
 TRAINER_DEFAULTS = {
     "accelerator": "cpu",  # where the fused kernel runs
@@ -212,8 +212,8 @@ class TrainerCommand(LightningCLI):
         if self.datamodule.has_test():
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         else:
-            print("There is no test text, so nothing was tested.")
-        print(f"The run is in {self.trainer.log_dir}")
+            self.trainer.print("There is no test text, so nothing was tested.")
+        self.trainer.print(f"The run is in {folder_of(self.trainer)}")
 
     def predict(self, **options: Any) -> None:
         """Writes every token of the test text with its log-probability (nats) to ``predictions.csv`` of the run."""
@@ -236,6 +236,7 @@ def _silence() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*LeafSpec.*",
+        ".*all_gather is deprecated.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*does not have many workers.*",
         ".*tensorboardX.*",

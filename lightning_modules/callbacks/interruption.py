@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_modules.runs import folder_of
+
 
 class Interruption(Callback):
     """Saves ``checkpoints/interrupted.ckpt`` when Ctrl-C, SIGTERM or an exception ends a fit; best and last stay.
@@ -49,6 +51,6 @@ class Interruption(Callback):
         between_batches = progress.current.ready == progress.current.processed and not progress.is_last_batch
         if not trainer.training or not between_batches or trainer.global_step == 0 or trainer.fast_dev_run:
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        path = (folder_of(trainer) or Path(trainer.default_root_dir)) / "checkpoints" / "interrupted.ckpt"
         trainer.save_checkpoint(path)
         trainer.print(f"Stopped at step {trainer.global_step}; --ckpt_path {path} goes on from there.")

@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_modules.runs import folder_of
+
 
 class LearningCurves(Callback):
     """Draws ``learning_curves.png`` in the run's folder: the losses of training and validation by epoch.
@@ -23,8 +25,9 @@ class LearningCurves(Callback):
             if name.startswith("val_") or name == "train_loss_epoch"
         }
         self.epochs.append({"epoch": trainer.current_epoch, **figures})
-        if trainer.is_global_zero and trainer.log_dir is not None and not trainer.fast_dev_run:
-            self.draw(Path(trainer.log_dir) / "learning_curves.png")
+        folder = folder_of(trainer)
+        if trainer.is_global_zero and folder is not None:
+            self.draw(folder / "learning_curves.png")
 
     def draw(self, path: Path) -> None:
         """Writes the picture of the epochs so far."""

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning_modules.callbacks.checkpoints import RestoreBest
 from lightning_modules.callbacks.learning_curves import LearningCurves
 from lightning_modules.models.optimizers import describe_partition
+from lightning_modules.runs import folder_of
 
 
 class RunSummary(Callback):
@@ -29,8 +30,7 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
-        if trainer.log_dir is not None and not trainer.fast_dev_run:
-            self._folder = Path(trainer.log_dir)
+        self._folder = folder_of(trainer)
         partition = pl_module.decay_partition()
         self.summary = {
             "model": type(pl_module).__name__,

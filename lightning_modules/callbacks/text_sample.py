@@ -1,10 +1,9 @@
 """A sample of the model's text when training has ended."""
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.generation import generate
+from lightning_modules.runs import folder_of
 
 
 class TextSample(Callback):
@@ -19,6 +18,7 @@ class TextSample(Callback):
         self.length, self.temperature = length, temperature
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = folder_of(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         prompt = " ".join(trainer.datamodule.text("valid").split()[:6])[:40]
@@ -30,6 +30,6 @@ class TextSample(Callback):
             temperature=self.temperature,
             seed=0,
         )
-        if trainer.log_dir is not None:
-            (Path(trainer.log_dir) / "sample.txt").write_text(text + "\n", encoding="utf-8")
+        if folder is not None:
+            (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         print(f"\nA sample at temperature {self.temperature}, after '{prompt}':\n{text}\n")

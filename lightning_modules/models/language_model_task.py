@@ -135,7 +135,8 @@ class LanguageModelTask(LightningModule):
         if batch_idx == 0:
             self.train_state = None
         loss, self.train_state = self.model_step(batch, self.train_state, self.hparams.label_smoothing)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=batch[0].numel())
+        tokens = batch[0].numel()
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=tokens, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
