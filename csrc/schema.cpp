@@ -1,19 +1,19 @@
 // What every op takes and gives, and nothing else. Shapes and meanings: src/lstm_fused/ops.py.
 #include <torch/csrc/stable/library.h>
 
-#define LSTM_FUSED_WEIGHTS                                                                          \
-  "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_ln_ih, "    \
+#define LSTM_FUSED_WEIGHTS                                                                       \
+  "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_ln_ih, " \
   "Tensor? weight_ln_hh, Tensor? weight_ln_c, Tensor? bias_ln_c"
 #define LSTM_FUSED_LAYER_INPUTS \
   "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS ", Tensor? lengths, Tensor? seed"
 #define LSTM_FUSED_CELL_INPUTS "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS ", Tensor? seed"
-#define LSTM_FUSED_LAYER_OPTIONS                                                                        \
-  "bool reverse, float dropout, bool variational, float recurrent_dropout, float zoneout_h, "           \
+#define LSTM_FUSED_LAYER_OPTIONS                                                              \
+  "bool reverse, float dropout, bool variational, float recurrent_dropout, float zoneout_h, " \
   "float zoneout_c, bool training, float eps, int stream"
 #define LSTM_FUSED_CELL_OPTIONS \
   "int step, float recurrent_dropout, float zoneout_h, float zoneout_c, bool training, float eps, int stream"
-#define LSTM_FUSED_GRADIENTS                                                                   \
-  "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "       \
+#define LSTM_FUSED_GRADIENTS                                                             \
+  "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, " \
   "Tensor d_bias, Tensor d_weight_ln_ih, Tensor d_weight_ln_hh, Tensor d_weight_ln_c, Tensor d_bias_ln_c"
 
 STABLE_TORCH_LIBRARY(lstm_fused, m) {

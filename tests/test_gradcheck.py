@@ -32,3 +32,14 @@ def test_other_seeds(device):
             ops.lstm_layer, *layer_case(EVERYTHING, T=3, B=2, I=2, H=3, seed=seed, device=device)
         )
         assert torch.autograd.gradcheck(function, values, fast_mode=True)
+
+
+@pytest.mark.parametrize("on", [*option_sets()[:1], EVERYTHING], ids=label)
+def test_second_derivatives(on, device):
+    function, values = positional(ops.lstm_layer, *layer_case(on, T=2, B=2, I=2, H=2, device=device))
+    assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
+
+
+def test_second_derivatives_of_the_cell(device):
+    function, values = positional(ops.lstm_cell, *cell_case((), B=2, I=2, H=2, device=device))
+    assert torch.autograd.gradgradcheck(function, values, fast_mode=True)

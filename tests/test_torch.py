@@ -170,3 +170,19 @@ def test_meta_tensors():
     output, h_n, c_n = ops.lstm_layer(**{name: x.to("meta") for name, x in tensors.items()}, **options)
     assert output.is_meta
     assert (output.shape, h_n.shape, c_n.shape) == ((3, 2, 5), (2, 5), (2, 5))
+
+
+def test_autocast_computes_in_float32():
+    lstm = FusedLSTM(5, 7, num_layers=2, layer_norm=True)
+    x = torch.randn(4, 3, 5).bfloat16().float().requires_grad_()
+    half = x.detach().bfloat16().requires_grad_()
+    want, _ = lstm(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = lstm(half)
+        cell, _ = FusedLSTMCell(5, 7)(half[0])
+    assert got.dtype == cell.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    got.sum().backward()
+    want.sum().backward()
+    assert half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(half.grad, x.grad.bfloat16())

@@ -58,9 +58,9 @@ struct BackwardScratch {
   const T** a;  // [rows or projection rows]
   T** out;
   T *d_h, *d_c;  // [rows, stride], kept from chunk to chunk
-  T *gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
-  T *cell;       // [stride] normalised c' of a row
-  T *d_cell;     // [stride] gradient of the normalised c'
+  T* gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
+  T* cell;       // [stride] normalised c' of a row
+  T* d_cell;     // [stride] gradient of the normalised c'
   BlockMasks<T> masks;
 
   BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
@@ -225,7 +225,8 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
     for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
       gemm_tile<T, R>(
-          RowPointers<T, R>::from(scratch.a + first), 4 * H, panel, kPanelColumns<T>, [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
+          RowPointers<T, R>::from(scratch.a + first), 4 * H, panel, kPanelColumns<T>,
+          [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             const int64_t column = columns.offset<T>(p, j);
             if (column >= H) return;

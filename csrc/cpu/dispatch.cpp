@@ -3,9 +3,9 @@
 
 namespace lstm_fused::cpu {
 
-#define LSTM_FUSED_DECLARE(isa)              \
-  namespace isa {                            \
-  extern const Kernels<float> float_kernels; \
+#define LSTM_FUSED_DECLARE(isa)                \
+  namespace isa {                              \
+  extern const Kernels<float> float_kernels;   \
   extern const Kernels<double> double_kernels; \
   }
 LSTM_FUSED_DECLARE(baseline)

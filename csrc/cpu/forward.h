@@ -19,21 +19,22 @@
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
-constexpr int64_t kProjectionRows = 96;  // rows of one input projection: enough to reuse a panel, few enough to stay cached
+constexpr int64_t kProjectionRows =
+    96;  // rows of one input projection: enough to reuse a panel, few enough to stay cached
 
 // Everything a step needs of one row. Tensor rows hold H (or 4H) values, scratch rows are padded.
 template <typename T>
 struct StepRow {
-  T* gates;                                            // [4H] in: W_ih x (+ b without layer norm), out: activations
-  T* recurrent;                                        // [4H] W_hh h~, layer norm only
-  T* stats;                                            // [6], layer norm only
-  T* c;                                                // scratch: c_{t-1} in, c_t out
-  const T* h_prev;                                     // scratch: h_{t-1}
-  T* h;                                                // scratch: h_t
-  T* h_masked;                                         // scratch: h~_t, where it differs from h_t
-  T* cells;                                            // [H] saved c_t, or null
-  T* hidden;                                           // [H] saved h_t, or null
-  T* output;                                           // [H] y_t
+  T* gates;                                              // [4H] in: W_ih x (+ b without layer norm), out: activations
+  T* recurrent;                                          // [4H] W_hh h~, where it is needed as a whole row
+  T* stats;                                              // [6], layer norm only
+  T* c;                                                  // scratch: c_{t-1} in, c_t out
+  const T* h_prev;                                       // scratch: h_{t-1}
+  T* h;                                                  // scratch: h_t
+  T* h_masked;                                           // scratch: h~_t, where it differs from h_t
+  T* cells;                                              // [H] saved c_t, or null
+  T* hidden;                                             // [H] saved h_t, or null
+  T* output;                                             // [H] y_t
   const T *m_output, *m_hidden, *zoneout_h, *zoneout_c;  // masks, or null
 };
 
@@ -48,7 +49,7 @@ struct ForwardScratch {
   T* h;                // [rows, stride] h_t where h~_t differs, else null
   T* c;                // [rows, stride]
   T* gates;            // [chunk_rows, 4H], where they are not saved
-  T* recurrent;        // [rows, 4H], where it is not saved
+  T* recurrent;        // [rows, 4H] W_hh h~, where it is not saved
   T* stats;            // [chunk_rows, 6], where they are not saved
   T* tile;             // one register tile
   T* row_scratch;      // [2, stride] of one row: o and c'
@@ -66,7 +67,7 @@ struct ForwardScratch {
     h = options.recurrent_dropout > 0 ? arena.take<T>(row_count * stride) : nullptr;
     c = arena.take<T>(row_count * stride);
     gates = saves ? nullptr : arena.take<T>(chunk_rows * gates_size);
-    recurrent = saves || !options.layer_norm ? nullptr : arena.take<T>(row_count * gates_size);
+    recurrent = saves && options.layer_norm ? nullptr : arena.take<T>(row_count * gates_size);
     stats = saves || !options.layer_norm ? nullptr : arena.take<T>(chunk_rows * 6);
     tile = arena.take<T>(kTileRows * kPanelColumns<T>);
     row_scratch = arena.take<T>(2 * stride);
@@ -87,12 +88,26 @@ LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec
   store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
 }
 
+// Without layer norm, for lanes [j, j + n): from the recurrence's share of the four gates to c_t and h_t.
+template <typename T>
+LSTM_FUSED_FN void plain_units(const StepRow<T>& row, int64_t H, int64_t j, int64_t n, const Gates<Vec<T>>& recurrent) {
+  const Gates<Vec<T>> gates = {
+      sigmoid(load(row.gates + j, n) + recurrent.i), sigmoid(load(row.gates + H + j, n) + recurrent.f),
+      tanh(load(row.gates + 2 * H + j, n) + recurrent.g), sigmoid(load(row.gates + 3 * H + j, n) + recurrent.o)};
+  store(row.gates + j, gates.i, n);
+  store(row.gates + H + j, gates.f, n);
+  store(row.gates + 2 * H + j, gates.g, n);
+  store(row.gates + 3 * H + j, gates.o, n);
+  const Vec<T> c_prev = load(row.c + j);
+  const Vec<T> c = cell_state(gates, c_prev);
+  finish_units<T>(row, j, n, c_prev, c, gates.o * tanh(c));
+}
+
 // Without layer norm: the recurrence and the gates, panel by panel.
 template <typename T>
 void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   const GateColumns columns{H};
-  for (int64_t r = 0; r < active; ++r) scratch.a[r] = scratch.h_now + r * scratch.stride;
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const int64_t j = p * kLanes<T>, n = H - j;
     const T* panel = task.packed_hh + p * H * kPanelColumns<T>;
@@ -105,21 +120,38 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
               LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); },
           Prefetch::share(panel, H, tile));
       for (int i = 0; i < R; ++i) {
-        const StepRow<T>& row = scratch.rows[first + i];
         const T* z = scratch.tile + i * kPanelColumns<T>;
-        const Gates<Vec<T>> gates = {sigmoid(load(row.gates + j, n) + load(z)),
-                                     sigmoid(load(row.gates + H + j, n) + load(z + kLanes<T>)),
-                                     tanh(load(row.gates + 2 * H + j, n) + load(z + 2 * kLanes<T>)),
-                                     sigmoid(load(row.gates + 3 * H + j, n) + load(z + 3 * kLanes<T>))};
-        store(row.gates + j, gates.i, n);
-        store(row.gates + H + j, gates.f, n);
-        store(row.gates + 2 * H + j, gates.g, n);
-        store(row.gates + 3 * H + j, gates.o, n);
-        const Vec<T> c_prev = load(row.c + j);
-        const Vec<T> c = cell_state(gates, c_prev);
-        finish_units<T>(row, j, n, c_prev, c, gates.o * tanh(c));
+        plain_units<T>(scratch.rows[first + i], H, j, n,
+                       {load(z), load(z + kLanes<T>), load(z + 2 * kLanes<T>), load(z + 3 * kLanes<T>)});
       }
     });
+  }
+}
+
+// W_hh h~ of all rows as whole rows.
+template <typename T>
+LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size;
+  for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
+  if (task.packed_hh)
+    gemm_rows<T>(active, scratch.a, H, task.packed_hh, GateColumns{H}, nullptr, scratch.out);
+  else
+    gemm_unpacked<T>(active, scratch.a, H, task.in.weight_hh, 4 * H, nullptr, scratch.out);
+}
+
+// Without layer norm and without packed weights.
+template <typename T>
+void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size;
+  recurrent_rows(task, scratch, active);
+  for (int64_t r = 0; r < active; ++r) {
+    const StepRow<T>& row = scratch.rows[r];
+    for (int64_t j = 0; j < H; j += kLanes<T>) {
+      const int64_t n = H - j;
+      plain_units<T>(row, H, j, n,
+                     {load(row.recurrent + j, n), load(row.recurrent + H + j, n), load(row.recurrent + 2 * H + j, n),
+                      load(row.recurrent + 3 * H + j, n)});
+    }
   }
 }
 
@@ -171,11 +203,7 @@ LSTM_FUSED_FN Gates<Vec<T>> normalized_gates(const LayerInputs<T>& in, const T* 
 template <typename T>
 void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
-  for (int64_t r = 0; r < active; ++r) {
-    scratch.a[r] = scratch.h_now + r * scratch.stride;
-    scratch.out[r] = scratch.rows[r].recurrent;
-  }
-  gemm_rows<T>(active, scratch.a, H, task.packed_hh, GateColumns{H}, nullptr, scratch.out);
+  recurrent_rows(task, scratch, active);
   T* const o = scratch.row_scratch;
   T* const cell = scratch.row_scratch + scratch.stride;
   for (int64_t r = 0; r < active; ++r) {
@@ -263,8 +291,11 @@ void forward(const ForwardTask<T>& task) {
         scratch.a[chunk_count] = task.in.input + position * I;
         scratch.out[chunk_count] = gates_row(chunk_count, position);
       }
-    gemm_rows<T>(chunk_count, scratch.a, I, task.packed_ih, GateColumns{H}, options.layer_norm ? nullptr : task.bias,
-                 scratch.out);
+    const T* const bias = options.layer_norm ? nullptr : task.bias;
+    if (task.packed_ih)
+      gemm_rows<T>(chunk_count, scratch.a, I, task.packed_ih, GateColumns{H}, bias, scratch.out);
+    else
+      gemm_unpacked<T>(chunk_count, scratch.a, I, task.in.weight_ih, 4 * H, bias, scratch.out);
 
     int64_t n = 0;
     for (int64_t s = chunk; s < chunk_end; ++s) {
@@ -274,9 +305,10 @@ void forward(const ForwardTask<T>& task) {
         fill_fresh_masks(options, masks, stride, H, r, b, t);
         const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
         StepRow<T>& row = scratch.rows[r];
+        scratch.a[r] = scratch.h_now + r * stride;
         row.gates = gates_row(n, position);
+        row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + position * 4 * H;
         if (options.layer_norm) {
-          row.recurrent = saves ? saved.recurrent + position * 4 * H : scratch.recurrent + r * 4 * H;
           row.stats = stats_row(n, position);
           row_stats(row.gates, 4, H, options.eps, row.stats);
         }
@@ -294,8 +326,10 @@ void forward(const ForwardTask<T>& task) {
       }
       if (options.layer_norm)
         layer_norm_step(task, scratch, active);
-      else
+      else if (task.packed_hh)
         plain_step(task, scratch, active);
+      else
+        unpacked_step(task, scratch, active);
       T* const h_last = scratch.h_now;
       scratch.h_now = scratch.h_next;
       scratch.h_next = h_last;

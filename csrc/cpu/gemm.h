@@ -171,6 +171,50 @@ LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, co
   }
 }
 
+// The sums of the lanes of L vectors, as one vector: lane r is the sum of rows[r].
+template <typename T, int Distance = kLanes<T> / 2>
+LSTM_FUSED_FN Vec<T> sums_of_lanes(Vec<T> (&rows)[kLanes<T>]) {
+#pragma GCC unroll 16
+  for (int row = 0; row < Distance; ++row) {
+    exchange_lanes<T, Distance>(rows[row], rows[row + Distance]);
+    rows[row] += rows[row + Distance];
+  }
+  if constexpr (Distance > 1)
+    return sums_of_lanes<T, Distance / 2>(rows);
+  else
+    return rows[0];
+}
+
+// out[r] = bias + W a[r] for r < count, W [N, K] as it lies: for products so small that packing W would cost more than
+// it saves. As many rows of W as a vector has lanes are multiplied side by side; their sums make one vector.
+template <typename T>
+LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth, const T* weight, int64_t columns,
+                                 const T* bias, T* const* out) {
+  constexpr int L = kLanes<T>;
+  for (int64_t n = 0; n < columns; n += L) {
+    const int64_t width = columns - n < L ? columns - n : L;
+    const T* row[L];
+    for (int64_t lane = 0; lane < L; ++lane) row[lane] = weight + (n + (lane < width ? lane : 0)) * depth;
+    for (int64_t r = 0; r < count; ++r) {
+      Vec<T> acc[L] = {};
+      int64_t k = 0;
+      for (; k + L <= depth; k += L) {
+        const Vec<T> x = load(a[r] + k);
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) acc[lane] += load(row[lane] + k) * x;
+      }
+      if (k < depth) {
+        const Vec<T> x = load(a[r] + k, depth - k);
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) acc[lane] += load(row[lane] + k, depth - k) * x;
+      }
+      Vec<T> sums = sums_of_lanes<T>(acc);
+      if (bias) sums += load(bias + n, width);
+      store(out[r] + n, sums, width);
+    }
+  }
+}
+
 // Panels [first, last) of a [K, N] matrix.
 template <typename T>
 void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed) {

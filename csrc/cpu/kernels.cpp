@@ -35,11 +35,25 @@ int64_t plain_panels(int64_t columns) {
 
 template <typename T>
 constexpr Kernels<T> make_table() {
-  return {forward_scratch<T>, forward<T>,         backward_scratch<T>, backward<T>,
-          finish_backward<T>, gate_panels<T>,     plain_panels<T>,     kPanelColumns<T>,
-          pack_gates<T>,      pack_plain<T>,      padded,              kGradientBlock,
-          gradient_stride<T>, parameter_sums_of<T>, pack_transposed<T>, weight_gradient<T>,
-          unpack_gradient<T>, apply_sigmoid<T>,   apply_tanh<T>};
+  return {forward_scratch<T>,
+          forward<T>,
+          backward_scratch<T>,
+          backward<T>,
+          finish_backward<T>,
+          gate_panels<T>,
+          plain_panels<T>,
+          kPanelColumns<T>,
+          pack_gates<T>,
+          pack_plain<T>,
+          padded,
+          kGradientBlock,
+          gradient_stride<T>,
+          parameter_sums_of<T>,
+          pack_transposed<T>,
+          weight_gradient<T>,
+          unpack_gradient<T>,
+          apply_sigmoid<T>,
+          apply_tanh<T>};
 }
 
 }  // namespace

@@ -24,8 +24,8 @@ struct ForwardTask {
   LayerOutputs<T> out;
   Schedule schedule;
   int64_t first, last;
-  const T* packed_ih;  // gate panels
-  const T* packed_hh;  // gate panels
+  const T* packed_ih;  // gate panels; null where packing costs more than it saves: the weights are used as they lie
+  const T* packed_hh;  // gate panels, or null with packed_ih
   const T* bias;       // [4H], both biases together
   char* scratch;       // forward_scratch() bytes
 };
@@ -59,13 +59,13 @@ struct BackwardTask {
 template <typename T>
 struct WeightGradientTask {
   int64_t input_size, hidden_size;
-  int64_t rows;            // of the chunk
+  int64_t rows;  // of the chunk
   int64_t first, last;
-  const T* packed_input;   // by pack_transposed
+  const T* packed_input;  // by pack_transposed
   const T* packed_hidden;
   const T* d_gates_ih;
   const T* d_gates_hh;
-  T* sums;                 // [I + H, gradient_stride], accumulated over the chunks
+  T* sums;  // [I + H, gradient_stride], accumulated over the chunks
   bool first_chunk;
 };
 
@@ -96,7 +96,8 @@ struct Kernels {
   void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed);
   void (*weight_gradient)(const WeightGradientTask<T>&);
   // d_weight [4H, columns], rows (gate units) of panels [first, last), from sums [columns, gradient_stride].
-  void (*unpack_gradient)(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last, T* d_weight);
+  void (*unpack_gradient)(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last,
+                          T* d_weight);
 
   // For tests of the mathematics alone.
   void (*sigmoid)(const T* x, T* y, int64_t n);

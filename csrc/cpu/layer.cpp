@@ -13,9 +13,10 @@
 namespace lstm_fused::cpu {
 namespace {
 
-constexpr int64_t kMaxGranules = 16;      // entries of the sums over rows, and so at most that many tasks ...
-constexpr int64_t kMaxGranuleRows = 16;   // ... until a granule has this many rows
-constexpr int64_t kChunkRows = 1024;      // steps x rows whose gate gradients are kept at a time
+constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and so at most that many tasks ...
+constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
+constexpr int64_t kChunkRows = 1024;     // steps x rows whose gate gradients are kept at a time
+constexpr int64_t kUnpackedRows = 8;     // steps x rows up to which the forward pass uses the weights as they lie
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -172,10 +173,11 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
   const int64_t panels = k.gate_panels(H);
-  T* const packed_ih = workspace.take<T>(panels * k.panel_columns * I);
-  T* const packed_hh = workspace.take<T>(panels * k.panel_columns * H);
+  const bool packs = sizes.steps * B > kUnpackedRows;
+  T* const packed_ih = workspace.take<T>(packs ? panels * k.panel_columns * I : 0);
+  T* const packed_hh = workspace.take<T>(packs ? panels * k.panel_columns * H : 0);
   const T* const bias = sum_of_biases(in, 4 * H, workspace);
-  if (plan.max_steps() > 0)
+  if (packs && plan.max_steps() > 0)
     share(executor, panels, [&](int64_t first, int64_t last) {
       k.pack_gates(in.weight_ih, H, I, first, last, packed_ih);
       k.pack_gates(in.weight_hh, H, H, first, last, packed_hh);
@@ -283,9 +285,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
         chunk_offset[s - step_begin] = rows;
         rows += active;
       }
-      executor.run(plan.tasks(), [&](int64_t task) {
-        k.backward(backward_task(task, step_begin, step_end));
-      });
+      executor.run(plan.tasks(), [&](int64_t task) { k.backward(backward_task(task, step_begin, step_end)); });
       if (!want_weights) continue;
 
       const T* const hidden = out.saved.hidden ? out.saved.hidden : out.output;
@@ -302,13 +302,12 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
           k.pack_transposed(&inputs[row], nullptr, count, I, packed_input + row * I);
-          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, H,
-                            packed_hidden + row * H);
+          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, H, packed_hidden + row * H);
         }
       });
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.weight_gradient({I, H, rows, first, last, packed_input, packed_hidden, d_gates_ih,
-                           d_gates_hh, weight_sums, step_end == max_steps});
+        k.weight_gradient({I, H, rows, first, last, packed_input, packed_hidden, d_gates_ih, d_gates_hh, weight_sums,
+                           step_end == max_steps});
       });
     }
     executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0)); });
@@ -337,10 +336,10 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
   }
 }
 
-#define LSTM_FUSED_INSTANTIATE(T)                                                                                  \
-  template void layer_forward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&,                    \
-                                 const LayerOutputs<T>&, const Executor&);                                         \
-  template void layer_backward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&,                   \
+#define LSTM_FUSED_INSTANTIATE(T)                                                                \
+  template void layer_forward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&,  \
+                                 const LayerOutputs<T>&, const Executor&);                       \
+  template void layer_backward<T>(const LayerSizes&, const LayerOptions&, const LayerInputs<T>&, \
                                   const LayerOutputs<T>&, const LayerGradients<T>&, const Executor&);
 LSTM_FUSED_INSTANTIATE(float)
 LSTM_FUSED_INSTANTIATE(double)

@@ -7,6 +7,8 @@
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
+constexpr int64_t kMaskGroup = 64;  // fill_mask writes whole groups
+
 // mask[h] = when_kept or when_dropped for h in 0..count-1. The buffer holds whole groups of 64 values.
 // 16 counters go through the rounds side by side, so that the compiler can use vectors.
 template <typename T>
@@ -50,7 +52,7 @@ void fill_zoneout(const LayerOptions& options, MaskUse use, double rate, int64_t
   if (options.training) {
     fill_mask<T>(options, use, rate, T(0), T(1), t, b, count, mask);
   } else {
-    for (int64_t h = 0; h < count; ++h) mask[h] = static_cast<T>(rate);
+    for (int64_t h = 0; h < round_up(count, kMaskGroup); ++h) mask[h] = static_cast<T>(rate);
   }
 }
 
@@ -59,8 +61,6 @@ template <typename T>
 struct BlockMasks {
   T *output, *hidden, *zoneout_h, *zoneout_c;
 };
-
-constexpr int64_t kMaskGroup = 64;  // fill_mask writes whole groups
 
 // The masks that hold for all steps, of the r-th row of a block (batch index b).
 template <typename T>

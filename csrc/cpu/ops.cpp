@@ -6,11 +6,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <exception>
 #include <mutex>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -55,13 +56,21 @@ std::string to_string(ScalarType type) {
   }
 }
 
+// One sentence for the caller. STD_TORCH_CHECK would put this file's path in front of it.
+template <typename... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
+
 // A contiguous tensor of the wanted shape and type, or one sentence.
 Tensor checked(const char* name, const Tensor& tensor, const Shape& shape, const char* letters, ScalarType type) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU like the input, got another device");
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must be ", to_string(type), ", got ",
-                  to_string(tensor.scalar_type()));
-  STD_TORCH_CHECK(shape_of(tensor) == shape, name, " must have shape ", letters, " = ", to_string(shape), ", got ",
-                  to_string(shape_of(tensor)));
+  check(tensor.is_cpu(), name, " must be on the CPU like the input, got another device");
+  check(tensor.scalar_type() == type, name, " must be ", to_string(type), ", got ", to_string(tensor.scalar_type()));
+  check(shape_of(tensor) == shape, name, " must have shape ", letters, " = ", to_string(shape), ", got ",
+        to_string(shape_of(tensor)));
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
@@ -71,9 +80,7 @@ MaybeTensor checked(const char* name, const MaybeTensor& tensor, const Shape& sh
   return checked(name, *tensor, shape, letters, type);
 }
 
-void check_rate(const char* name, double rate) {
-  STD_TORCH_CHECK(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate);
-}
+void check_rate(const char* name, double rate) { check(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate); }
 
 struct Weights {
   const Tensor &ih, &hh;
@@ -91,21 +98,21 @@ struct Call {
   Call(const Tensor& given_input, const Tensor& given_h_0, const Tensor& given_c_0, const Weights& weights,
        const MaybeTensor& given_lengths, const MaybeTensor& seed, const LayerOptions& given_options, bool is_cell)
       : options(given_options), type(given_input.scalar_type()) {
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                    "input must be float32 or float64 on the CPU, got ", to_string(type));
-    STD_TORCH_CHECK(given_input.dim() == (is_cell ? 2 : 3), "input must have shape ", is_cell ? "[B, I]" : "[T, B, I]",
-                    ", got ", to_string(shape_of(given_input)));
-    STD_TORCH_CHECK(weights.hh.dim() == 2, "weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
+    check(type == ScalarType::Float || type == ScalarType::Double, "input must be float32 or float64 on the CPU, got ",
+          to_string(type));
+    check(given_input.dim() == (is_cell ? 2 : 3), "input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ",
+          to_string(shape_of(given_input)));
+    check(weights.hh.dim() == 2, "weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
     sizes.steps = is_cell ? 1 : given_input.size(0);
     sizes.batch = given_input.size(is_cell ? 0 : 1);
     sizes.input_size = given_input.size(is_cell ? 1 : 2);
     sizes.hidden_size = weights.hh.size(1);
     const int64_t T = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
-    STD_TORCH_CHECK(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I,
-                    " and ", H);
+    check(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I, " and ",
+          H);
 
-    input = checked("input", given_input, is_cell ? Shape{B, I} : Shape{T, B, I}, is_cell ? "[B, I]" : "[T, B, I]",
-                    type);
+    input =
+        checked("input", given_input, is_cell ? Shape{B, I} : Shape{T, B, I}, is_cell ? "[B, I]" : "[T, B, I]", type);
     h_0 = checked("h_0", given_h_0, {B, H}, "[B, H]", type);
     c_0 = checked("c_0", given_c_0, {B, H}, "[B, H]", type);
     weight_ih = checked("weight_ih", weights.ih, {4 * H, I}, "[4H, I]", type);
@@ -116,34 +123,35 @@ struct Call {
     ln_hh = checked("weight_ln_hh", weights.ln_hh, {4 * H}, "[4H]", type);
     ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]", type);
     bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
-    STD_TORCH_CHECK(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
+    check(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
     options.layer_norm = ln_ih.has_value();
-    STD_TORCH_CHECK(ln_hh.has_value() == options.layer_norm && ln_c.has_value() == options.layer_norm &&
-                        bias_ln_c.has_value() == options.layer_norm,
-                    "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
+    check(ln_hh.has_value() == options.layer_norm && ln_c.has_value() == options.layer_norm &&
+              bias_ln_c.has_value() == options.layer_norm,
+          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
 
     lengths = checked("lengths", given_lengths, {B}, "[B]", ScalarType::Long);
     for (int64_t b = 0; lengths && b < B; ++b) {
       const int64_t length = lengths->const_data_ptr<int64_t>()[b];
-      STD_TORCH_CHECK(length >= 0 && length <= T, "lengths must be in 0..T = ", T, ", got ", length, " at index ", b);
+      check(length >= 0 && length <= T, "lengths must be in 0..T = ", T, ", got ", length, " at index ", b);
     }
 
     check_rate("dropout", options.dropout);
     check_rate("recurrent_dropout", options.recurrent_dropout);
     check_rate("zoneout_h", options.zoneout_h);
     check_rate("zoneout_c", options.zoneout_c);
-    STD_TORCH_CHECK(options.eps > 0 || !options.layer_norm, "eps must be positive, got ", options.eps);
-    STD_TORCH_CHECK(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in 0..2^29, got ",
-                    options.stream);
-    STD_TORCH_CHECK(options.first_step >= 0, "step must not be negative, got ", options.first_step);
+    check(options.eps > 0 || !options.layer_norm, "eps must be positive, got ", options.eps);
+    check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in 0..2^29, got ",
+          options.stream);
+    check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
     if (options.training &&
         (options.dropout > 0 || options.recurrent_dropout > 0 || options.zoneout_h > 0 || options.zoneout_c > 0)) {
-      STD_TORCH_CHECK(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
-      STD_TORCH_CHECK(std::max(T, B) + options.first_step < (int64_t{1} << 32),
-                      "T, B and step must be below 2^32 when masks are drawn");
+      check(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
+      check(std::max(T, B) + options.first_step < (int64_t{1} << 32),
+            "T, B and step must be below 2^32 when masks are drawn");
     }
     if (seed)
-      options.seed = static_cast<uint64_t>(*checked("seed", *seed, {}, "[]", ScalarType::Long).const_data_ptr<int64_t>());
+      options.seed =
+          static_cast<uint64_t>(*checked("seed", *seed, {}, "[]", ScalarType::Long).const_data_ptr<int64_t>());
   }
 
   bool saves_hidden() const { return options.training && options.dropout > 0; }
@@ -151,10 +159,18 @@ struct Call {
   template <typename T>
   LayerInputs<T> inputs() const {
     const auto pointer = [](const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr<T>() : nullptr; };
-    return {input.const_data_ptr<T>(),     h_0.const_data_ptr<T>(),       c_0.const_data_ptr<T>(),
-            weight_ih.const_data_ptr<T>(), weight_hh.const_data_ptr<T>(), pointer(bias_ih),
-            pointer(bias_hh),              pointer(ln_ih),                pointer(ln_hh),
-            pointer(ln_c),                 pointer(bias_ln_c),            lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
+    return {input.const_data_ptr<T>(),
+            h_0.const_data_ptr<T>(),
+            c_0.const_data_ptr<T>(),
+            weight_ih.const_data_ptr<T>(),
+            weight_hh.const_data_ptr<T>(),
+            pointer(bias_ih),
+            pointer(bias_hh),
+            pointer(ln_ih),
+            pointer(ln_hh),
+            pointer(ln_c),
+            pointer(bias_ln_c),
+            lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
   }
 
   Tensor empty(const Shape& shape) const { return torch::stable::new_empty(input, shape); }
@@ -222,9 +238,9 @@ Forward run_forward(const Call& call, bool saves, bool is_cell) {
     using S = decltype(zero);
     const LayerSaved<S> kept = {pointer<S>(out.hidden), pointer<S>(out.cells), pointer<S>(out.gates),
                                 pointer<S>(out.recurrent), pointer<S>(out.stats)};
-    lstm_fused::cpu::layer_forward<S>(
-        call.sizes, call.options, call.inputs<S>(),
-        {pointer<S>(out.output), pointer<S>(out.h_n), pointer<S>(out.c_n), kept}, executor());
+    lstm_fused::cpu::layer_forward<S>(call.sizes, call.options, call.inputs<S>(),
+                                      {pointer<S>(out.output), pointer<S>(out.h_n), pointer<S>(out.c_n), kept},
+                                      executor());
   });
   return out;
 }
@@ -247,9 +263,10 @@ Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_o
     const LayerSaved<S> kept = {pointer<S>(saved.hidden), pointer<S>(saved.cells), pointer<S>(saved.gates),
                                 pointer<S>(saved.recurrent), pointer<S>(saved.stats)};
     const LayerGradients<S> gradients = {
-        d_output.const_data_ptr<S>(), d_h_n.const_data_ptr<S>(), d_c_n.const_data_ptr<S>(), pointer<S>(d_input),
-        pointer<S>(d_h_0),            pointer<S>(d_c_0),         pointer<S>(d_weight_ih),   pointer<S>(d_weight_hh),
-        pointer<S>(d_bias),           pointer<S>(d_ln_ih),       pointer<S>(d_ln_hh),       pointer<S>(d_ln_c),
+        d_output.const_data_ptr<S>(), d_h_n.const_data_ptr<S>(), d_c_n.const_data_ptr<S>(),
+        pointer<S>(d_input),          pointer<S>(d_h_0),         pointer<S>(d_c_0),
+        pointer<S>(d_weight_ih),      pointer<S>(d_weight_hh),   pointer<S>(d_bias),
+        pointer<S>(d_ln_ih),          pointer<S>(d_ln_hh),       pointer<S>(d_ln_c),
         pointer<S>(d_bias_ln_c)};
     lstm_fused::cpu::layer_backward<S>(call.sizes, call.options, call.inputs<S>(),
                                        {pointer<S>(saved.output), nullptr, nullptr, kept}, gradients, executor());
@@ -274,36 +291,34 @@ LayerOptions layer_options(bool reverse, double dropout, bool variational, doubl
 
 LayerOptions cell_options(int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training,
                           double eps, int64_t stream) {
-  LayerOptions options =
-      layer_options(false, 0, false, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream);
+  LayerOptions options = layer_options(false, 0, false, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream);
   options.first_step = step;
   return options;
 }
 
 // The parameters of the ops, in the order of schema.cpp.
-#define LSTM_FUSED_WEIGHTS                                                                                       \
-  const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh,      \
-      const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,          \
+#define LSTM_FUSED_WEIGHTS                                                                                  \
+  const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh, \
+      const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,     \
       const MaybeTensor &bias_ln_c
-#define LSTM_FUSED_LAYER_INPUTS                                                                                  \
-  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths,     \
+#define LSTM_FUSED_LAYER_INPUTS                                                                              \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths, \
       const MaybeTensor &seed
 #define LSTM_FUSED_CELL_INPUTS \
   const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &seed
-#define LSTM_FUSED_LAYER_OPTIONS                                                                                 \
-  bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h, double zoneout_c,  \
+#define LSTM_FUSED_LAYER_OPTIONS                                                                                \
+  bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h, double zoneout_c, \
       bool training, double eps, int64_t stream
-#define LSTM_FUSED_CELL_OPTIONS                                                                                  \
+#define LSTM_FUSED_CELL_OPTIONS \
   int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training, double eps, int64_t stream
-#define LSTM_FUSED_LAYER_CALL                                                                                     \
-  Call(input, h_0, c_0,                                                                                           \
-       {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, lengths, seed, \
-       layer_options(reverse, dropout, variational, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), \
+#define LSTM_FUSED_LAYER_CALL                                                                                         \
+  Call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, \
+       lengths, seed,                                                                                                 \
+       layer_options(reverse, dropout, variational, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream),  \
        false)
-#define LSTM_FUSED_CELL_CALL                                                                                     \
-  Call(input, h_0, c_0,                                                                                          \
-       {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, std::nullopt, \
-       seed, cell_options(step, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), true)
+#define LSTM_FUSED_CELL_CALL                                                                                          \
+  Call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, \
+       std::nullopt, seed, cell_options(step, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), true)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(LSTM_FUSED_LAYER_INPUTS,
                                                                                       LSTM_FUSED_LAYER_OPTIONS) {
@@ -326,10 +341,10 @@ std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSE
   return {out.h_n, out.c_n};
 }
 
-Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n,
-                              LSTM_FUSED_LAYER_INPUTS, const Tensor& output, const Tensor& hidden, const Tensor& cells,
-                              const Tensor& gates, const Tensor& recurrent, const Tensor& stats,
-                              LSTM_FUSED_LAYER_OPTIONS, bool want_input, bool want_weights) {
+Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n, LSTM_FUSED_LAYER_INPUTS,
+                              const Tensor& output, const Tensor& hidden, const Tensor& cells, const Tensor& gates,
+                              const Tensor& recurrent, const Tensor& stats, LSTM_FUSED_LAYER_OPTIONS, bool want_input,
+                              bool want_weights) {
   const Call call = LSTM_FUSED_LAYER_CALL;
   const auto [T, B, I, H] = call.sizes;
   const bool norm = call.options.layer_norm;

@@ -91,8 +91,8 @@ LSTM_FUSED_FN T sum_lanes(Vec<T> v) {
   return lanes[0];
 }
 
-// One stage of a transposition: lanes whose number has the bit `Distance` change places between a and b, so that a keeps
-// what belongs to the rows without that bit and b what belongs to the rows with it.
+// One stage of a transposition: lanes whose number has the bit `Distance` change places between a and b, so that a
+// keeps what belongs to the rows without that bit and b what belongs to the rows with it.
 template <typename T, int Distance>
 LSTM_FUSED_FN void exchange_lanes(Vec<T>& a, Vec<T>& b) {
 #if defined(__clang__)

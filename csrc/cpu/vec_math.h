@@ -19,7 +19,7 @@ struct ExpConstants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // n * ln2_high is exact
   static constexpr float lowest = -87.33f, highest = 88.73f;                  // 2^n stays normal; e^highest is infinite
   static constexpr int mantissa_bits = 23, bias = 127;
-  static constexpr float polynomial[] = {0.50000000134697841f,   0.16666666756474335f, 0.041666464898970161f,
+  static constexpr float polynomial[] = {0.50000000134697841f,   0.16666666756474335f,   0.041666464898970161f,
                                          0.0083332860022666012f, 0.0013933652192531016f, 0.00019907587726629705f};
 };
 
@@ -84,7 +84,8 @@ LSTM_FUSED_FN Vec<T> tanh_vec(Vec<T> x) {
   Vec<T> y = -2 * magnitude;
   y = y < C::lowest ? broadcast<T>(C::lowest) : y;
   const ExpParts<T> e = exp_parts<T>(y);
-  // (1 - e^y) / (1 + e^y), each from the parts: a difference of rounded values would cost another unit in the last place.
+  // (1 - e^y) / (1 + e^y), each from the parts: a difference of rounded values would cost another unit in the last
+  // place.
   const Vec<T> t = -(e.scale * e.fraction + (e.scale - 1)) / (e.scale * e.fraction + (e.scale + 1));
   return (Vec<T>)((Bits)t | sign);
 }

@@ -29,18 +29,18 @@ struct LayerOptions {
 
 template <typename T>
 struct LayerInputs {
-  const T* input;             // [T, B, I]
-  const T* h_0;               // [B, H]
-  const T* c_0;               // [B, H]
-  const T* weight_ih;         // [4H, I]
-  const T* weight_hh;         // [4H, H]
-  const T* bias_ih;           // [4H] or null
-  const T* bias_hh;           // [4H] or null
-  const T* weight_ln_ih;      // [4H], layer norm only, like the next three
-  const T* weight_ln_hh;      // [4H]
-  const T* weight_ln_c;       // [H]
-  const T* bias_ln_c;         // [H]
-  const int64_t* lengths;     // [B] or null: every row has T steps
+  const T* input;          // [T, B, I]
+  const T* h_0;            // [B, H]
+  const T* c_0;            // [B, H]
+  const T* weight_ih;      // [4H, I]
+  const T* weight_hh;      // [4H, H]
+  const T* bias_ih;        // [4H] or null
+  const T* bias_hh;        // [4H] or null
+  const T* weight_ln_ih;   // [4H], layer norm only, like the next three
+  const T* weight_ln_hh;   // [4H]
+  const T* weight_ln_c;    // [H]
+  const T* bias_ln_c;      // [H]
+  const int64_t* lengths;  // [B] or null: every row has T steps
 };
 
 // What the forward pass keeps for the backward pass. All null when nothing is differentiated.

@@ -105,11 +105,16 @@ def state(hx: Any, shape: tuple[int, ...], weight: Tensor) -> None:
         _same_kind(f"{name} in hx", x, weight, RuntimeError)
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether autocast converts what ops on this device take."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Exception]) -> None:
     """Device and dtype of the weights; under autocast the ops bring the dtypes together."""
     if value.device != weight.device:
         raise RuntimeError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")
-    if value.dtype != weight.dtype and not torch.is_autocast_enabled(value.device.type):
+    if value.dtype != weight.dtype and not autocast_is_on(value.device):
         raise wrong_dtype(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
 
 

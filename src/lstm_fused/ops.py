@@ -9,12 +9,14 @@ An op with gradients costs several microseconds more than one without: where not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+from . import checks, reference
 
 _OPS = torch.ops.lstm_fused
 
@@ -71,7 +73,7 @@ def lstm_layer(
     Raises:
         RuntimeError: one sentence that names the argument, what it got and what it wanted.
     """
-    tensors = (
+    tensors = _autocast(
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, lengths, seed,
     )  # fmt: skip
@@ -116,7 +118,7 @@ def lstm_cell(
 
     As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
     """
-    tensors = (
+    tensors = _autocast(
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, seed,
     )  # fmt: skip
@@ -131,6 +133,14 @@ def lstm_cell(
         eps=eps,
         stream=stream,
     )[:2]
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The rule of these ops under autocast: half precision is converted to float32, in which the kernels compute."""
+    if not checks.autocast_is_on(tensors[0].device):
+        return tensors
+    halves = (torch.bfloat16, torch.float16)
+    return tuple(x.float() if x is not None and x.dtype in halves else x for x in tensors)
 
 
 def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -221,12 +231,27 @@ def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Ten
     return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=False))
 
 
+def _differentiable_gradients(
+    ctx: Any, forward: Callable[..., tuple[Tensor, ...]], count: int, d_results: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients to be differentiated again (``create_graph=True``), which the kernel's cannot be: the reference's."""
+    inputs = ctx.saved_tensors[:count]
+    needed = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+    results = forward(*inputs, **ctx.options)
+    gradients = iter(torch.autograd.grad(results, needed, d_results, create_graph=True, materialize_grads=True))
+    return tuple(next(gradients) if need else None for need in ctx.needs_input_grad[:count])
+
+
 def _layer_backward(ctx: Any, d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, reference.lstm_layer, _LAYER_TENSORS, (d_output, d_h_n, d_c_n))
     gradients = _OPS.lstm_layer_backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, gradients, _LAYER_TENSORS)
 
 
 def _cell_backward(ctx: Any, d_h: Tensor, d_c: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, reference.lstm_cell, _CELL_TENSORS, (d_h, d_c))
     gradients = _OPS.lstm_cell_backward(d_h, d_c, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, gradients, _CELL_TENSORS)
 

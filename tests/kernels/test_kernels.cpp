@@ -78,16 +78,16 @@ struct Problem {
 int64_t input_size_of(const Problem& p, int k) {
   const auto [T, B, I, H] = p.sizes;
   const int64_t norm = p.options.layer_norm;
-  const int64_t counts[kInputs] = {T * B * I, B * H,  B * H,         4 * H * I,     4 * H * H, 4 * H,
-                                   4 * H,     norm * 4 * H, norm * 4 * H, norm * H, norm * H};
+  const int64_t counts[kInputs] = {T * B * I, B * H,        B * H,        4 * H * I, 4 * H * H, 4 * H,
+                                   4 * H,     norm * 4 * H, norm * 4 * H, norm * H,  norm * H};
   return counts[k];
 }
 
 template <typename T>
 LayerInputs<T> pointers(const Problem& p, const Values<T> (&in)[kInputs]) {
   const auto at = [&](int k) { return in[k].empty() ? nullptr : in[k].data(); };
-  return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
-          p.lengths.empty() ? nullptr : p.lengths.data()};
+  return {at(0), at(1), at(2), at(3), at(4),  at(5),
+          at(6), at(7), at(8), at(9), at(10), p.lengths.empty() ? nullptr : p.lengths.data()};
 }
 
 template <typename T>
@@ -120,9 +120,9 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const Values<T> d_output = cast<T>(d_outputs[0]), d_h_n = cast<T>(d_outputs[1]), d_c_n = cast<T>(d_outputs[2]);
   for (int k = 0; k < kInputs; ++k) r.gradients[k] = empty<T>(input_size_of(p, k));
   Values<T>* const g = r.gradients;
-  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]),  at(g[2]),
-                                       at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]), at(g[8]),  at(g[9]),
-                                       at(g[10])};
+  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]),
+                                       at(g[2]),        at(g[3]),     at(g[4]),     at(g[5]), at(g[7]),
+                                       at(g[8]),        at(g[9]),     at(g[10])};
   cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor(threads));
   g[6] = g[5];  // both biases have the same gradient
   return r;
@@ -258,8 +258,7 @@ void check_problem(Problem p) {
       const Plain out = equations(moved);
       const Values<double>* const values[3] = {&out.output, &out.h_n, &out.c_n};
       for (int v = 0; v < 3; ++v)
-        for (size_t e = 0; e < values[v]->size(); ++e)
-          slope += sign * d_outputs[v][e] * (*values[v])[e] / (2 * step);
+        for (size_t e = 0; e < values[v]->size(); ++e) slope += sign * d_outputs[v][e] * (*values[v])[e] / (2 * step);
     }
     for (size_t e = 0; e < direction.size(); ++e) {
       gradient += result.gradients[k][e] * direction[e];
@@ -351,11 +350,10 @@ void check_activations(double range, const char* type) {
 
 void check_philox() {
   // Known answers of Random123 (Salmon et al. 2011).
-  const uint32_t cases[][10] = {
-      {0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
-      {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
-      {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb, 0x5001e420,
-       0x24126ea1}};
+  const uint32_t cases[][10] = {{0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
+                                {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
+                                {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09,
+                                 0x94fdcceb, 0x5001e420, 0x24126ea1}};
   for (const auto& v : cases) {
     uint32_t c[4] = {v[0], v[1], v[2], v[3]}, key0 = v[4], key1 = v[5];
     for (int round = 0; round < kPhiloxRounds; ++round, key0 += kPhiloxWeyl0, key1 += kPhiloxWeyl1)
