@@ -31,7 +31,7 @@ test-all: $(VENV)/.installed-dev ## every test: also the slow ones, the sanitize
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 	$(MAKE) test-kernels test-compat
 
-# The kernels without torch, under the address and undefined-behaviour sanitizers.
+# The kernels without torch: under the sanitizers, and for arm64 under an emulator where there is one.
 test-kernels:
 	$(PYTHON) tests/kernels/run.py
 

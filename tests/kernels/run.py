@@ -1,7 +1,16 @@
-"""Compile the kernels alone under the address and undefined-behaviour sanitizers, and run their test on each
-instruction set: ``python tests/kernels/run.py``. Needs a C++ compiler and nothing else."""
+"""The kernels alone, with no torch: their test on every instruction set, in three builds.
+
+    python tests/kernels/run.py [address] [thread] [arm64]        all three when none is named
+
+- address: under the address and undefined-behaviour sanitizers;
+- thread: under the thread sanitizer, the test's tasks being real threads;
+- arm64: cross-compiled and run under an emulator (Debian: g++-aarch64-linux-gnu and qemu-user).
+
+Needs a C++ compiler and nothing else.
+"""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,41 +20,64 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_backend"))
 from lstm_fused_flags import FLAGS, HAVE, ISAS  # noqa: E402
 
-BUILD = ROOT / "build" / "kernels"
-CXX = os.environ.get("CXX", "c++")
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 KERNELS = ROOT / "csrc" / "cpu" / "kernels.cpp"
 NEEDS_TORCH = ROOT / "csrc" / "cpu" / "ops.cpp"
+CXX = os.environ.get("CXX", "c++")
+CROSS_CXX, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
-def compile_object(source: Path, name: str, flags: list[str]) -> str:
-    """-O1 and -g after the package's own flags: bearable to wait for, with line numbers in the reports."""
-    target = str(BUILD / f"{name}.o")
-    include = f"-I{ROOT / 'csrc'}"
-    subprocess.run([CXX, *FLAGS, "-O1", "-g", *SANITIZERS, *flags, include, "-c", source, "-o", target], check=True)
-    return target
+def build(name: str, compiler: str, isas: dict[str, list[str]], have: list[str], flags: list[str]) -> str:
+    """Compile and link the test; -O1 and -g after the package's own flags: bearable to wait for, with line numbers."""
+    folder = ROOT / "build" / "kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compile_object(job: tuple[Path, str, list[str]]) -> str:
+        source, stem, extra = job
+        target = str(folder / f"{stem}.o")
+        command = [compiler, *FLAGS, "-O1", "-g", *flags, *extra, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
+        subprocess.run(command, check=True)
+        return target
+
+    others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
+    jobs = [(KERNELS, f"kernels-{isa}", [*extra, f"-DLSTM_FUSED_ISA_NAME={isa}"]) for isa, extra in isas.items()]
+    jobs += [(source, source.stem, have) for source in others if source not in (KERNELS, NEEDS_TORCH)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_object, jobs))
+    program = str(folder / "test_kernels")
+    subprocess.run([compiler, *flags, *objects, "-pthread", "-o", program], check=True)
+    return program
+
+
+def run(name: str, isas: dict[str, list[str]], command: list[str]) -> list[str]:
+    """Run the test with each instruction set; returns what failed."""
+    failed = []
+    for isa in isas:
+        print(f"-- {name}, {isa}", flush=True)
+        done = subprocess.run(command, env=os.environ | {"LSTM_FUSED_ISA": isa}, stderr=subprocess.PIPE, text=True)
+        if "LSTM_FUSED_ISA is" in done.stderr:  # not a failure of the kernels
+            print(f"not run: this CPU has no {isa}")
+        elif done.returncode:
+            print(done.stderr)
+            failed.append(f"{name}, {isa}")
+    return failed
 
 
 def main() -> int:
-    BUILD.mkdir(parents=True, exist_ok=True)
-    others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
-    jobs = [(KERNELS, f"kernels-{isa}", [*flags, f"-DLSTM_FUSED_ISA_NAME={isa}"]) for isa, flags in ISAS.items()]
-    jobs += [(source, source.stem, HAVE) for source in others if source not in (KERNELS, NEEDS_TORCH)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: compile_object(*job), jobs))
-    program = str(BUILD / "test_kernels")
-    subprocess.run([CXX, *SANITIZERS, *objects, "-pthread", "-o", program], check=True)
-
+    wanted = sys.argv[1:] or ["address", "thread", "arm64"]
     failed = []
-    for isa in ISAS:
-        print(f"-- {isa}", flush=True)
-        run = subprocess.run([program], env=os.environ | {"LSTM_FUSED_ISA": isa}, stderr=subprocess.PIPE, text=True)
-        if "LSTM_FUSED_ISA is" in run.stderr:  # not a failure of the kernels
-            print(f"not run: this CPU has no {isa}")
-        elif run.returncode:
-            print(run.stderr)
-            failed.append(isa)
-    print(f"kernels under the sanitizers: {'failed on ' + ', '.join(failed) if failed else 'passed'}")
+    for name, sanitizers in (("address", "address,undefined"), ("thread", "thread")):
+        if name in wanted:
+            flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+            failed += run(name, ISAS, [build(name, CXX, ISAS, HAVE, flags)])
+    if "arm64" in wanted:
+        missing = [tool for tool in (CROSS_CXX, EMULATOR) if not shutil.which(tool)]
+        if missing:
+            print(f"-- arm64\nnot run: {' and '.join(missing)} not found")
+        else:
+            isas = {"baseline": []}
+            program = build("arm64", CROSS_CXX, isas, [], ["-static"])
+            failed += run("arm64", isas, [EMULATOR, program])
+    print(f"the kernels alone: {'failed on ' + '; '.join(failed) if failed else 'passed'}")
     return bool(failed)
 
 
