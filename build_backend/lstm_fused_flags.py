@@ -9,8 +9,9 @@ FLAGS = [
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
 ]
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000"]  # torch 2.10, Python 3.10
+PLATFORM = sysconfig.get_platform()  # linux-x86_64, ...
 ISAS = {"baseline": []}
-if sysconfig.get_platform().endswith("x86_64"):
+if PLATFORM.endswith("x86_64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),

@@ -1,0 +1,71 @@
+"""The installed package on whatever torch is there: against nn.LSTM, and opcheck. Needs no pytest."""
+
+import torch
+
+import lstm_fused
+
+
+def close(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, msg=lambda text: f"{name}: {text}")
+
+
+def equals_nn_lstm() -> None:
+    expected = torch.nn.LSTM(5, 7, num_layers=2, bidirectional=True, dtype=torch.float64)
+    actual = lstm_fused.FusedLSTM(5, 7, num_layers=2, bidirectional=True, dtype=torch.float64)
+    actual.load_state_dict(expected.state_dict())
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    results = []
+    for module in (actual, expected):
+        leaf = x.clone().requires_grad_()
+        output, (h, c) = module(leaf)
+        (output.sin().sum() + h.sum() + c.cos().sum()).backward()
+        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+        results.append({"output": output, "h": h, "c": c, "d_input": leaf.grad, **gradients})
+    for name, value in results[1].items():
+        close(name, results[0][name], value)
+
+
+def equals_the_reference() -> None:
+    """With every option on, the op and its specification in plain PyTorch draw the same masks."""
+    module = lstm_fused.FusedLSTM(
+        5, 7, dropout=0.2, layer_norm=True, recurrent_dropout=0.3, zoneout=0.1, num_layers=2, dtype=torch.float64
+    )
+    x, lengths = torch.randn(6, 3, 5, dtype=torch.float64), torch.tensor([6, 2, 4])
+    actual, _ = module(x, lengths=lengths, seed=3)
+    fused, lstm_fused.lstm.ops.lstm_layer = lstm_fused.lstm.ops.lstm_layer, lstm_fused.reference.lstm_layer
+    expected, _ = module(x, lengths=lengths, seed=3)
+    lstm_fused.lstm.ops.lstm_layer = fused
+    close("output with every option", actual, expected)
+
+
+def passes_opcheck() -> None:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    tensors = (random(4, 2, 3), random(2, 5), random(2, 5), random(20, 3), random(20, 5), random(20), random(20))
+    absent = (None,) * 6  # layer norm, lengths, seed
+    options = {
+        "reverse": False,
+        "dropout": 0.0,
+        "variational": False,
+        "recurrent_dropout": 0.0,
+        "zoneout_h": 0.0,
+        "zoneout_c": 0.0,
+        "training": True,
+        "eps": 1e-5,
+        "stream": 0,
+    }
+    torch.library.opcheck(torch.ops.lstm_fused.lstm_layer.default, (*tensors, *absent), options)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    info = lstm_fused.build_info()
+    equals_nn_lstm()
+    equals_the_reference()
+    passes_opcheck()
+    print(f"smoke test passed on torch {torch.__version__}; built against torch {info['torch']}, runs {info['isa']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a build says about itself, what an import pulls in, and when the build backend refuses."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import lstm_fused_build as backend
+import pytest
+
+import lstm_fused
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT / "build_backend"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split("+")[0].split(".")[:2]))
+
+
+# The record of the build
+
+
+def test_build_info():
+    info = lstm_fused.build_info()
+    stub = ast.parse(Path(lstm_fused.__file__).with_name("_C.pyi").read_text())
+    declared = next(node for node in stub.body if isinstance(node, ast.ClassDef))
+    types = {field.target.id: ast.unparse(field.annotation) for field in declared.body}
+    assert {key: "list[str]" if isinstance(v, list) else type(v).__name__ for key, v in info.items()} == types
+    assert info["version"] == metadata.version("lstm-fused")
+    assert numbers(info["torch"]) >= (2, 10)
+    assert numbers(info["python"]) == sys.version_info[:2]
+    assert info["compiler"].startswith(("GCC ", "Clang "))
+    assert info["cpp_standard"] == "C++17"
+    assert "-ffast-math" not in info["flags"]
+    assert info["isas"][0] == "baseline"
+    assert info["isa"] in info["isas"]
+    assert (info["cuda"], info["cuda_reason"]) == (False, "this version has no CUDA kernels yet")
+
+
+def test_works_without_the_record_of_the_build():
+    result = python(
+        "import sys; sys.modules['lstm_fused._C'] = None\n"
+        "import torch, lstm_fused; lstm_fused.FusedLSTM(2, 3)(torch.zeros(1, 1, 2)); print(lstm_fused.build_info())"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "lstm_fused._C" in result.stdout
+
+
+def test_import_is_light():
+    heavy = ("lightning", "pytorch_lightning", "wandb", "matplotlib", "torchmetrics", "lightning_modules")
+    result = python(f"import sys, lstm_fused; print([name for name in {heavy} if name in sys.modules])")
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+# The build backend: which torch
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """Make the backend see an environment with this torch, or with none, and nothing else."""
+
+    def pretend(version: str | None, isolated: bool = True) -> None:
+        if version:
+            folder = tmp_path / f"torch-{version}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        monkeypatch.setattr(backend, "target_folders", lambda: [str(tmp_path)])
+        monkeypatch.setattr(sys, "path", [] if isolated else [str(tmp_path)])
+
+    monkeypatch.delenv("LSTM_FUSED_CUDA", raising=False)
+    return pretend
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "2.15.0a0+git1234", "3.0"])
+def test_builds_against_the_torch_that_is_there(version, isolated, environment):
+    environment(version, isolated)
+    assert backend.build_requirements() == []
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("version", ["2.9.1", "2.1.0+cu118", "1.13.1"])
+def test_refuses_an_old_torch(version, isolated, environment):
+    environment(version, isolated)
+    with pytest.raises(SystemExit, match=f"needs torch>=2.10, but this environment has torch {version[:5]}"):
+        backend.build_requirements()
+
+
+def test_asks_for_a_torch_where_there_is_none(environment):
+    environment(None)
+    assert backend.build_requirements() == ["torch>=2.10,<2.14"]
+    with pytest.raises(SystemExit, match="no torch to build against"):
+        backend.prepare_build()
+
+
+@pytest.mark.parametrize(
+    ("torch", "pip", "wanted"),
+    [
+        ("2.15.0", True, "torch>=2.10"),
+        ("2.15.0", False, "torch>=2.10"),
+        (None, False, "torch>=2.10"),
+        (None, True, "torch>=2.10,<2.14"),
+    ],
+)
+def test_the_wheel_asks_for_any_torch_unless_pip_fills_an_empty_environment(
+    torch, pip, wanted, environment, monkeypatch
+):
+    environment(torch)
+    if pip:
+        monkeypatch.setenv("PIP_BUILD_TRACKER", "somewhere")
+    else:
+        monkeypatch.delenv("PIP_BUILD_TRACKER", raising=False)
+    assert backend.runtime_requirement() == wanted
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows the environment of a process")
+@pytest.mark.parametrize("tells", ["VIRTUAL_ENV", "--python", "--python=", "-p", ".venv"])
+def test_finds_the_environment_that_uv_installs_into(tells, tmp_path):
+    """A process in the place of uv, told in each of the ways which environment is meant, starts the build."""
+    target = tmp_path / ("project/.venv" if tells == ".venv" else "target")
+    (target / "bin").mkdir(parents=True)
+    interpreter = target / "bin" / "python"
+    interpreter.touch()
+    working = tmp_path / "project" / "below"
+    working.mkdir(parents=True)
+    arguments = {
+        "--python": ["--python", str(interpreter)],
+        "--python=": [f"--python={interpreter}"],
+        "-p": ["-p", str(target)],
+    }
+    uv = (
+        f"import os, subprocess, sys; os.chdir({str(working)!r})\n"
+        "print(subprocess.run([sys.executable, '-c', 'import lstm_fused_build as b; print(b.uv_prefix())'],\n"
+        "      capture_output=True, text=True).stdout)"
+    )
+    known = {"VIRTUAL_ENV": str(target) if tells == "VIRTUAL_ENV" else "", "CONDA_PREFIX": "", "UV_PYTHON": ""}
+    result = python(uv, "pip", "install", *arguments.get(tells, []), ".", **known)
+    assert result.stdout.strip() == str(target), result.stderr
+
+
+# The build backend: refusals, as a front end sees them
+
+
+def refusal(**environment: str) -> str:
+    result = python("import lstm_fused_build as b; b.get_requires_for_build_wheel()", **environment)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    return result.stderr.removeprefix("lstm-fused: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("value", ["maybe", "yes", "", "2"])
+def test_unknown_cuda_value(value):
+    assert refusal(LSTM_FUSED_CUDA=value) == f"LSTM_FUSED_CUDA must be auto, 0 or 1, got '{value}'"
+
+
+def test_no_cuda_kernels_yet():
+    sentence = "LSTM_FUSED_CUDA=1 asks for a CUDA module, but this version has no CUDA kernels yet"
+    assert refusal(LSTM_FUSED_CUDA="1") == sentence
+
+
+@pytest.mark.parametrize("value", ["auto", "0"])
+def test_no_cuda_wanted(value, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_CUDA", value)
+    assert backend.cuda_reason() == "this version has no CUDA kernels yet"
+
+
+def test_no_compiler(tmp_path):
+    sentence = "needs a C++17 compiler, but there is no c++, g++ or clang++ on PATH; install one or set CXX"
+    assert refusal(PATH=str(tmp_path), CXX="") == sentence
+
+
+def test_wrong_compiler():
+    sentence = "CXX is 'no-such-compiler -m64', which is not a program on PATH; set it to a C++17 compiler or unset it"
+    assert refusal(CXX="no-such-compiler -m64") == sentence
+
+
+def test_a_named_compiler_is_kept(monkeypatch):
+    program = shutil.which("c++") or shutil.which("g++") or sys.executable
+    monkeypatch.setenv("CXX", f"{program} -m64")
+    backend.check_compiler()
+    assert os.environ["CXX"] == f"{program} -m64"
