@@ -283,3 +283,17 @@ def test_training_learns(device):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_parametrized_weight():
+    """A parametrization replaces a parameter by a property; the layer must use what the property gives."""
+    lstm = FusedLSTM(3, 4, dtype=torch.float64)
+    plain = FusedLSTM(3, 4, dtype=torch.float64)
+    plain.load_state_dict(lstm.state_dict())
+    nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
+    lstm.parametrizations.weight_hh_l0.original0.data.mul_(2)  # the norms of the rows
+    plain.weight_hh_l0.data.mul_(2)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lstm(x)[0], plain(x)[0])
+    lstm(x)[0].sum().backward()
+    assert lstm.parametrizations.weight_hh_l0.original1.grad is not None

@@ -60,7 +60,9 @@ class _FusedBase(nn.Module):
             self.register_parameter(name + suffix, value)
 
     def _layer_parameters(self, suffix: str) -> list[Tensor | None]:
-        return [getattr(self, name + suffix) for name in _PARAMETERS]
+        # nn.Module.__getattr__ is slow; it is needed only where a parametrization has taken a parameter's place.
+        own, names = self._parameters, [name + suffix for name in _PARAMETERS]
+        return [own[name] if name in own else getattr(self, name) for name in names]
 
     def reset_parameters(self) -> None:
         """Initialise again: uniform as ``nn.LSTM``, norms as the identity, the forget gate's bias if one was given."""
