@@ -67,7 +67,7 @@ def generate(
         seed: the same seed gives the same text; ``None`` draws one.
 
     Raises:
-        ValueError: a length below 0, or a sampling argument out of its range.
+        ValueError: a length below 0, a sampling argument out of its range, or predictions that are not finite.
     """
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
@@ -82,6 +82,8 @@ def generate(
         drawn: list[int] = []
         for _ in range(length):
             scores = logits[-1, 0].double().cpu()
+            if not scores.isfinite().all():
+                raise ValueError("the model's predictions are not finite: its training has diverged")
             scores[0] = -torch.inf
             weights = next_token_distribution(scores, temperature=temperature, top_k=top_k, top_p=top_p)
             drawn.append(int(torch.multinomial(weights, 1, generator=generator)))

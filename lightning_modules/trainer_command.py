@@ -150,6 +150,7 @@ class TrainerCommand(LightningCLI):
         self.checkpoint = load_checkpoint(config.ckpt_path)
         given = config.model.init_args
         for name, saved in (self.checkpoint.get("hyper_parameters") or {}).items():
+            saved = tuple(saved) if isinstance(saved, list) else saved
             if name in given and given[name] != saved:
                 if given[name] is not None:
                     print(f"model.{name} is {saved!r}, as in the checkpoint, not {given[name]!r}")

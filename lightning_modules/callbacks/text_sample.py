@@ -22,14 +22,18 @@ class TextSample(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         prompt = " ".join(trainer.datamodule.text("valid").split()[:6])[:40]
-        text = generate(
-            pl_module.net,
-            trainer.datamodule.vocabulary,
-            prompt=prompt,
-            length=self.length,
-            temperature=self.temperature,
-            seed=0,
-        )
+        try:
+            text = generate(
+                pl_module.net,
+                trainer.datamodule.vocabulary,
+                prompt=prompt,
+                length=self.length,
+                temperature=self.temperature,
+                seed=0,
+            )
+        except ValueError as error:
+            print(f"No sample: {error}.")
+            return
         if folder is not None:
             (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         print(f"\nA sample at temperature {self.temperature}, after '{prompt}':\n{text}\n")

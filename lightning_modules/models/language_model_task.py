@@ -1,5 +1,6 @@
 """Training a language model: what a step is, what is carried from batch to batch, what is logged."""
 
+import math
 from inspect import signature
 from typing import Any, Literal
 
@@ -107,9 +108,10 @@ class LanguageModelTask(LightningModule):
         return LanguageModel(**{name: self.hparams[name] for name in signature(LanguageModel).parameters})
 
     def setup(self, stage: str) -> None:
-        metrics = {"loss": MeanMetric(), "ppl": Perplexity()}
+        # By default torchmetrics leaves a NaN out of the mean, and with "disable" it forgets the weights: here it stays.
+        metrics = {"loss": MeanMetric(math.nan), "ppl": Perplexity(math.nan)}
         if self.trainer.datamodule.vocabulary.level == "char":
-            metrics["bpc"] = BitsPerCharacter()
+            metrics["bpc"] = BitsPerCharacter(math.nan)
         self.val_metrics = MetricCollection(metrics, prefix="val_")
         self.test_metrics = self.val_metrics.clone(prefix="test_")
 

@@ -151,6 +151,27 @@ def test_the_cell_is_one_flag(small_fit: Callable[..., Result], tmp_path: Path) 
     assert isinstance(net.lstm, torch.nn.LSTM)
 
 
+def test_a_fit_that_diverges_stops_and_says_why(small_fit: Callable[..., Result], tmp_path: Path) -> None:
+    result = small_fit("--model.lr=1e30", "--trainer.max_epochs=9", "--trainer.gradient_clip_val=0")
+    assert result.code == 0, result.err
+    summary = json.loads((tmp_path / RUN / "summary.json").read_text())
+    assert summary["epochs"] == 1
+    assert "val_loss = nan is not finite" in summary["stop_reason"]
+    assert "No sample: the model's predictions are not finite" in result.out
+
+
+def test_a_new_text_is_tested_with_the_runs_own_vocabulary(
+    command: Callable[..., Result], small_fit: Callable[..., Result], text_file: Path, tmp_path: Path
+) -> None:
+    assert small_fit("--model.zoneout=[0.1,0.2]").code == 0
+    text_file.unlink()  # nothing of what the run was trained on is needed any more
+    (tmp_path / "new.txt").write_text("the cat said ZZZ\n" * 9)
+    result = command("test", "-c", RUN, "--ckpt_path", "best", "--data.test=new.txt", *SMALL[-1:])
+    assert result.code == 0, result.err
+    assert "test_bpc" in result.out
+    assert "not" not in result.out  # no difference between the run's config and its checkpoint
+
+
 def test_every_bundled_config_parses(tmp_path: Path) -> None:
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     assert names == ["char_lm", "wandb", "word_lm"]
