@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules import callbacks, data, models
@@ -74,7 +75,7 @@ def expand_arguments(command: str, arguments: list[str]) -> list[str]:
             else:
                 options[position + 1] = str(checkpoint_file(given))
     if not {"-h", "--help"} & set(options):
-        if not has_config and "--model" not in options:
+        if not has_config and not any(option.partition("=")[0] == "--model" for option in options):
             raise ValueError(f"'{command}' needs a config: -c char_lm, -c word_lm, or a YAML file of your own")
         if command != "fit" and "--ckpt_path" not in options:
             raise ValueError(f"'{command}' needs weights: --ckpt_path best, with the run's folder as -c, or a file")
@@ -153,7 +154,7 @@ class TrainerCommand(LightningCLI):
             saved = tuple(saved) if isinstance(saved, list) else saved
             if name in given and given[name] != saved:
                 if given[name] is not None:
-                    print(f"model.{name} is {saved!r}, as in the checkpoint, not {given[name]!r}")
+                    rank_zero_only(print)(f"model.{name} is {saved!r}, as in the checkpoint, not {given[name]!r}")
                 given[name] = saved
         self._parser(self.config.subcommand).validate(config)
 

@@ -108,7 +108,7 @@ class LanguageModelTask(LightningModule):
         return LanguageModel(**{name: self.hparams[name] for name in signature(LanguageModel).parameters})
 
     def setup(self, stage: str) -> None:
-        # By default torchmetrics leaves a NaN out of the mean, and with "disable" it forgets the weights: here it stays.
+        # A NaN stays a NaN: by default torchmetrics leaves it out of the mean, and with "disable" forgets the weights.
         metrics = {"loss": MeanMetric(math.nan), "ppl": Perplexity(math.nan)}
         if self.trainer.datamodule.vocabulary.level == "char":
             metrics["bpc"] = BitsPerCharacter(math.nan)

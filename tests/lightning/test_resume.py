@@ -70,6 +70,16 @@ def test_resume_is_exact_in_the_middle_and_at_the_end_of_an_epoch(fit: Callable[
         assert resumed.callback_metrics["val_loss"] == trainer.callback_metrics["val_loss"]
 
 
+def test_resume_is_exact_after_a_validation_inside_an_epoch(fit: Callable[..., tuple]) -> None:
+    after_validation = ModelCheckpoint(filename="{step}", monitor="val_loss", save_top_k=-1)
+    task, losses, _, _ = fit("whole", after_validation, val_check_interval=0.5)
+    saved = sorted(Path(after_validation.dirpath).iterdir(), key=lambda path: int(path.stem.removeprefix("step=")))
+    for path in saved[1:3]:  # in the middle of the first epoch's and the second's
+        again, rest, _, _ = fit(path.stem, resume=path, seed=99, val_check_interval=0.5)
+        assert rest == losses[load_checkpoint(path)["global_step"] :]
+        assert_same(again, task)
+
+
 def test_without_the_carried_state_a_resume_would_differ(fit: Callable[..., tuple], tmp_path: Path) -> None:
     """The test above can fail: the state, the generators and the place in the text each matter."""
     _, losses, folder, _ = fit("whole")
