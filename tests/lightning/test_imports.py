@@ -37,11 +37,6 @@ def test_the_kernel_imports_nothing_of_the_training_side(tmp_path: Path) -> None
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_training_without_wandb_does_not_import_it(tmp_path: Path) -> None:
-    result = run("import lightning_modules.trainer_command, sys\nprint('wandb' in sys.modules)", tmp_path)
-    assert result.stdout.strip() == "False", result.stderr
-
-
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
@@ -51,7 +46,6 @@ def test_training_without_wandb_does_not_import_it(tmp_path: Path) -> None:
             "'lstm-fused fit' needs the package 'lightning': pip install 'lstm-fused[train]'",
         ),
         ("lightning", ["sample", "x"], "'lstm-fused sample' needs the package 'lightning'"),
-        ("torchmetrics", ["fit", "-c", "char_lm"], "needs the package 'torchmetrics'"),
         (
             "wandb",
             ["fit", "-c", "char_lm", "-c", "wandb"],

@@ -40,7 +40,8 @@ def fit(
         dirpath = tmp_path / folder
         saver = ModelCheckpoint(dirpath, "{step}", every_n_train_steps=1, save_top_k=-1)
         epochs = ModelCheckpoint(dirpath, "end-of-{epoch}", every_n_epochs=1, save_top_k=-1)
-        callbacks = [losses, RNGState(), LearningCurves(), saver, epochs, *extra]
+        callbacks = [losses, RNGState(), LearningCurves(), *extra]
+        callbacks += [saver, epochs] if resume is None else []
         # Everything random is on: dropout of torch and of the kernel, and a schedule that depends on the step.
         task = make_task(seed, vocab_size=None, cell=cell, lr_schedule="cosine", warmup_steps=3)
         trainer = make_trainer(max_epochs=EPOCHS, callbacks=callbacks, gradient_clip_val=1.0, **trainer_options)

@@ -61,6 +61,7 @@ def test_offline_needs_no_account_and_can_be_read_back(text_file: Path) -> None:
     assert (folder / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_server_out_of_reach_costs_seconds(text_file: Path) -> None:
     start = time.monotonic()
     result = fit(text_file, WANDB_MODE="online", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
