@@ -43,3 +43,27 @@ def test_second_derivatives(on, device):
 def test_second_derivatives_of_the_cell(device):
     function, values = positional(ops.lstm_cell, *cell_case((), B=2, I=2, H=2, device=device))
     assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_first_derivatives_to_be_differentiated_again(autocast):
+    """``create_graph=True`` takes another road to the same numbers, also when an input depends on another."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.float32 if autocast else torch.float64
+
+    def random(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator).requires_grad_()
+
+    x, h, weights = random(3, 2, 4), random(2, 4), [random(16, 4), random(16, 4), random(16), random(16)]
+
+    def gradients(create_graph):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, *_ = ops.lstm_layer(x, h, h, *weights)  # one tensor in two places
+            state = (output[-1], output[-1] * 2)
+            for _ in range(3):  # each step feeds the next
+                state = ops.lstm_cell(state[0], *state, *weights)
+            return torch.autograd.grad(state[0].square().sum(), [x, h, *weights], create_graph=create_graph)
+
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if autocast else {"rtol": 1e-10, "atol": 1e-12}
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, want, **tolerance)

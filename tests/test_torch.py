@@ -186,3 +186,20 @@ def test_autocast_computes_in_float32():
     want.sum().backward()
     assert half.grad.dtype == torch.bfloat16
     torch.testing.assert_close(half.grad, x.grad.bfloat16())
+
+
+def test_forward_mode_derivatives():
+    lstm = FusedLSTM(3, 4, layer_norm=True, dtype=torch.float64)
+    x, v = torch.randn(2, 5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, got = torch.func.jvp(lambda x: lstm(x)[0], (x,), (v,))
+    eps = 1e-6
+    want = (lstm(x + eps * v)[0] - lstm(x - eps * v)[0]) / (2 * eps)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
+def test_what_is_kept_for_backward_is_not_differentiable():
+    x, h, w = torch.randn(2, 1, 3), torch.zeros(1, 3), torch.randn(12, 3, requires_grad=True)
+    options = {"reverse": False, "variational": False, "training": True, "eps": 1e-5, "stream": 0}
+    options |= dict.fromkeys(("dropout", "recurrent_dropout", "zoneout_h", "zoneout_c"), 0.0)
+    results = torch.ops.lstm_fused.lstm_layer(x, h, h, w, w, *[None] * 8, **options)
+    assert [result.requires_grad for result in results] == [True] * 3 + [False] * 5

@@ -14,14 +14,9 @@
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 template <typename T>
-int64_t gradient_stride(int64_t hidden_size) {
-  // Whole panels, and one vector more: a stride of a power of two would map all rows to the same cache sets.
-  return round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
-}
-
-inline ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm, int64_t lanes) {
+ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm) {
   ParameterSums sums{};
-  sums.padded_hidden = round_up(hidden_size, lanes);
+  sums.padded_hidden = round_up(hidden_size, kLanes<T>);
   const int64_t gates = 4 * sums.padded_hidden;
   sums.bias = 0;
   sums.ln_ih = gates;
@@ -30,11 +25,6 @@ inline ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm, int64_
   sums.ln_c_bias = 3 * gates + sums.padded_hidden;
   sums.size = layer_norm ? 3 * gates + 2 * sums.padded_hidden : gates;
   return sums;
-}
-
-template <typename T>
-ParameterSums parameter_sums_of(int64_t hidden_size, bool layer_norm) {
-  return parameter_sums(hidden_size, layer_norm, kLanes<T>);
 }
 
 template <typename T>
@@ -253,7 +243,7 @@ void backward(const BackwardTask<T>& task) {
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
   const LayerSaved<T>& saved = task.out.saved;
-  const ParameterSums sums = parameter_sums(H, options.layer_norm, kLanes<T>);
+  const ParameterSums sums = parameter_sums<T>(H, options.layer_norm);
   Arena arena{task.scratch, 0};
   BackwardScratch<T> scratch(arena, task.sizes, options, count);
   const int64_t stride = scratch.stride;

@@ -215,6 +215,13 @@ LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth
   }
 }
 
+// Of the rows of gate gradients, and of the sums of weight gradients.
+template <typename T>
+int64_t gradient_stride(int64_t hidden_size) {
+  // Whole panels, and one vector more: a stride of a power of two would map all rows to the same cache sets.
+  return round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
+}
+
 // Panels [first, last) of a [K, N] matrix.
 template <typename T>
 void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed) {

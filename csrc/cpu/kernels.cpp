@@ -48,7 +48,7 @@ constexpr Kernels<T> make_table() {
           padded,
           kGradientBlock,
           gradient_stride<T>,
-          parameter_sums_of<T>,
+          parameter_sums<T>,
           pack_transposed<T>,
           weight_gradient<T>,
           unpack_gradient<T>,

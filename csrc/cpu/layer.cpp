@@ -34,10 +34,9 @@ class Workspace {
     if (count == 0) return nullptr;
     const int64_t bytes = ceil_div(count * static_cast<int64_t>(sizeof(T)), kLine) * kLine;
     if (used_ + bytes > size_) {
-      size_ = std::max(bytes, kSmallestBlock);
-      void* block = nullptr;
-      if (posix_memalign(&block, kLine, size_) != 0) throw std::bad_alloc();
-      blocks_.emplace_back(static_cast<char*>(block));
+      const int64_t size = std::max(bytes, kSmallestBlock);
+      blocks_.push_back(new_block(size));  // may throw: only then is it counted
+      size_ = size;
       used_ = 0;
     }
     T* const p = reinterpret_cast<T*>(blocks_.back().get() + used_);
@@ -64,16 +63,22 @@ class Workspace {
     void operator()(char* p) const { std::free(p); }
   };
 
+  static std::unique_ptr<char, Free> new_block(int64_t size) {
+    void* block = nullptr;
+    if (posix_memalign(&block, kLine, size) != 0) throw std::bad_alloc();
+    return std::unique_ptr<char, Free>(static_cast<char*>(block));
+  }
+
   void give_back() {
     // After a call that needed several blocks the next one starts with a single block that is large enough.
     if (blocks_.size() > 1 || size_ > kKept) {
       blocks_.clear();
       size_ = 0;
       if (total_ <= kKept) {
-        void* block = nullptr;
-        if (posix_memalign(&block, kLine, total_) == 0) {
-          blocks_.emplace_back(static_cast<char*>(block));
+        try {
+          blocks_.push_back(new_block(total_));
           size_ = total_;
+        } catch (const std::bad_alloc&) {  // the next call will ask for what it needs
         }
       }
     }
@@ -130,16 +135,18 @@ const T* sum_of_biases(const LayerInputs<T>& in, int64_t gates, Workspace& works
 // f(first, last) over shares of [0, count).
 void share(const Executor& executor, int64_t count, const std::function<void(int64_t, int64_t)>& f) {
   const int64_t tasks = std::min(executor.threads, count);
-  executor.run(tasks, [&](int64_t task) { f(count * task / tasks, count * (task + 1) / tasks); });
+  if (tasks > 0) executor.run(tasks, [&](int64_t task) { f(count * task / tasks, count * (task + 1) / tasks); });
 }
 
 // Zeroes the rows past the lengths of a [T, B, width] tensor.
 template <typename T>
-void zero_padding(const LayerSizes& sizes, const int64_t* lengths, int64_t width, T* tensor) {
+void zero_padding(const LayerSizes& sizes, const int64_t* lengths, int64_t width, T* tensor, const Executor& executor) {
   if (!lengths || !tensor) return;
-  for (int64_t b = 0; b < sizes.batch; ++b)
-    for (int64_t t = lengths[b]; t < sizes.steps; ++t)
-      std::memset(tensor + (t * sizes.batch + b) * width, 0, sizeof(T) * width);
+  share(executor, sizes.steps, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t b = 0; b < sizes.batch; ++b)
+        if (t >= lengths[b]) std::memset(tensor + (t * sizes.batch + b) * width, 0, sizeof(T) * width);
+  });
 }
 
 LayerOptions effective(LayerOptions options) {
@@ -162,12 +169,13 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
   const Plan plan(sizes, in.lengths, executor.threads);
 
-  zero_padding(sizes, in.lengths, H, out.output);
-  zero_padding(sizes, in.lengths, H, out.saved.hidden);
-  zero_padding(sizes, in.lengths, H, out.saved.cells);
-  zero_padding(sizes, in.lengths, 4 * H, out.saved.gates);
-  zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent);
-  zero_padding(sizes, in.lengths, 6, out.saved.stats);
+  // What is saved past a length is never read, but an op's results must not depend on what memory held before.
+  zero_padding(sizes, in.lengths, H, out.output, executor);
+  zero_padding(sizes, in.lengths, H, out.saved.hidden, executor);
+  zero_padding(sizes, in.lengths, H, out.saved.cells, executor);
+  zero_padding(sizes, in.lengths, 4 * H, out.saved.gates, executor);
+  zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent, executor);
+  zero_padding(sizes, in.lengths, 6, out.saved.stats, executor);
   if (B == 0) return;
 
   Workspace& workspace = Workspace::of_this_thread();
@@ -202,7 +210,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
   const Plan plan(sizes, in.lengths, executor.threads);
   const bool want_weights = grad.d_weight_ih != nullptr;
 
-  zero_padding(sizes, in.lengths, I, grad.d_input);
+  zero_padding(sizes, in.lengths, I, grad.d_input, executor);
   const int64_t max_steps = plan.max_steps();
   if (max_steps == 0) {
     if (B > 0) {
@@ -247,7 +255,8 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     T* const packed_input = workspace.take<T>(want_weights ? chunk_rows * I : 0);
     T* const packed_hidden = workspace.take<T>(want_weights ? chunk_rows * H : 0);
     T* const weight_sums = workspace.take<T>(want_weights ? (I + H) * stride : 0);
-    std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows), masks(chunk_rows);
+    std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows);
+    std::vector<const T*> masks(hidden_mask ? chunk_rows : 0);
     std::vector<int64_t> chunk_offset(chunk_steps);
 
     std::vector<char*> scratch;
@@ -296,7 +305,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
           const int64_t t_prev = options.reverse ? t + 1 : t - 1;
           inputs[n] = in.input + (t * B + b) * I;
           hiddens[n] = s == 0 ? in.h_0 + b * H : hidden + (t_prev * B + b) * H;
-          masks[n] = hidden_mask ? hidden_mask + r * mask_stride : nullptr;
+          if (hidden_mask) masks[n] = hidden_mask + r * mask_stride;
         }
       share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {

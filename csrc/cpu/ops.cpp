@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -140,13 +141,13 @@ struct Call {
     check_rate("zoneout_h", options.zoneout_h);
     check_rate("zoneout_c", options.zoneout_c);
     check(options.eps > 0 || !options.layer_norm, "eps must be positive, got ", options.eps);
-    check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in 0..2^29, got ",
+    check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
           options.stream);
     check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
     if (options.training &&
         (options.dropout > 0 || options.recurrent_dropout > 0 || options.zoneout_h > 0 || options.zoneout_c > 0)) {
       check(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
-      check(std::max(T, B) + options.first_step < (int64_t{1} << 32),
+      check(std::max(T, B) < (int64_t{1} << 32) && options.first_step < (int64_t{1} << 32) - std::max(T, B),
             "T, B and step must be below 2^32 when masks are drawn");
     }
     if (seed)

@@ -6,12 +6,14 @@ for the same mistake. What the ops check themselves (the lengths' shape and rang
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def positive_int(name: str, value: int) -> int:
@@ -50,9 +52,9 @@ def zoneout_rates(value: float | tuple[float, float]) -> tuple[float, float]:
 
 def layer_norm_kind(value: bool | str) -> bool | str:
     """``False`` or ``"ba2016"``."""
-    if value == "carry":
+    if isinstance(value, str) and value == "carry":
         raise ValueError("layer_norm must be False, True or 'ba2016' ('carry' does not exist yet), got 'carry'")
-    if value not in (False, True, "ba2016"):
+    if not isinstance(value, (bool, str)) or value not in (False, True, "ba2016"):
         raise ValueError(f"layer_norm must be False, True or 'ba2016', got {value!r}")
     return "ba2016" if value else False
 
@@ -66,16 +68,17 @@ def no_projection(value: int) -> int:
 def forget_bias(value: float | None, bias: bool) -> float | None:
     if value is None:
         return None
-    if not _is_finite(value):
-        raise ValueError(f"forget_bias must be None or a finite number, got {value!r}")
+    if not _is_finite(value) or abs(value) > torch.finfo(torch.float32).max:
+        raise ValueError(f"forget_bias must be None or a finite number in float32, got {value!r}")
     if not bias:
         raise ValueError(f"forget_bias must be None when there are no biases (bias=False), got {value!r}")
     return float(value)
 
 
 def epsilon(value: float) -> float:
-    if not _is_finite(value) or value <= 0:
-        raise ValueError(f"eps must be a finite number above 0, got {value!r}")
+    smallest = torch.finfo(torch.float32).tiny
+    if not _is_finite(value) or value < smallest:
+        raise ValueError(f"eps must be a finite number of at least {smallest:.2g}, got {value!r}")
     return float(value)
 
 
@@ -83,6 +86,8 @@ def input_tensor(value: Tensor, input_size: int, ranks: tuple[int, int], weight:
     """``ranks``: the number of dimensions of one sequence's (or step's) input and of a batch's."""
     if not isinstance(value, Tensor):
         raise TypeError(f"input must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"input must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
     if value.dim() not in ranks:
         raise ValueError(f"input must be {ranks[0]}-D (unbatched) or {ranks[1]}-D, got {value.dim()}-D")
     if value.shape[-1] != input_size:
@@ -105,16 +110,21 @@ def state(hx: Any, shape: tuple[int, ...], weight: Tensor) -> None:
         _same_kind(f"{name} in hx", x, weight, RuntimeError)
 
 
+_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
+
+
 def autocast_is_on(device: torch.device) -> bool:
     """Whether autocast converts what ops on this device take."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Exception]) -> None:
-    """Device and dtype of the weights; under autocast the ops bring the dtypes together."""
+    """Device and dtype of the weights; under autocast the ops bring float32 and half precision together."""
     if value.device != weight.device:
         raise RuntimeError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")
-    if value.dtype != weight.dtype and not autocast_is_on(value.device):
+    if value.dtype == weight.dtype:
+        return
+    if not (autocast_is_on(value.device) and {value.dtype, weight.dtype} <= _AUTOCAST):
         raise wrong_dtype(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
 
 
@@ -125,6 +135,8 @@ def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
             raise TypeError(
                 f"seed must be an int or a 0-dim int64 tensor, got {seed.dtype} of shape {list(seed.shape)}"
             )
+        if seed.device != device:
+            raise RuntimeError(f"seed must be on the device of the input, {device}, got {seed.device}")
         return seed
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__}")
@@ -138,10 +150,37 @@ def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Ten
     if isinstance(lengths, Tensor):
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
             raise TypeError(f"lengths must be an integer tensor or a list of ints, got {lengths.dtype}")
+        if lengths.is_meta and device.type != "meta":
+            raise RuntimeError(f"lengths must have values, on {device} or another device, got a tensor on meta")
         return lengths.to(device, torch.int64)
     if not isinstance(lengths, (list, tuple)):
         raise TypeError(f"lengths must be an integer tensor or a list of ints, got {type(lengths).__name__}")
     for value in lengths:
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"lengths must be an integer tensor or a list of ints, got {value!r} in the list")
+        if not 0 <= value < 2**63:
+            raise RuntimeError(f"lengths must be in 0..T, got {value} in the list")
     return torch.tensor(lengths, dtype=torch.int64, device=device)
+
+
+def step_number(value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"step must be an int, got {type(value).__name__}")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"step must be at least 0 and below 2**32, got {value}")
+    return value
+
+
+def packed(value: PackedSequence) -> None:
+    """What ``pad_packed_sequence`` takes for granted: a damaged one made by hand would crash it."""
+    sizes, data = value.batch_sizes, value.data
+    counts = sizes.tolist() if sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu" else []
+    falls = all(a >= b for a, b in itertools.pairwise(counts))
+    if not counts or counts[-1] < 1 or not falls or data.dim() < 1 or sum(counts) != data.shape[0]:
+        raise RuntimeError(
+            "input must be a PackedSequence with batch_sizes on the CPU that never rise, are all above 0 and add up to "
+            f"its rows of data, got {counts or sizes} for data of shape {list(data.shape)}"
+        )
+    for name, indices in (("sorted_indices", value.sorted_indices), ("unsorted_indices", value.unsorted_indices)):
+        if indices is not None and sorted(indices.tolist()) != list(range(counts[0])):
+            raise RuntimeError(f"input must be a PackedSequence whose {name} order its {counts[0]} sequences")

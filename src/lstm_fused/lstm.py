@@ -159,8 +159,9 @@ class FusedLSTM(_FusedBase):
 
     @classmethod
     def from_torch(cls, lstm: nn.LSTM, **options: Any) -> FusedLSTM:
-        """A copy of ``lstm``: its sizes, weights, device, dtype and mode, with the given keyword-only arguments.
+        """A copy of ``lstm``, with the given keyword-only arguments.
 
+        Copied: sizes, weights and whether each is trained, device, dtype and mode.
         The biases are those of ``lstm``: ``forget_bias`` changes nothing until ``reset_parameters()``.
         """
         weight = lstm.weight_ih_l0
@@ -169,6 +170,8 @@ class FusedLSTM(_FusedBase):
             lstm.bidirectional, lstm.proj_size, weight.device, weight.dtype, **options,
         )  # fmt: skip
         fused.load_state_dict(fused.state_dict() | lstm.state_dict())
+        for name, parameter in lstm.named_parameters():
+            fused.get_parameter(name).requires_grad_(parameter.requires_grad)
         return fused.train(lstm.training)
 
     @property
@@ -238,6 +241,7 @@ class FusedLSTM(_FusedBase):
     def _forward_packed(self, input: PackedSequence, hx: State | None, seed: int | Tensor | None) -> Any:
         """Run it padded, in the caller's order of sequences, as are hx and the masks; pack the output as the input."""
         weight = self.weight_ih_l0
+        checks.packed(input)
         padded, lengths = pad_packed_sequence(input)  # [T, B, I]; lengths on the CPU, [B]
         if padded.dim() != 3:
             raise RuntimeError(f"input must be a PackedSequence of 2-D data, got {input.data.dim()}-D")
@@ -346,7 +350,7 @@ class FusedLSTMCell(_FusedBase):
             *hx,
             *self._layer_parameters(""),
             self._seed(seed, input.device),
-            step=step,
+            step=checks.step_number(step),
             recurrent_dropout=self.recurrent_dropout,
             zoneout_h=self.zoneout[0],
             zoneout_c=self.zoneout[1],

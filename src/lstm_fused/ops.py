@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
 from . import checks, reference
@@ -77,19 +78,21 @@ def lstm_layer(
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, lengths, seed,
     )  # fmt: skip
+    options = {
+        "reverse": reverse,
+        "dropout": dropout,
+        "variational": variational,
+        "recurrent_dropout": recurrent_dropout,
+        "zoneout_h": zoneout_h,
+        "zoneout_c": zoneout_c,
+        "training": training,
+        "eps": eps,
+        "stream": stream,
+    }
+    if _has_tangent(tensors):
+        return reference.lstm_layer(*tensors, **options)
     op = _OPS.lstm_layer if _differentiates(tensors) else _OPS.lstm_layer_inference
-    return op(
-        *tensors,
-        reverse=reverse,
-        dropout=dropout,
-        variational=variational,
-        recurrent_dropout=recurrent_dropout,
-        zoneout_h=zoneout_h,
-        zoneout_c=zoneout_c,
-        training=training,
-        eps=eps,
-        stream=stream,
-    )[:3]
+    return op(*tensors, **options)[:3]
 
 
 def lstm_cell(
@@ -122,17 +125,19 @@ def lstm_cell(
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, seed,
     )  # fmt: skip
+    options = {
+        "step": step,
+        "recurrent_dropout": recurrent_dropout,
+        "zoneout_h": zoneout_h,
+        "zoneout_c": zoneout_c,
+        "training": training,
+        "eps": eps,
+        "stream": stream,
+    }
+    if _has_tangent(tensors):
+        return reference.lstm_cell(*tensors, **options)
     op = _OPS.lstm_cell if _differentiates(tensors) else _OPS.lstm_cell_inference
-    return op(
-        *tensors,
-        step=step,
-        recurrent_dropout=recurrent_dropout,
-        zoneout_h=zoneout_h,
-        zoneout_c=zoneout_c,
-        training=training,
-        eps=eps,
-        stream=stream,
-    )[:2]
+    return op(*tensors, **options)[:2]
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -141,6 +146,13 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
         return tensors
     halves = (torch.bfloat16, torch.float16)
     return tuple(x.float() if x is not None and x.dtype in halves else x for x in tensors)
+
+
+def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether forward-mode differentiation passes through: the ops have no rule for it, the reference needs none."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -211,12 +223,25 @@ def _setup_layer(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[st
     result, _, _, *kept = output
     ctx.save_for_backward(*inputs, result, *kept)
     ctx.options = keyword_only_inputs
+    _keep_for_backward_only(ctx, kept)
 
 
 def _setup_cell(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
     _, _, *kept = output
     ctx.save_for_backward(*inputs, *kept)
     ctx.options = keyword_only_inputs
+    _keep_for_backward_only(ctx, kept)
+
+
+def _keep_for_backward_only(ctx: Any, kept: list[Tensor]) -> None:
+    """No gradient comes back through what was kept, and no zeros are made up in its place."""
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+
+
+def _zeros_for_none(gradients: tuple[Tensor | None, ...], like: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The gradients of the results; a result that nothing used has none."""
+    return tuple(x.new_zeros(shape) if d is None else d for d, (x, shape) in zip(gradients, like, strict=True))
 
 
 def _wanted(ctx: Any) -> dict[str, bool]:
@@ -232,28 +257,40 @@ def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Ten
 
 
 def _differentiable_gradients(
-    ctx: Any, forward: Callable[..., tuple[Tensor, ...]], count: int, d_results: tuple[Tensor, ...]
+    ctx: Any,
+    forward: Callable[..., tuple[Tensor, ...]],
+    inputs: tuple[Tensor | None, ...],
+    d_results: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients to be differentiated again (``create_graph=True``), which the kernel's cannot be: the reference's."""
-    inputs = ctx.saved_tensors[:count]
+    # Views, so that an input that depends on another, or stands in two places, is differentiated in each place alone.
+    inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
     needed = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-    results = forward(*inputs, **ctx.options)
-    gradients = iter(torch.autograd.grad(results, needed, d_results, create_graph=True, materialize_grads=True))
-    return tuple(next(gradients) if need else None for need in ctx.needs_input_grad[:count])
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        results = forward(*inputs, **ctx.options)
+        gradients = iter(torch.autograd.grad(results, needed, d_results, create_graph=True, materialize_grads=True))
+    return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
 
 
-def _layer_backward(ctx: Any, d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    input, h_0 = saved[:2]
+    like = ((input, (*input.shape[:2], h_0.shape[1])), (h_0, h_0.shape), (h_0, h_0.shape))
+    gradients = _zeros_for_none(d_results[:3], like)
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_layer, _LAYER_TENSORS, (d_output, d_h_n, d_c_n))
-    gradients = _OPS.lstm_layer_backward(d_output, d_h_n, d_c_n, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
-    return _gradients(ctx, gradients, _LAYER_TENSORS)
+        return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
+    results = _OPS.lstm_layer_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
+    return _gradients(ctx, results, _LAYER_TENSORS)
 
 
-def _cell_backward(ctx: Any, d_h: Tensor, d_c: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    h_0 = saved[1]
+    gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (h_0, h_0.shape)))
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_cell, _CELL_TENSORS, (d_h, d_c))
-    gradients = _OPS.lstm_cell_backward(d_h, d_c, *ctx.saved_tensors, **ctx.options, **_wanted(ctx))
-    return _gradients(ctx, gradients, _CELL_TENSORS)
+        return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
+    results = _OPS.lstm_cell_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
+    return _gradients(ctx, results, _CELL_TENSORS)
 
 
 torch.library.register_autograd("lstm_fused::lstm_layer", _layer_backward, setup_context=_setup_layer)

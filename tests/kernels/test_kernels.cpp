@@ -4,11 +4,13 @@
 // float against double; one thread against several, bit for bit; activations against long double; Philox against the
 // published vectors. Every buffer has exactly the size it needs and starts as NaN, so that the address sanitizer sees a
 // step too far and a comparison sees a value that was never written.
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -20,6 +22,15 @@
 #include "lstm/dropout.h"
 
 using namespace lstm_fused;
+
+// The linker sends the kernels' allocations here (--wrap): after so many good ones they fail; -1: never.
+static int allocations_left = -1;
+extern "C" int __real_posix_memalign(void** p, size_t alignment, size_t size);
+extern "C" int __wrap_posix_memalign(void** p, size_t alignment, size_t size) {
+  if (allocations_left == 0) return ENOMEM;
+  if (allocations_left > 0) --allocations_left;
+  return __real_posix_memalign(p, alignment, size);
+}
 
 namespace {
 
@@ -310,6 +321,31 @@ void check_layers() {
   check_problem(p);
 }
 
+// Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
+void check_failed_allocations() {
+  Problem p{{12, 3, 40, 90}, {}, {}, "after a failed allocation", {}};
+  p.options.layer_norm = true;
+  for (int k = 0; k < kInputs; ++k) p.in[k] = normal(input_size_of(p, k));
+  const Values<double> d_outputs[3] = {normal(12 * 3 * 90), normal(3 * 90), normal(3 * 90)};
+  const Result<float> expected = run<float>(p, true, 1, d_outputs);
+  int refused = 0;
+  for (int good = 0; good < 8; ++good) {
+    // A new thread has no scratch memory yet: its first call asks for several blocks.
+    std::thread([&] {
+      allocations_left = good;
+      try {
+        run<float>(p, true, 1, d_outputs);
+      } catch (const std::bad_alloc&) {
+        ++refused;
+      }
+      allocations_left = -1;
+      const Result<float> result = run<float>(p, true, 1, d_outputs);
+      check(same_bits(result.output, expected.output) && same_bits(result.gradients[4], expected.gradients[4]), p.name);
+    }).join();
+  }
+  check(refused >= 4, "memory that cannot be had is an exception");
+}
+
 // The distance from the correctly rounded value, in its units of the last place.
 template <typename T>
 double ulps(T got, long double want) {
@@ -370,6 +406,7 @@ int main() {
   check_activations<float>(100, "float32");
   check_activations<double>(800, "float64");
   check_layers();
+  check_failed_allocations();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;
 }
