@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from pathlib import Path
 
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.data import TextDataModule, Vocabulary
@@ -44,7 +45,7 @@ def run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def load_language_model(path) -> tuple[LanguageModel, Vocabulary]:
+def load_language_model(path: str | Path) -> tuple[LanguageModel, Vocabulary]:
     """The net and the vocabulary of a checkpoint of :class:`LanguageModelTask`.
 
     Raises:

@@ -54,7 +54,8 @@ def run(command: str, arguments: list[str]) -> int:
 def expand_arguments(command: str, arguments: list[str]) -> list[str]:
     """Spells out configs that are given by a bare name or by a run's folder, and ``--ckpt_path best | last``.
 
-    ``best`` and ``last`` are those of the run whose folder or config.yaml is given with ``-c``.
+    ``best`` and ``last`` are those of the run whose folder or config.yaml is given with ``-c``. A run's folder as
+    ``--ckpt_path`` means its last checkpoint for a fit, which goes on from there, and its best for anything else.
     """
     options = _split_equals(arguments)
     run: Path | None = None
@@ -73,7 +74,7 @@ def expand_arguments(command: str, arguments: list[str]) -> list[str]:
                     raise ValueError(f"--ckpt_path {given} needs a run to be that of: give its folder with -c")
                 options[position + 1] = str(checkpoint_file(run, given))
             else:
-                options[position + 1] = str(checkpoint_file(given))
+                options[position + 1] = str(checkpoint_file(given, "last" if command == "fit" else "best"))
     if not {"-h", "--help"} & set(options):
         if not has_config and not any(option.partition("=")[0] == "--model" for option in options):
             raise ValueError(f"'{command}' needs a config: -c char_lm, -c word_lm, or a YAML file of your own")
