@@ -71,11 +71,10 @@ UV = (pytest.importorskip("uv").find_uv_bin(), "pip", "install", "--python", "{p
     [
         (*PIP, "-e", "."),
         (*PIP, "."),
-        (*UV, "-e", "."),
         (*UV, "."),
         (*PIP, "--no-build-isolation", "--no-deps", "."),
     ],
-    ids=["pip-editable", "pip", "uv-editable", "uv", "pip-offline"],
+    ids=["pip-editable", "pip", "uv", "pip-offline"],
 )
 def test_install(command, environment, source, tmp_path):
     if "--no-build-isolation" in command:
