@@ -190,15 +190,32 @@ def validate() -> None:
             output, (h, c) = model(leaf)
             output.backward(weight)
             results.append([output, h, c, leaf.grad, *(p.grad for p in model.parameters())])
-        for got, want in zip(results[1], results[0], strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.detach().abs().max().item())
+        _compare(results[1], results[0])
 
         norm = FusedLSTM(H, H, layer_norm=True)
         loop = LayerNormLSTM(H, H, 0.0, 0.0)
         loop.cell.load_state_dict({name.removesuffix("_l0"): value for name, value in norm.state_dict().items()})
-        scripted = torch.jit.script(loop)
-        zeros = torch.zeros(B, H)
         weights = [getattr(norm, name) for name in _parameter_names()]
-        want = reference.lstm_layer(x, zeros, zeros, *weights)[0]
-        for got in (norm(x)[0], loop(x), scripted(x)):
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+        zeros, seed = torch.zeros(B, H), torch.tensor(1)
+        rates = {"dropout": RATE, "recurrent_dropout": RATE}
+
+        def gradients(results: tuple[Tensor, ...], leaves: list[Tensor], weight: Tensor = weight) -> list[Tensor]:
+            return [results[0], *torch.autograd.grad(results[0], leaves, weight)]
+
+        leaf = x.clone().requires_grad_()
+        want = gradients(reference.lstm_layer(leaf, zeros, zeros, *weights), [leaf, *weights])
+        for model in (loop, torch.jit.script(loop)):
+            peers = [getattr(model.cell, name.removesuffix("_l0")) for name in _parameter_names()]
+            _compare(gradients((model(leaf),), [leaf, *peers]), want)
+        _compare(gradients(norm(leaf), [leaf, *weights]), want)
+        masked = [
+            gradients(layer(leaf, zeros, zeros, *weights, None, seed, **rates), [leaf, *weights])
+            for layer in (ops.lstm_layer, reference.lstm_layer)
+        ]
+        _compare(*masked)
+
+
+def _compare(got: list[Tensor], want: list[Tensor]) -> None:
+    """Within 0.1 %, or 1e-4 of the largest value."""
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * b.detach().abs().max().item())

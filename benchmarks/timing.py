@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import statistics
 import subprocess
@@ -48,7 +49,15 @@ def ceiling() -> Callable[[], float]:
     """A function that measures the matrix ceiling of one core now, in GFLOP/s: see ceiling.cpp."""
     folder = Path(tempfile.mkdtemp(prefix="lstm_fused_bench_"))
     library = folder / "ceiling.so"
-    command = ["c++", "-O3", "-std=c++17", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+    command = [
+        os.environ.get("CXX", "c++"),
+        "-O3",
+        "-std=c++17",
+        "-march=native",
+        "-ffp-contract=fast",
+        "-shared",
+        "-fPIC",
+    ]
     command.append(f"-I{HERE.parent / 'csrc'}")
     if platform.machine() == "x86_64":
         command.append("-mprefer-vector-width=512")
