@@ -159,7 +159,8 @@ def test_an_earlier_call_leaves_nothing(on, device):
     expected = run(ops.lstm_layer, *case)
     tensors, options = layer_case(on, T=7, B=20, I=30, H=40, device=device)
     tensors = {name: x * torch.nan if x.is_floating_point() else x for name, x in tensors.items()}
-    assert run(ops.lstm_layer, {n: x.detach().requires_grad_(x.requires_grad) for n, x in tensors.items()}, options)
+    tensors = {name: x.detach().requires_grad_(x.requires_grad) for name, x in tensors.items()}
+    assert all(x.isnan().any() for x in run(ops.lstm_layer, tensors, options).values())
     assert_same_bits(run(ops.lstm_layer, *case), expected)
 
 
@@ -182,11 +183,14 @@ def test_padding_does_not_matter(device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("on", [PLAIN, ("layer_norm", "zoneout_h", "dropout")], ids=label)
 def test_nan_spreads_like_the_reference(on, dtype, device):
-    """A NaN at (t, b) makes row b NaN from t on, exactly where the reference has it, and nothing else."""
+    """A NaN at (t, b) makes row b NaN from t on, and nothing else: exactly where the reference has it."""
     tensors, options = layer_case(on, T=5, B=4, H=17, dtype=dtype, device=device)
     tensors["input"] = tensors["input"].detach().clone()
     tensors["input"][2, 1, 0] = torch.nan
-    output, h_n, c_n = ops.lstm_layer(**tensors, **options | {"training": False})
+    options = options | {"training": False}
+    output, h_n, c_n = results = ops.lstm_layer(**tensors, **options)
+    for got, want in zip(results, reference.lstm_layer(**tensors, **options), strict=True):
+        assert torch.equal(got.isnan(), want.isnan())
     assert output[2:, 1].isnan().all()
     assert h_n[1].isnan().all()
     assert c_n[1].isnan().all()

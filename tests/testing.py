@@ -34,16 +34,21 @@ EVERYTHING = tuple(name for name in OPTIONS if name not in ("no_bias", "eval"))
 
 
 def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
-    """No option, every one, every pair, and all at once, in training and in eval."""
+    """No option, every one, every pair, and all at once: in training, with a fresh output mask a step, and in eval."""
     names = [name for name in OPTIONS if not (of_a_cell and name in NOT_OF_A_CELL)]
     everything = tuple(name for name in names if name in EVERYTHING)
-    return [(), *((n,) for n in names), *itertools.combinations(names, 2), everything, (*everything, "eval")]
+    all_at_once = [everything, (*everything, "eval")]
+    if not of_a_cell:  # "variational" has its way over "dropout": once without it
+        all_at_once.append(tuple(name for name in everything if name != "variational"))
+    return [(), *((n,) for n in names), *itertools.combinations(names, 2), *all_at_once]
 
 
 def label(on: tuple[str, ...]) -> str:
     """A name for a set of options in a test's id."""
     if len(on) > 3:
-        return "everything+eval" if "eval" in on else "everything"
+        return "everything" + (
+            "+eval" if "eval" in on else "" if "variational" in on or "dropout" not in on else "+fresh"
+        )
     return "+".join(on) or "plain"
 
 
