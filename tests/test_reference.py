@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from testing import EVERYTHING, OPTIONS, assert_close, assert_same_bits, cell_case, label, layer_case, positional, run
+from testing import (
+    EVERYTHING,
+    EVERYTHING_ELSE,
+    OPTIONS,
+    assert_close,
+    assert_same_bits,
+    cell_case,
+    label,
+    layer_case,
+    positional,
+    run,
+)
 from torch import nn
 
 from lstm_fused import reference
@@ -79,6 +90,98 @@ def test_layer_norm_by_hand():
     assert_close(reference.lstm_layer(**t, eps=1e-3), (h[None, None], h[None], c[None]))
 
 
+def sigmoid(x):
+    return 1 / (1 + (-x).exp())
+
+
+def by_hand(on, open_gates=0):
+    """One step of one sequence from the equations alone: (h, c), to be compared with the reference's."""
+    tensors, options = layer_case([*on, "initial_state"], T=1, B=1, I=2, H=4)
+    t = {name: x.detach() for name, x in tensors.items()}
+    x, h, c = t["input"][0, 0], t["h_0"][0], t["c_0"][0]
+
+    def norm(x, gain, bias):
+        if gain not in t:
+            return x
+        centred = x - x.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * t[gain] + t.get(bias, 0)
+
+    z = norm(t["weight_ih"] @ x, "weight_ln_ih", "bias_ln_ih") + norm(t["weight_hh"] @ h, "weight_ln_hh", "bias_ln_hh")
+    z = z + t.get("bias_ih", 0) + t.get("bias_hh", 0)
+    p = {gate: t.get(f"weight_c{gate}", 0) for gate in "ifo"}
+    i = sigmoid(z[0:4] + p["i"] * c) if not open_gates & 1 else 1
+    f = sigmoid(z[4:8] + p["f"] * c) if not open_gates & 2 else 1
+    new = f * c + i * z[8:12].tanh()
+    o = sigmoid(z[12:16] + p["o"] * new) if not open_gates & 4 else 1
+    n = norm(new, "weight_ln_c", "bias_ln_c")
+    h = o * n.tanh()
+    expected = t["weight_hr"] @ h if "weight_hr" in t else h, n if "bias_ln_ih" in t else new
+    options |= {"open_gates": open_gates}
+    return reference.lstm_layer(**t, **options)[1:], tuple(x[None] for x in expected)
+
+
+@pytest.mark.parametrize("norm", [(), ("layer_norm",), ("carry",)], ids=label)
+@pytest.mark.parametrize("others", [(), ("peephole",), ("projection",), ("peephole", "projection")], ids=label)
+def test_a_step_by_hand(norm, others):
+    assert_close(*by_hand((*norm, *others)))
+
+
+@pytest.mark.parametrize("open_gates", range(8))
+def test_open_gates_by_hand(open_gates):
+    for on in (["peephole"], ["layer_norm"], ["peephole", "carry"]):
+        assert_close(*by_hand(on, open_gates))
+
+
+@pytest.mark.parametrize("name", ["weight", "candidate"])
+def test_new_dropouts_by_hand(name):
+    """Of the weight: as if it had been multiplied by the mask. Of the candidate: c' = i * g * mask from c = 0."""
+    tensors, _ = layer_case(T=1)
+    seed, rate = tensors["seed"], 0.4
+    actual = reference.lstm_layer(**tensors, **{f"{name}_dropout": rate}, stream=2)
+    if name == "weight":
+        mask = (~reference.hits(seed, "weight", rate, 0, tensors["weight_hh"], stream=2)).double() / (1 - rate)
+        expected = reference.lstm_layer(**tensors | {"weight_hh": tensors["weight_hh"] * mask})
+        assert_close(actual, expected)
+    else:
+        mask = (~reference.hits(seed, "candidate", rate, 0, tensors["c_0"], stream=2)).double() / (1 - rate)
+        assert_close(actual[2], reference.lstm_layer(**tensors)[2] * mask)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equals_nn_lstm_with_a_projection(reverse, device):
+    lstm = nn.LSTM(3, 5, bidirectional=True, proj_size=3, dtype=torch.float64, device=device)
+    tensors, _ = layer_case(["initial_state", "projection"], device=device)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    tensors |= {n: getattr(lstm, f"{n}_l0{'_reverse' if reverse else ''}") for n in names}
+    h_0, c_0 = (tensors[n].expand(2, -1, -1) for n in ("h_0", "c_0"))
+    output, (h_n, c_n) = lstm(tensors["input"], (h_0, c_0))
+    actual = reference.lstm_layer(**tensors, reverse=reverse)
+    k = int(reverse)
+    assert_close(actual, (output[..., 3 * k : 3 * k + 3], h_n[k], c_n[k]))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reset_starts_a_new_sequence(reverse):
+    """A row is its pieces between the resets, run one by one, all but the first from zeros."""
+    T = 6
+    tensors, options = layer_case(["initial_state", "layer_norm", "reset"], T=T, B=2)
+    for first in (False, True):
+        tensors["reset"] = torch.zeros(T, 2, dtype=torch.bool)
+        tensors["reset"][[2, 3], 1] = True
+        tensors["reset"][-1 if reverse else 0, 1] = first
+        output, h_n, c_n = reference.lstm_layer(**tensors, **options, reverse=reverse)
+        row = {n: x[1:] if n in ("h_0", "c_0") else x for n, x in tensors.items()} | {"reset": None}
+        h, c = row["h_0"] * (not first), row["c_0"] * (not first)
+        pieces = [(4, 6), (3, 4), (0, 3)] if reverse else [(0, 2), (2, 3), (3, 6)]
+        for k, (begin, end) in enumerate(pieces):
+            if k > 0:
+                h, c = torch.zeros_like(h), torch.zeros_like(c)
+            piece = {"input": tensors["input"][begin:end, 1:], "h_0": h, "c_0": c}
+            y, h, c = reference.lstm_layer(**row | piece, **options, reverse=reverse)
+            assert_close(output[begin:end, 1:], y)
+        assert_close((h_n[1:], c_n[1:]), (h, c))
+
+
 def test_lengths_equal_shorter_sequences():
     """Every row of a batch with lengths is that sequence alone, cut to its length; the rest is zeros."""
     on = ["initial_state", "lengths", "layer_norm"]
@@ -123,13 +226,19 @@ def test_dropout_keeps_the_expected_value():
     assert abs(kept.double().mean().item() - 0.7) < 4 * (0.3 * 0.7 / kept.numel()) ** 0.5
 
 
+def test_a_projection_excludes_zoneout_of_h():
+    tensors, options = layer_case(["projection"])
+    with pytest.raises(ValueError, match="zoneout_h must be 0 with a projection"):
+        reference.lstm_layer(**tensors, **options, zoneout_h=0.1)
+
+
 def test_a_missing_seed_is_an_error():
     tensors, options = layer_case(["dropout"])
     with pytest.raises(ValueError, match="seed must be an int64 tensor"):
         reference.lstm_layer(**tensors | {"seed": None}, **options)
 
 
-@pytest.mark.parametrize("on", [(), *((name,) for name in OPTIONS), EVERYTHING], ids=label)
+@pytest.mark.parametrize("on", [(), *((name,) for name in OPTIONS), EVERYTHING, EVERYTHING_ELSE], ids=label)
 def test_gradcheck(on):
     function, values = positional(reference.lstm_layer, *layer_case(on, T=2, B=2, I=2, H=2))
     assert torch.autograd.gradcheck(function, values, fast_mode=True)

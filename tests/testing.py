@@ -15,38 +15,61 @@ DTYPES = (torch.float64, torch.float32)
 # Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
-# The options of an op by name, each as the arguments that switch it on; the first four change tensors: `layer_case`.
+# The options of an op by name, each as the arguments that switch it on; the first ones change tensors: `layer_case`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norm": {},
+    "carry": {},  # the other kind of layer norm
     "no_bias": {},
+    "peephole": {},
+    "projection": {},
     "initial_state": {},
     "lengths": {},
+    "reset": {},
     "reverse": {"reverse": True},
     "dropout": {"dropout": 0.3},
     "variational": {"dropout": 0.4, "variational": True},
     "recurrent_dropout": {"recurrent_dropout": 0.35},
+    "candidate_dropout": {"candidate_dropout": 0.3},
+    "weight_dropout": {"weight_dropout": 0.4},
     "zoneout_h": {"zoneout_h": 0.25},
     "zoneout_c": {"zoneout_c": 0.45},
+    "open_gates": {"open_gates": 1},
     "eval": {"training": False},
 }
 NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational"}
-EVERYTHING = tuple(name for name in OPTIONS if name not in ("no_bias", "eval"))
+NOT_YET = {
+    "carry", "peephole", "projection", "reset", "candidate_dropout", "weight_dropout", "open_gates",
+}  # fmt: skip
+# Pairs that cannot be, or are no other case than one of the two alone.
+EXCLUSIVE = ({"projection", "zoneout_h"}, {"layer_norm", "carry"}, {"no_bias", "carry"})
+# As many options together as can be: with "ba2016" and zoneout of h, and with "carry" and a projection.
+EVERYTHING = tuple(
+    name for name in OPTIONS if name not in ("no_bias", "eval", "carry", "projection") and name not in NOT_YET
+)
+EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in ("no_bias", "eval", "layer_norm", "zoneout_h"))
+
+
+def compatible(on: Iterable[str]) -> bool:
+    return not any(pair <= set(on) for pair in EXCLUSIVE)
 
 
 def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
     """No option, every one, every pair, and all at once: in training, with a fresh output mask a step, and in eval."""
-    names = [name for name in OPTIONS if not (of_a_cell and name in NOT_OF_A_CELL)]
-    everything = tuple(name for name in names if name in EVERYTHING)
-    all_at_once = [everything, (*everything, "eval")]
-    if not of_a_cell:  # "variational" has its way over "dropout": once without it
-        all_at_once.append(tuple(name for name in everything if name != "variational"))
-    return [(), *((n,) for n in names), *itertools.combinations(names, 2), *all_at_once]
+    names = [name for name in OPTIONS if name not in NOT_YET and not (of_a_cell and name in NOT_OF_A_CELL)]
+    all_at_once = []
+    for everything in (EVERYTHING, EVERYTHING_ELSE):
+        these = tuple(name for name in everything if name in names)
+        all_at_once += [these, (*these, "eval")]
+        if not of_a_cell:  # "variational" has its way over "dropout": once without it
+            all_at_once.append(tuple(name for name in these if name != "variational"))
+    pairs = (pair for pair in itertools.combinations(names, 2) if compatible(pair))
+    return [(), *((n,) for n in names), *pairs, *all_at_once]
 
 
 def label(on: tuple[str, ...]) -> str:
     """A name for a set of options in a test's id."""
     if len(on) > 3:
-        return "everything" + (
+        return ("everything_else" if "carry" in on else "everything") + (
             "+eval" if "eval" in on else "" if "variational" in on or "dropout" not in on else "+fresh"
         )
     return "+".join(on) or "plain"
@@ -71,27 +94,38 @@ def layer_case(
     """Arguments of `ops.lstm_layer` with the options ``on``: the tensors by name, and the other arguments by name."""
     on = set(on)
     scale = H**-0.5
+    P = (H + 1) // 2 if "projection" in on else H
     tensors: dict[str, Tensor | None] = {
         "input": random(T, B, I, seed=seed),
-        "h_0": random(B, H, seed=seed + 1) * ("initial_state" in on),
+        "h_0": random(B, P, seed=seed + 1) * ("initial_state" in on),
         "c_0": random(B, H, seed=seed + 2) * ("initial_state" in on),
         "weight_ih": random(4 * H, I, seed=seed + 3, scale=scale),
-        "weight_hh": random(4 * H, H, seed=seed + 4, scale=scale),
+        "weight_hh": random(4 * H, P, seed=seed + 4, scale=scale),
     }
-    if "no_bias" not in on:
+    if not {"no_bias", "carry"} & on:
         tensors["bias_ih"] = random(4 * H, seed=seed + 5, scale=scale)
         tensors["bias_hh"] = random(4 * H, seed=seed + 6, scale=scale)
-    if "layer_norm" in on:
+    if {"layer_norm", "carry"} & on:
         tensors["weight_ln_ih"] = 1 + random(4 * H, seed=seed + 7, scale=0.3)
         tensors["weight_ln_hh"] = 1 + random(4 * H, seed=seed + 8, scale=0.3)
         tensors["weight_ln_c"] = 1 + random(H, seed=seed + 9, scale=0.3)
         tensors["bias_ln_c"] = random(H, seed=seed + 10, scale=0.3)
+    if "carry" in on:
+        tensors["bias_ln_ih"] = random(4 * H, seed=seed + 11, scale=0.3)
+        tensors["bias_ln_hh"] = random(4 * H, seed=seed + 12, scale=0.3)
+    if "projection" in on:
+        tensors["weight_hr"] = random(P, H, seed=seed + 13, scale=scale)
+    if "peephole" in on:
+        for k, name in enumerate(("weight_ci", "weight_cf", "weight_co")):
+            tensors[name] = random(H, seed=seed + 14 + k, scale=0.5)
     for name, tensor in tensors.items():
         wanted = "initial_state" in on or name not in ("h_0", "c_0")
         tensors[name] = tensor.to(device, dtype).requires_grad_(wanted)
     if "lengths" in on:  # one full, one short, one empty, then between
         lengths = torch.tensor([(T, T // 2, 0, T - 1)[b % 4] for b in range(B)], dtype=torch.int64)
         tensors["lengths"] = lengths.clamp(min=0).to(device)
+    if "reset" in on:
+        tensors["reset"] = (random(T, B, seed=seed + 17) > 0.5).to(device)
     tensors["seed"] = torch.tensor(seed + (7 << 40), device=device)
     options: dict[str, Any] = {"stream": 3}
     for name, arguments in OPTIONS.items():
@@ -105,6 +139,8 @@ def cell_case(
     """As `layer_case`, of `ops.lstm_cell`."""
     tensors, options = layer_case(on, T=1, **sizes)
     tensors["input"] = tensors["input"].detach()[0].requires_grad_()
+    if "reset" in tensors:
+        tensors["reset"] = tensors["reset"][0]
     return tensors, options | {"step": step}
 
 

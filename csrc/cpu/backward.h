@@ -60,9 +60,9 @@ struct BackwardScratch {
     out = arena.take<T*>(pointers);
     d_h = arena.take<T>(rows * stride);
     d_c = arena.take<T>(rows * stride);
-    gates = options.layer_norm ? arena.take<T>(4 * stride) : nullptr;
-    cell = options.layer_norm ? arena.take<T>(stride) : nullptr;
-    d_cell = options.layer_norm ? arena.take<T>(stride) : nullptr;
+    gates = has_layer_norm(options) ? arena.take<T>(4 * stride) : nullptr;
+    cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
+    d_cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
     LayerOptions own = options;
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
@@ -243,7 +243,7 @@ void backward(const BackwardTask<T>& task) {
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
   const LayerSaved<T>& saved = task.out.saved;
-  const ParameterSums sums = parameter_sums<T>(H, options.layer_norm);
+  const ParameterSums sums = parameter_sums<T>(H, has_layer_norm(options));
   Arena arena{task.scratch, 0};
   BackwardScratch<T> scratch(arena, task.sizes, options, count);
   const int64_t stride = scratch.stride;
@@ -271,8 +271,8 @@ void backward(const BackwardTask<T>& task) {
       const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
       BackwardRow<T> row;
       row.gates = saved.gates + position * 4 * H;
-      row.recurrent = options.layer_norm ? saved.recurrent + position * 4 * H : nullptr;
-      row.stats = options.layer_norm ? saved.stats + position * 6 : nullptr;
+      row.recurrent = has_layer_norm(options) ? saved.recurrent + position * 4 * H : nullptr;
+      row.stats = has_layer_norm(options) ? saved.stats + position * 6 : nullptr;
       row.c_prev = s == 0 ? task.in.c_0 + b * H : saved.cells + (time_of(options, row_steps[r], s - 1) * B + b) * H;
       row.d_output = task.grad.d_output + position * H;
       row.d_h = scratch.d_h + r * stride;
@@ -284,7 +284,7 @@ void backward(const BackwardTask<T>& task) {
       row.zoneout_h = mask_row(masks.zoneout_h);
       row.zoneout_c = mask_row(masks.zoneout_c);
       scratch.a[r] = row.d_gates_hh;
-      if (options.layer_norm)
+      if (has_layer_norm(options))
         layer_norm_row(task, row, scratch, sums, H);
       else
         plain_row(row, sums, H);

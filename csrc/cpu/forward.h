@@ -67,8 +67,8 @@ struct ForwardScratch {
     h = options.recurrent_dropout > 0 ? arena.take<T>(row_count * stride) : nullptr;
     c = arena.take<T>(row_count * stride);
     gates = saves ? nullptr : arena.take<T>(chunk_rows * gates_size);
-    recurrent = saves && options.layer_norm ? nullptr : arena.take<T>(row_count * gates_size);
-    stats = saves || !options.layer_norm ? nullptr : arena.take<T>(chunk_rows * 6);
+    recurrent = saves && has_layer_norm(options) ? nullptr : arena.take<T>(row_count * gates_size);
+    stats = saves || !has_layer_norm(options) ? nullptr : arena.take<T>(chunk_rows * 6);
     tile = arena.take<T>(kTileRows * kPanelColumns<T>);
     row_scratch = arena.take<T>(2 * stride);
     masks = take_masks<T>(arena, options, row_count, stride);
@@ -291,7 +291,7 @@ void forward(const ForwardTask<T>& task) {
         scratch.a[chunk_count] = task.in.input + position * I;
         scratch.out[chunk_count] = gates_row(chunk_count, position);
       }
-    const T* const bias = options.layer_norm ? nullptr : task.bias;
+    const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
     if (task.packed_ih)
       gemm_rows<T>(chunk_count, scratch.a, I, task.packed_ih, GateColumns{H}, bias, scratch.out);
     else
@@ -308,7 +308,7 @@ void forward(const ForwardTask<T>& task) {
         scratch.a[r] = scratch.h_now + r * stride;
         row.gates = gates_row(n, position);
         row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + position * 4 * H;
-        if (options.layer_norm) {
+        if (has_layer_norm(options)) {
           row.stats = stats_row(n, position);
           row_stats(row.gates, 4, H, options.eps, row.stats);
         }
@@ -324,7 +324,7 @@ void forward(const ForwardTask<T>& task) {
         row.zoneout_h = mask_row(masks.zoneout_h);
         row.zoneout_c = mask_row(masks.zoneout_c);
       }
-      if (options.layer_norm)
+      if (has_layer_norm(options))
         layer_norm_step(task, scratch, active);
       else if (task.packed_hh)
         plain_step(task, scratch, active);

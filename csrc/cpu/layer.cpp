@@ -223,7 +223,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
 
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
-  const ParameterSums sums = k.parameter_sums(H, options.layer_norm);
+  const ParameterSums sums = k.parameter_sums(H, has_layer_norm(options));
   T* const parameter_sums = workspace.take<T>(plan.granules * sums.size);
   zero(parameter_sums, plan.granules * sums.size);
 
@@ -243,7 +243,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     const T* const bias = sum_of_biases(in, 4 * H, workspace);
 
     T* const d_gates_ih = workspace.take<T>(chunk_rows * stride);
-    T* const d_gates_hh = options.layer_norm ? workspace.take<T>(chunk_rows * stride) : d_gates_ih;
+    T* const d_gates_hh = has_layer_norm(options) ? workspace.take<T>(chunk_rows * stride) : d_gates_ih;
     // Columns past 4H are read as part of a panel; their products are never used.
     for (int64_t row = 0; row < chunk_rows; ++row) {
       zero(d_gates_ih + row * stride + 4 * H, stride - 4 * H);
@@ -337,7 +337,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
           to[part * H + h] += parameter_sums[granule * sums.size + offset + part * sums.padded_hidden + h];
   };
   reduce(grad.d_bias, sums.bias, 4);
-  if (options.layer_norm) {
+  if (has_layer_norm(options)) {
     reduce(grad.d_weight_ln_ih, sums.ln_ih, 4);
     reduce(grad.d_weight_ln_hh, sums.ln_hh, 4);
     reduce(grad.d_weight_ln_c, sums.ln_c_weight, 1);

@@ -21,8 +21,10 @@
 
 namespace {
 
+using lstm_fused::has_layer_norm;
 using lstm_fused::LayerGradients;
 using lstm_fused::LayerInputs;
+using lstm_fused::LayerNorm;
 using lstm_fused::LayerOptions;
 using lstm_fused::LayerOutputs;
 using lstm_fused::LayerSaved;
@@ -107,7 +109,7 @@ struct Call {
     sizes.steps = is_cell ? 1 : given_input.size(0);
     sizes.batch = given_input.size(is_cell ? 0 : 1);
     sizes.input_size = given_input.size(is_cell ? 1 : 2);
-    sizes.hidden_size = weights.hh.size(1);
+    sizes.hidden_size = sizes.projection_size = weights.hh.size(1);
     const int64_t T = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
     check(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I, " and ",
           H);
@@ -125,9 +127,9 @@ struct Call {
     ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]", type);
     bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
     check(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
-    options.layer_norm = ln_ih.has_value();
-    check(ln_hh.has_value() == options.layer_norm && ln_c.has_value() == options.layer_norm &&
-              bias_ln_c.has_value() == options.layer_norm,
+    const bool norm = ln_ih.has_value();
+    options.layer_norm = norm ? LayerNorm::ba2016 : LayerNorm::none;
+    check(ln_hh.has_value() == norm && ln_c.has_value() == norm && bias_ln_c.has_value() == norm,
           "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
 
     lengths = checked("lengths", given_lengths, {B}, "[B]", ScalarType::Long);
@@ -140,7 +142,7 @@ struct Call {
     check_rate("recurrent_dropout", options.recurrent_dropout);
     check_rate("zoneout_h", options.zoneout_h);
     check_rate("zoneout_c", options.zoneout_c);
-    check(options.eps > 0 || !options.layer_norm, "eps must be positive, got ", options.eps);
+    check(options.eps > 0 || !norm, "eps must be positive, got ", options.eps);
     check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
           options.stream);
     check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
@@ -171,7 +173,12 @@ struct Call {
             pointer(ln_hh),
             pointer(ln_c),
             pointer(bias_ln_c),
-            lengths ? lengths->const_data_ptr<int64_t>() : nullptr};
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr,
+            lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
+            nullptr};
   }
 
   Tensor empty(const Shape& shape) const { return torch::stable::new_empty(input, shape); }
@@ -217,8 +224,8 @@ struct Forward {
 };
 
 Forward run_forward(const Call& call, bool saves, bool is_cell) {
-  const auto [T, B, I, H] = call.sizes;
-  const bool norm = call.options.layer_norm;
+  const auto [T, B, I, H, P] = call.sizes;
+  const bool norm = has_layer_norm(call.options);
   Forward out;
   out.h_n = call.empty({B, H});
   out.c_n = call.empty({B, H});
@@ -250,8 +257,8 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
 
 Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_output, const Tensor& d_h_n,
                        const Tensor& d_c_n, bool want_input, bool want_weights) {
-  const auto [T, B, I, H] = call.sizes;
-  const bool norm = call.options.layer_norm;
+  const auto [T, B, I, H, P] = call.sizes;
+  const bool norm = has_layer_norm(call.options);
   const auto gradient = [&, B = B](bool wanted, const Shape& shape) { return call.empty(wanted ? shape : Shape{0}); };
   const Tensor d_input = gradient(want_input, shape_of(call.input));
   const Tensor d_h_0 = call.empty({B, H}), d_c_0 = call.empty({B, H});
@@ -263,12 +270,23 @@ Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_o
     using S = decltype(zero);
     const LayerSaved<S> kept = {pointer<S>(saved.hidden), pointer<S>(saved.cells), pointer<S>(saved.gates),
                                 pointer<S>(saved.recurrent), pointer<S>(saved.stats)};
-    const LayerGradients<S> gradients = {
-        d_output.const_data_ptr<S>(), d_h_n.const_data_ptr<S>(), d_c_n.const_data_ptr<S>(),
-        pointer<S>(d_input),          pointer<S>(d_h_0),         pointer<S>(d_c_0),
-        pointer<S>(d_weight_ih),      pointer<S>(d_weight_hh),   pointer<S>(d_bias),
-        pointer<S>(d_ln_ih),          pointer<S>(d_ln_hh),       pointer<S>(d_ln_c),
-        pointer<S>(d_bias_ln_c)};
+    const LayerGradients<S> gradients = {d_output.const_data_ptr<S>(),
+                                         d_h_n.const_data_ptr<S>(),
+                                         d_c_n.const_data_ptr<S>(),
+                                         pointer<S>(d_input),
+                                         pointer<S>(d_h_0),
+                                         pointer<S>(d_c_0),
+                                         pointer<S>(d_weight_ih),
+                                         pointer<S>(d_weight_hh),
+                                         pointer<S>(d_bias),
+                                         pointer<S>(d_ln_ih),
+                                         pointer<S>(d_ln_hh),
+                                         pointer<S>(d_ln_c),
+                                         pointer<S>(d_bias_ln_c),
+                                         nullptr,
+                                         nullptr,
+                                         nullptr,
+                                         nullptr};
     lstm_fused::cpu::layer_backward<S>(call.sizes, call.options, call.inputs<S>(),
                                        {pointer<S>(saved.output), nullptr, nullptr, kept}, gradients, executor());
   });
@@ -347,8 +365,8 @@ Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const
                               const Tensor& recurrent, const Tensor& stats, LSTM_FUSED_LAYER_OPTIONS, bool want_input,
                               bool want_weights) {
   const Call call = LSTM_FUSED_LAYER_CALL;
-  const auto [T, B, I, H] = call.sizes;
-  const bool norm = call.options.layer_norm;
+  const auto [T, B, I, H, P] = call.sizes;
+  const bool norm = has_layer_norm(call.options);
   const auto saved = [&, type = call.type](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
     return wanted ? checked(name, tensor, shape, "of the forward pass", type) : call.empty({0});
   };
@@ -370,7 +388,7 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
                              bool want_weights) {
   const Call call = LSTM_FUSED_CELL_CALL;
   const int64_t B = call.sizes.batch, H = call.sizes.hidden_size;
-  const bool norm = call.options.layer_norm;
+  const bool norm = has_layer_norm(call.options);
   const auto saved = [&](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
     return wanted ? checked(name, tensor, shape, "of the forward pass", call.type) : call.empty({0});
   };

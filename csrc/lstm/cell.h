@@ -3,7 +3,15 @@
 //
 //   c' = f * c_prev + i * g
 //   h' = o * tanh(n),   n = c' or the layer norm of c'
+//
+// With peepholes p, dropout of the candidate m, and open gates (`CellExtras`):
+//
+//   i = sigmoid(z_i + p_i * c_prev),  f = sigmoid(z_f + p_f * c_prev),  g = tanh(z_g)       an open gate is 1
+//   c' = f * c_prev + i * (m * g)
+//   o = sigmoid(z_o + p_o * c')
 #pragma once
+
+#include <cstdint>
 
 #include "lstm/host_device.h"
 
@@ -35,6 +43,59 @@ template <class V>
 LSTM_FUSED_FN Gates<V> d_cell_gates(const Gates<V>& gates, V c_prev, V d_cell) {
   return {d_sigmoid(gates.i, d_cell * gates.g), d_sigmoid(gates.f, d_cell * c_prev), d_tanh(gates.g, d_cell * gates.i),
           V{}};
+}
+
+// Bits of LayerOptions::open_gates.
+enum OpenGate : int64_t { open_i = 1, open_f = 2, open_o = 4 };
+
+// What the options that act on single units mean for the units of a V.
+template <class V>
+struct CellExtras {
+  bool peephole;
+  V weight_ci, weight_cf, weight_co;  // peepholes; not read without
+  V mask;                             // of the candidate: 0 or 1 / (1 - rate); 1 without dropout
+  int64_t open_gates;
+};
+
+template <class V>
+LSTM_FUSED_FN V gate_with_extras(const CellExtras<V>& extras, OpenGate gate, V z, V weight, V c) {
+  if (extras.open_gates & gate) return V{} + 1;
+  return sigmoid(extras.peephole ? z + weight * c : z);
+}
+
+// c' and, in `gates`, the activations, from the pre-activations z. The candidate is stored before its dropout.
+template <class V>
+LSTM_FUSED_FN V cell_with_extras(const CellExtras<V>& extras, const Gates<V>& z, V c_prev, Gates<V>& gates) {
+  gates.i = gate_with_extras(extras, open_i, z.i, extras.weight_ci, c_prev);
+  gates.f = gate_with_extras(extras, open_f, z.f, extras.weight_cf, c_prev);
+  gates.g = tanh(z.g);
+  const V cell = cell_state<V>({gates.i, gates.f, extras.mask * gates.g, V{}}, c_prev);
+  gates.o = gate_with_extras(extras, open_o, z.o, extras.weight_co, cell);
+  return cell;
+}
+
+// Gradient of the pre-activation o, from d_h'; tanh_n = tanh(n). It belongs to d_c' too: `d_cell_of_output_gate`.
+template <class V>
+LSTM_FUSED_FN V d_output_gate(const CellExtras<V>& extras, V o, V d_h, V tanh_n) {
+  return extras.open_gates & open_o ? V{} : d_sigmoid(o, d_h * tanh_n);
+}
+
+template <class V>
+LSTM_FUSED_FN V d_cell_of_output_gate(const CellExtras<V>& extras, V d_z_o) {
+  return extras.peephole ? extras.weight_co * d_z_o : V{};
+}
+
+// Gradients of the pre-activations i, f, g and, in `d_c_prev`, of c_prev, from the whole of d_c'.
+template <class V>
+LSTM_FUSED_FN Gates<V> d_cell_with_extras(const CellExtras<V>& extras, const Gates<V>& gates, V c_prev, V d_cell,
+                                          V& d_c_prev) {
+  Gates<V> d_z = d_cell_gates<V>({gates.i, gates.f, extras.mask * gates.g, V{}}, c_prev, d_cell);
+  d_z.g = d_tanh(gates.g, d_cell * gates.i * extras.mask);
+  if (extras.open_gates & open_i) d_z.i = V{};
+  if (extras.open_gates & open_f) d_z.f = V{};
+  d_c_prev = gates.f * d_cell;
+  if (extras.peephole) d_c_prev += extras.weight_ci * d_z.i + extras.weight_cf * d_z.f;
+  return d_z;
 }
 
 // Zoneout (Krueger et al. 2016): `keep_previous` is 1 or 0 in training, the rate itself in evaluation.

@@ -4,7 +4,8 @@
 //       key     = (seed mod 2^32, seed div 2^32)
 //       counter = (h div 4, b, t, stream)
 //
-// A unit is dropped (or zoned out) when bits < floor(p * 2^32). A mask that is locked over time uses t = 0.
+// A unit is dropped (or zoned out) when bits < floor(p * 2^32). A mask that is locked over time uses t = 0; that of
+// weight_hh [4H, P] uses t = 0 too, with b its row and h its column.
 // Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 

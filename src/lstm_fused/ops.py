@@ -90,7 +90,7 @@ def lstm_layer(
         "stream": stream,
     }
     if _has_tangent(tensors):
-        return reference.lstm_layer(*tensors, **options)
+        return _layer_reference(*tensors, **options)
     op = _OPS.lstm_layer if _differentiates(tensors) else _OPS.lstm_layer_inference
     return op(*tensors, **options)[:3]
 
@@ -135,9 +135,17 @@ def lstm_cell(
         "stream": stream,
     }
     if _has_tangent(tensors):
-        return reference.lstm_cell(*tensors, **options)
+        return _cell_reference(*tensors, **options)
     op = _OPS.lstm_cell if _differentiates(tensors) else _OPS.lstm_cell_inference
     return op(*tensors, **options)[:2]
+
+
+def _layer_reference(*tensors: Any, **options: Any) -> Any:
+    return reference.lstm_layer(*tensors[:11], lengths=tensors[11], seed=tensors[12], **options)
+
+
+def _cell_reference(*tensors: Any, **options: Any) -> Any:
+    return reference.lstm_cell(*tensors[:11], seed=tensors[11], **options)
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -278,7 +286,7 @@ def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None,
     like = ((input, (*input.shape[:2], h_0.shape[1])), (h_0, h_0.shape), (h_0, h_0.shape))
     gradients = _zeros_for_none(d_results[:3], like)
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
+        return _differentiable_gradients(ctx, _layer_reference, saved[:_LAYER_TENSORS], gradients)
     results = _OPS.lstm_layer_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results, _LAYER_TENSORS)
 
@@ -288,7 +296,7 @@ def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, 
     h_0 = saved[1]
     gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (h_0, h_0.shape)))
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
+        return _differentiable_gradients(ctx, _cell_reference, saved[:_CELL_TENSORS], gradients)
     results = _OPS.lstm_cell_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results, _CELL_TENSORS)
 

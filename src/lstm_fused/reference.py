@@ -1,8 +1,8 @@
 """The LSTM layer in plain PyTorch: the specification that every kernel must agree with.
 
 Slow, differentiable any number of times, in any floating-point dtype and on any device. The names and shapes are those
-of :mod:`lstm_fused.ops`; sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units; gates in the order
-i, f, g, o.
+of :mod:`lstm_fused.ops`; sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units of the
+projected hidden state (``H`` without a projection); gates in the order i, f, g, o.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from torch import Tensor
 
 # What a mask is for. A layer and direction has one `stream` (layer * num_directions + direction), a use a number in it.
 USES = {"output": 0, "hidden": 1, "candidate": 2, "zoneout_h": 3, "zoneout_c": 4, "weight": 5}
+
+# Bits of `open_gates`.
+GATES = {"i": 1, "f": 2, "o": 4}
 
 _UINT32 = 0xFFFFFFFF
 
@@ -47,7 +50,8 @@ def random_bits(seed: Tensor, use: str, t: int, B: int, H: int, *, stream: int =
 def hits(seed: Tensor | None, use: str, rate: float, t: int, like: Tensor, *, stream: int = 0) -> Tensor:
     """Which units are hit, each with probability ``rate``: bool, shaped as ``like`` [B, H].
 
-    A hit drops the unit (dropout) or makes it keep its previous value (zoneout).
+    A hit drops the unit (dropout) or makes it keep its previous value (zoneout). Of a weight ``like`` is that matrix:
+    its rows take the place of the sequences.
     """
     if seed is None:
         raise ValueError("seed must be an int64 tensor when a dropout or zoneout rate is above 0 in training, got None")
@@ -63,6 +67,13 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> 
     return x if weight is None else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def _weight_dropout(weight_hh: Tensor, rate: float, seed: Tensor | None, training: bool, stream: int) -> Tensor:
+    """DropConnect (Merity et al. 2018): one mask of the matrix for all steps and sequences."""
+    if not training or rate == 0:
+        return weight_hh
+    return _dropout(weight_hh, rate, hits(seed, "weight", rate, 0, weight_hh, stream=stream))
+
+
 def lstm_cell(
     input: Tensor,
     h_0: Tensor,
@@ -75,31 +86,59 @@ def lstm_cell(
     weight_ln_hh: Tensor | None = None,
     weight_ln_c: Tensor | None = None,
     bias_ln_c: Tensor | None = None,
+    bias_ln_ih: Tensor | None = None,
+    bias_ln_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    weight_ci: Tensor | None = None,
+    weight_cf: Tensor | None = None,
+    weight_co: Tensor | None = None,
+    reset: Tensor | None = None,
     seed: Tensor | None = None,
     *,
     step: int = 0,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
+    open_gates: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One step, number ``step`` of its sequence: ``(h_t, c_t)``, both [B, H], from the previous ``h_0`` and ``c_0``.
+    """One step, number ``step`` of its sequence: ``(h_t, c_t)``, [B, P] and [B, H], from the previous ``h_0``, ``c_0``.
 
     ::
 
+        h_{t-1} = c_{t-1} = 0                           where ``reset``
         h~  = m_h * h_{t-1}                             recurrent dropout, one mask for all t (Gal & Ghahramani 2016)
-        z   = N(W_ih x_t) + N(W_hh h~) + b_ih + b_hh    [B, 4H]; N: layer norm over 4H, gain only (Ba et al. 2016)
-        i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
-        c'  = f * c_{t-1} + i * g
-        h'  = o * tanh(N_c(c'))                         N_c: layer norm over H, gain and bias
+        W   = m_w * W_hh                                weight dropout, one mask for all t and b (Merity et al. 2018)
+        z   = N(W_ih x_t) + N(W h~) + b_ih + b_hh       [B, 4H]; N: layer norm over 4H, gain only (Ba et al. 2016)
+        i   = sigmoid(z_i + p_i * c_{t-1})              p: peepholes (Gers & Schmidhuber 2000)
+        f   = sigmoid(z_f + p_f * c_{t-1})
+        g   = tanh(z_g)
+        c'  = f * c_{t-1} + i * (m_g * g)               m_g: dropout of the candidate, fresh at every t (Semeniuta 2016)
+        o   = sigmoid(z_o + p_o * c')
+        n   = N_c(c')                                   layer norm over H, gain and bias; the identity without
+        h'  = o * tanh(n)
         c_t = zoneout(c', c_{t-1})                      the previous value with probability zoneout_c, in eval the
         h_t = zoneout(h', h_{t-1})                      expected value (Krueger et al. 2016)
+        h_t = W_hr h_t                                  projection
 
-    Shapes: input [B, I]; h_0, c_0 [B, H]; weight_ih [4H, I]; weight_hh [4H, H]; bias_ih, bias_hh, weight_ln_ih,
-    weight_ln_hh [4H]; weight_ln_c, bias_ln_c [H]; seed int64, 0-dim. Layer norm is on when its four tensors are given.
+    Layer norm is on when ``weight_ln_ih``, ``weight_ln_hh``, ``weight_ln_c`` and ``bias_ln_c`` are given ("ba2016"); it
+    is the other model in use ("carry": PyTorch's ``custom_lstms.py``, TensorFlow Addons) when ``bias_ln_ih`` and
+    ``bias_ln_hh`` are given too. They take the place of ``b_ih`` and ``b_hh``, and the normalised cell is carried:
+    ``c_t = zoneout(n, c_{t-1})``. The peephole of o sees c' in both.
+
+    ``open_gates``, a sum of :data:`GATES`: gates that are 1, whatever their z, which has no gradient then.
+
+    Shapes: input [B, I]; h_0 [B, P]; c_0 [B, H]; weight_ih [4H, I]; weight_hh [4H, P]; bias_ih, bias_hh, weight_ln_ih,
+    weight_ln_hh, bias_ln_ih, bias_ln_hh [4H]; weight_ln_c, bias_ln_c [H]; weight_hr [P, H]; weight_ci, weight_cf,
+    weight_co (p_i, p_f, p_o) [H]; reset bool [B]; seed int64, 0-dim. A projection excludes zoneout_h: h' has H units,
+    h_{t-1} has P.
     """
+    if weight_hr is not None and zoneout_h > 0:
+        raise ValueError(f"zoneout_h must be 0 with a projection (weight_hr), got {zoneout_h}")
 
     def zoneout(new: Tensor, old: Tensor, rate: float, use: str) -> Tensor:
         if rate == 0:
@@ -108,18 +147,32 @@ def lstm_cell(
             return rate * old + (1 - rate) * new
         return torch.where(hits(seed, use, rate, step, new, stream=stream), old, new)
 
+    def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
+        if open_gates & GATES[name]:
+            return torch.ones_like(z)
+        return (z if peephole is None else z + peephole * c).sigmoid()
+
+    if reset is not None:
+        h_0, c_0 = (x.masked_fill(reset.unsqueeze(1), 0) for x in (h_0, c_0))
     h = h_0
     if training and recurrent_dropout > 0:
         h = _dropout(h, recurrent_dropout, hits(seed, "hidden", recurrent_dropout, 0, h, stream=stream))
-    z_x = _norm(F.linear(input, weight_ih), weight_ln_ih, None, eps)
-    z_h = _norm(F.linear(h, weight_hh), weight_ln_hh, None, eps)
+    weight_hh = _weight_dropout(weight_hh, weight_dropout, seed, training, stream)
+    z_x = _norm(F.linear(input, weight_ih), weight_ln_ih, bias_ln_ih, eps)
+    z_h = _norm(F.linear(h, weight_hh), weight_ln_hh, bias_ln_hh, eps)
     z = z_x + z_h
     if bias_ih is not None:
         z = z + bias_ih + bias_hh
-    i, f, g, o = z.chunk(4, dim=-1)
-    c = f.sigmoid() * c_0 + i.sigmoid() * g.tanh()
-    h = o.sigmoid() * _norm(c, weight_ln_c, bias_ln_c, eps).tanh()
-    return zoneout(h, h_0, zoneout_h, "zoneout_h"), zoneout(c, c_0, zoneout_c, "zoneout_c")
+    z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
+    g = z_g.tanh()
+    if training and candidate_dropout > 0:
+        g = _dropout(g, candidate_dropout, hits(seed, "candidate", candidate_dropout, step, g, stream=stream))
+    c = gate("f", z_f, weight_cf, c_0) * c_0 + gate("i", z_i, weight_ci, c_0) * g
+    n = _norm(c, weight_ln_c, bias_ln_c, eps)
+    h = gate("o", z_o, weight_co, c) * n.tanh()
+    h_t = zoneout(h, h_0, zoneout_h, "zoneout_h")
+    c_t = zoneout(c if bias_ln_ih is None else n, c_0, zoneout_c, "zoneout_c")
+    return h_t if weight_hr is None else F.linear(h_t, weight_hr), c_t
 
 
 def lstm_layer(
@@ -134,30 +187,45 @@ def lstm_layer(
     weight_ln_hh: Tensor | None = None,
     weight_ln_c: Tensor | None = None,
     bias_ln_c: Tensor | None = None,
+    bias_ln_ih: Tensor | None = None,
+    bias_ln_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    weight_ci: Tensor | None = None,
+    weight_cf: Tensor | None = None,
+    weight_co: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
     seed: Tensor | None = None,
     *,
     reverse: bool = False,
     dropout: float = 0.0,
     variational: bool = False,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
+    open_gates: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer in one direction: ``(output [T, B, H], h_n [B, H], c_n [B, H])``, with :func:`lstm_cell` at every step.
+    """A layer in one direction: ``(output [T, B, P], h_n [B, P], c_n [B, H])``, with :func:`lstm_cell` at every step.
 
     ``output[t] = m_y * h_t`` with output dropout (one mask for all t when ``variational``); ``h_n`` is not dropped.
     Sequence b has ``lengths[b]`` real steps (0..T, int64 [B]): its outputs past them are zero, what the input holds
     there does not matter, and ``h_n, c_n`` are those after the last step processed. ``reverse`` runs from the last real
-    step to step 0; each output stays at its own t.
+    step to step 0; each output stays at its own t. ``reset[t, b]`` zeroes the state of sequence b before its step t,
+    in the order in which the steps run.
 
-    Shapes: input [T, B, I]; the others as in :func:`lstm_cell`.
+    Shapes: input [T, B, I]; reset bool [T, B]; the others as in :func:`lstm_cell`.
     """
     T = input.shape[0]
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c)
+    weights = (
+        weight_ih, _weight_dropout(weight_hh, weight_dropout, seed, training, stream), bias_ih, bias_hh,
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, bias_ln_ih, bias_ln_hh,
+        weight_hr, weight_ci, weight_cf, weight_co,
+    )  # fmt: skip
     if lengths is not None:
         past = torch.arange(T, device=input.device).unsqueeze(1) >= lengths  # [T, B]
         input = input.masked_fill(past.unsqueeze(-1), 0)
@@ -165,8 +233,9 @@ def lstm_layer(
     h, c, outputs = h_0, c_0, []
     for t in reversed(range(T)) if reverse else range(T):
         h_t, c_t = lstm_cell(
-            input[t], h, c, *weights, seed, step=t, recurrent_dropout=recurrent_dropout,
-            zoneout_h=zoneout_h, zoneout_c=zoneout_c, training=training, eps=eps, stream=stream,
+            input[t], h, c, *weights, None if reset is None else reset[t], seed, step=t,
+            recurrent_dropout=recurrent_dropout, candidate_dropout=candidate_dropout, zoneout_h=zoneout_h,
+            zoneout_c=zoneout_c, open_gates=open_gates, training=training, eps=eps, stream=stream,
         )  # fmt: skip
         y = h_t
         if training and dropout > 0:

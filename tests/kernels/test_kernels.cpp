@@ -87,8 +87,8 @@ struct Problem {
 };
 
 int64_t input_size_of(const Problem& p, int k) {
-  const auto [T, B, I, H] = p.sizes;
-  const int64_t norm = p.options.layer_norm;
+  const auto [T, B, I, H, P] = p.sizes;
+  const int64_t norm = has_layer_norm(p.options);
   const int64_t counts[kInputs] = {T * B * I, B * H,        B * H,        4 * H * I, 4 * H * H, 4 * H,
                                    4 * H,     norm * 4 * H, norm * 4 * H, norm * H,  norm * H};
   return counts[k];
@@ -97,8 +97,9 @@ int64_t input_size_of(const Problem& p, int k) {
 template <typename T>
 LayerInputs<T> pointers(const Problem& p, const Values<T> (&in)[kInputs]) {
   const auto at = [&](int k) { return in[k].empty() ? nullptr : in[k].data(); };
-  return {at(0), at(1), at(2), at(3), at(4),  at(5),
-          at(6), at(7), at(8), at(9), at(10), p.lengths.empty() ? nullptr : p.lengths.data()};
+  return {at(0),  at(1), at(2),  at(3),   at(4),   at(5),   at(6),   at(7),
+          at(8),  at(9), at(10), nullptr, nullptr, nullptr, nullptr, p.lengths.empty() ? nullptr : p.lengths.data(),
+          nullptr};
 }
 
 template <typename T>
@@ -109,10 +110,10 @@ struct Result {
 
 template <typename T>
 Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double>* d_outputs = nullptr) {
-  const auto [T_, B, I, H] = p.sizes;
+  const auto [T_, B, I, H, P] = p.sizes;
   Values<T> in[kInputs];
   for (int k = 0; k < kInputs; ++k) in[k] = cast<T>(p.in[k]);
-  const bool norm = p.options.layer_norm, keeps_hidden = saves && p.options.training && p.options.dropout > 0;
+  const bool norm = has_layer_norm(p.options), keeps_hidden = saves && p.options.training && p.options.dropout > 0;
   Result<T> r{empty<T>(T_ * B * H),
               empty<T>(B * H),
               empty<T>(B * H),
@@ -131,9 +132,9 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const Values<T> d_output = cast<T>(d_outputs[0]), d_h_n = cast<T>(d_outputs[1]), d_c_n = cast<T>(d_outputs[2]);
   for (int k = 0; k < kInputs; ++k) r.gradients[k] = empty<T>(input_size_of(p, k));
   Values<T>* const g = r.gradients;
-  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]),
-                                       at(g[2]),        at(g[3]),     at(g[4]),     at(g[5]), at(g[7]),
-                                       at(g[8]),        at(g[9]),     at(g[10])};
+  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]), at(g[2]),
+                                       at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]), at(g[8]), at(g[9]),
+                                       at(g[10]),       nullptr,      nullptr,      nullptr,  nullptr};
   cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor(threads));
   g[6] = g[5];  // both biases have the same gradient
   return r;
@@ -169,7 +170,7 @@ struct Plain {
 };
 
 Plain equations(const Problem& p) {
-  const auto [T, B, I, H] = p.sizes;
+  const auto [T, B, I, H, P] = p.sizes;
   const LayerOptions& o = p.options;
   Plain out{Values<double>(T * B * H, 0), p.in[1], p.in[2]};
   for (int64_t b = 0; b < B; ++b) {
@@ -188,14 +189,14 @@ Plain equations(const Problem& p) {
           r[k] += p.in[4][k * H + j] * h[j] * mask;
         }
       }
-      if (o.layer_norm) {
+      if (has_layer_norm(o)) {
         x = normalized(x, p.in[7].data(), nullptr, o.eps);
         r = normalized(r, p.in[8].data(), nullptr, o.eps);
       }
       const auto z = [&](int64_t k) { return x[k] + r[k] + p.in[5][k] + p.in[6][k]; };
       Values<double> cell(H);
       for (int64_t j = 0; j < H; ++j) cell[j] = logistic(z(H + j)) * c[j] + logistic(z(j)) * std::tanh(z(2 * H + j));
-      const Values<double> n = o.layer_norm ? normalized(cell, p.in[9].data(), p.in[10].data(), o.eps) : cell;
+      const Values<double> n = has_layer_norm(o) ? normalized(cell, p.in[9].data(), p.in[10].data(), o.eps) : cell;
       const auto zoneout = [&](double value, double previous, MaskUse use, double rate, int64_t j) {
         if (!o.training) return rate * previous + (1 - rate) * value;
         return rate > 0 && hit(o, use, rate, t, b, j) ? previous : value;
@@ -241,7 +242,7 @@ void check_threads(const Problem& p, const Values<double>* d_outputs, const Resu
 }
 
 void check_problem(Problem p) {
-  const auto [T, B, I, H] = p.sizes;
+  const auto [T, B, I, H, P] = p.sizes;
   for (int k = 0; k < kInputs; ++k) {
     const bool gain = k >= 7 && k <= 9;
     const double scale = k == 3 ? 1 / std::sqrt(I) : k == 4 ? 1 / std::sqrt(H) : gain ? 0.3 : 1;
@@ -289,7 +290,8 @@ void check_problem(Problem p) {
 }
 
 void check_layers() {
-  const LayerSizes shapes[] = {{1, 1, 1, 1}, {4, 3, 5, 7}, {3, 20, 2, 17}, {6, 2, 70, 33}, {5, 18, 16, 65}};
+  const LayerSizes shapes[] = {
+      {1, 1, 1, 1, 1}, {4, 3, 5, 7, 7}, {3, 20, 2, 17, 17}, {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}};
   int number = 0;
   for (const LayerSizes& sizes : shapes)
     for (int variant = 0; variant < 12; ++variant) {
@@ -297,7 +299,7 @@ void check_layers() {
       LayerOptions& o = p.options;
       o.seed = 0x9876543210abcdefull + number;
       o.stream = number % 5;
-      o.layer_norm = variant % 2;
+      o.layer_norm = variant % 2 ? LayerNorm::ba2016 : LayerNorm::none;
       o.reverse = variant % 3 == 1;
       o.training = variant != 10;
       if (variant >= 2) o.recurrent_dropout = variant % 5 ? 0.3 : 0;
@@ -315,16 +317,16 @@ void check_layers() {
       ++number;
     }
   // More rows than a chunk of the backward pass and than an input projection hold.
-  Problem p{{700, 3, 2, 3}, {}, {}, "many chunks", {}};
-  p.options.layer_norm = true;
+  Problem p{{700, 3, 2, 3, 3}, {}, {}, "many chunks", {}};
+  p.options.layer_norm = LayerNorm::ba2016;
   p.options.recurrent_dropout = 0.2;
   check_problem(p);
 }
 
 // Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
 void check_failed_allocations() {
-  Problem p{{12, 3, 40, 90}, {}, {}, "after a failed allocation", {}};
-  p.options.layer_norm = true;
+  Problem p{{12, 3, 40, 90, 90}, {}, {}, "after a failed allocation", {}};
+  p.options.layer_norm = LayerNorm::ba2016;
   for (int k = 0; k < kInputs; ++k) p.in[k] = normal(input_size_of(p, k));
   const Values<double> d_outputs[3] = {normal(12 * 3 * 90), normal(3 * 90), normal(3 * 90)};
   const Result<float> expected = run<float>(p, true, 1, d_outputs);
