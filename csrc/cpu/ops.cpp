@@ -41,9 +41,8 @@ std::string to_string(const Shape& shape) {
 }
 
 Shape shape_of(const Tensor& tensor) {
-  Shape shape;
-  for (int64_t k = 0; k < tensor.dim(); ++k) shape.push_back(tensor.size(k));
-  return shape;
+  const auto sizes = tensor.sizes();
+  return Shape(sizes.begin(), sizes.end());
 }
 
 std::string to_string(ScalarType type) {
@@ -61,24 +60,32 @@ std::string to_string(ScalarType type) {
 
 // One sentence for the caller. STD_TORCH_CHECK would put this file's path in front of it.
 template <typename... Parts>
-void check(bool ok, const Parts&... parts) {
-  if (ok) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream sentence;
   (sentence << ... << parts);
   throw std::runtime_error(sentence.str());
 }
 
+// Where a part costs something to make (a shape's text), `if (...) fail(...)`: a step of one sequence takes
+// microseconds.
+template <typename... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) fail(parts...);
+}
+
+using Sizes = std::initializer_list<int64_t>;
+
 // A contiguous tensor of the wanted shape and type, or one sentence.
-Tensor checked(const char* name, const Tensor& tensor, const Shape& shape, const char* letters, ScalarType type) {
+Tensor checked(const char* name, const Tensor& tensor, Sizes shape, const char* letters, ScalarType type) {
   check(tensor.is_cpu(), name, " must be on the CPU like the input, got another device");
-  check(tensor.scalar_type() == type, name, " must be ", to_string(type), ", got ", to_string(tensor.scalar_type()));
-  check(shape_of(tensor) == shape, name, " must have shape ", letters, " = ", to_string(shape), ", got ",
-        to_string(shape_of(tensor)));
+  if (tensor.scalar_type() != type) fail(name, " must be ", to_string(type), ", got ", to_string(tensor.scalar_type()));
+  const auto sizes = tensor.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()))
+    fail(name, " must have shape ", letters, " = ", to_string(Shape(shape)), ", got ", to_string(shape_of(tensor)));
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-MaybeTensor checked(const char* name, const MaybeTensor& tensor, const Shape& shape, const char* letters,
-                    ScalarType type) {
+MaybeTensor checked(const char* name, const MaybeTensor& tensor, Sizes shape, const char* letters, ScalarType type) {
   if (!tensor) return std::nullopt;
   return checked(name, *tensor, shape, letters, type);
 }
@@ -95,17 +102,18 @@ struct Call {
   LayerSizes sizes{};
   LayerOptions options;
   ScalarType type = ScalarType::Float;
-  Tensor input, h_0, c_0, weight_ih, weight_hh;
+  // All optional, those always there too: a Tensor that is not given yet would be an allocation.
+  MaybeTensor input, h_0, c_0, weight_ih, weight_hh;
   MaybeTensor bias_ih, bias_hh, ln_ih, ln_hh, ln_c, bias_ln_c, lengths;
 
   Call(const Tensor& given_input, const Tensor& given_h_0, const Tensor& given_c_0, const Weights& weights,
        const MaybeTensor& given_lengths, const MaybeTensor& seed, const LayerOptions& given_options, bool is_cell)
       : options(given_options), type(given_input.scalar_type()) {
-    check(type == ScalarType::Float || type == ScalarType::Double, "input must be float32 or float64 on the CPU, got ",
-          to_string(type));
-    check(given_input.dim() == (is_cell ? 2 : 3), "input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ",
-          to_string(shape_of(given_input)));
-    check(weights.hh.dim() == 2, "weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
+    if (type != ScalarType::Float && type != ScalarType::Double)
+      fail("input must be float32 or float64 on the CPU, got ", to_string(type));
+    if (given_input.dim() != (is_cell ? 2 : 3))
+      fail("input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ", to_string(shape_of(given_input)));
+    if (weights.hh.dim() != 2) fail("weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
     sizes.steps = is_cell ? 1 : given_input.size(0);
     sizes.batch = given_input.size(is_cell ? 0 : 1);
     sizes.input_size = given_input.size(is_cell ? 1 : 2);
@@ -114,8 +122,8 @@ struct Call {
     check(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I, " and ",
           H);
 
-    input =
-        checked("input", given_input, is_cell ? Shape{B, I} : Shape{T, B, I}, is_cell ? "[B, I]" : "[T, B, I]", type);
+    input = is_cell ? checked("input", given_input, {B, I}, "[B, I]", type)
+                    : checked("input", given_input, {T, B, I}, "[T, B, I]", type);
     h_0 = checked("h_0", given_h_0, {B, H}, "[B, H]", type);
     c_0 = checked("c_0", given_c_0, {B, H}, "[B, H]", type);
     weight_ih = checked("weight_ih", weights.ih, {4 * H, I}, "[4H, I]", type);
@@ -162,11 +170,11 @@ struct Call {
   template <typename T>
   LayerInputs<T> inputs() const {
     const auto pointer = [](const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr<T>() : nullptr; };
-    return {input.const_data_ptr<T>(),
-            h_0.const_data_ptr<T>(),
-            c_0.const_data_ptr<T>(),
-            weight_ih.const_data_ptr<T>(),
-            weight_hh.const_data_ptr<T>(),
+    return {pointer(input),
+            pointer(h_0),
+            pointer(c_0),
+            pointer(weight_ih),
+            pointer(weight_hh),
             pointer(bias_ih),
             pointer(bias_hh),
             pointer(ln_ih),
@@ -181,7 +189,15 @@ struct Call {
             nullptr};
   }
 
-  Tensor empty(const Shape& shape) const { return torch::stable::new_empty(input, shape); }
+  // As torch::stable::new_empty, which looks the op up by its name in every call.
+  Tensor empty(Sizes shape) const {
+    AtenTensorHandle tensor = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(input->get(), shape.begin(),
+                                                            static_cast<int64_t>(shape.size()), nullptr, nullptr,
+                                                            nullptr, 0, nullptr, &tensor));
+    return Tensor(tensor);
+  }
+  Tensor empty(bool wanted, Sizes shape) const { return wanted ? empty(shape) : empty({0}); }
 };
 
 // torch's thread pool. An exception of a task is thrown again in the calling thread.
@@ -210,6 +226,11 @@ T* pointer(const Tensor& tensor) {
   return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
+template <typename T>
+T* pointer(const MaybeTensor& tensor) {
+  return tensor ? pointer<T>(*tensor) : nullptr;
+}
+
 // f(float{}) or f(double{}).
 template <class F>
 void with_type(ScalarType type, F f) {
@@ -219,8 +240,9 @@ void with_type(ScalarType type, F f) {
     f(double{});
 }
 
+// What a forward pass gives. Empty without the backward pass in view: all but the results.
 struct Forward {
-  Tensor output, h_n, c_n, hidden, cells, gates, recurrent, stats;
+  MaybeTensor output, h_n, c_n, hidden, cells, gates, recurrent, stats;
 };
 
 Forward run_forward(const Call& call, bool saves, bool is_cell) {
@@ -230,18 +252,19 @@ Forward run_forward(const Call& call, bool saves, bool is_cell) {
   out.h_n = call.empty({B, H});
   out.c_n = call.empty({B, H});
   // A single step keeps nothing but its gates, and its output is h_n.
-  out.output = is_cell ? out.h_n : call.empty({T, B, H});
-  const Shape leading = is_cell ? Shape{B} : Shape{T, B};
-  const auto saved = [&](bool wanted, int64_t width) {
-    Shape shape = leading;
-    shape.push_back(width);
-    return call.empty(saves && wanted ? shape : Shape{0});
-  };
-  out.hidden = saved(!is_cell && call.saves_hidden(), H);
-  out.cells = is_cell ? out.c_n : saved(true, H);
-  out.gates = saved(true, 4 * H);
-  out.recurrent = saved(norm, 4 * H);
-  out.stats = saved(norm, 6);
+  out.output = is_cell ? *out.h_n : call.empty({T, B, H});
+  if (saves) {
+    const auto saved = [&, T = T, B = B](bool wanted, int64_t width) {
+      return is_cell ? call.empty(wanted, {B, width}) : call.empty(wanted, {T, B, width});
+    };
+    out.hidden = saved(!is_cell && call.saves_hidden(), H);
+    out.cells = is_cell ? *out.c_n : saved(true, H);
+    out.gates = saved(true, 4 * H);
+    out.recurrent = saved(norm, 4 * H);
+    out.stats = saved(norm, 6);
+  } else if (is_cell) {
+    out.cells = out.c_n;
+  }
   with_type(call.type, [&](auto zero) {
     using S = decltype(zero);
     const LayerSaved<S> kept = {pointer<S>(out.hidden), pointer<S>(out.cells), pointer<S>(out.gates),
@@ -259,8 +282,8 @@ Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_o
                        const Tensor& d_c_n, bool want_input, bool want_weights) {
   const auto [T, B, I, H, P] = call.sizes;
   const bool norm = has_layer_norm(call.options);
-  const auto gradient = [&, B = B](bool wanted, const Shape& shape) { return call.empty(wanted ? shape : Shape{0}); };
-  const Tensor d_input = gradient(want_input, shape_of(call.input));
+  const auto gradient = [&](bool wanted, Sizes shape) { return call.empty(wanted, shape); };
+  const Tensor d_input = call.input->dim() == 2 ? gradient(want_input, {B, I}) : gradient(want_input, {T, B, I});
   const Tensor d_h_0 = call.empty({B, H}), d_c_0 = call.empty({B, H});
   const Tensor d_weight_ih = gradient(want_weights, {4 * H, I}), d_weight_hh = gradient(want_weights, {4 * H, H});
   const Tensor d_bias = gradient(want_weights, {4 * H});
@@ -342,22 +365,22 @@ LayerOptions cell_options(int64_t step, double recurrent_dropout, double zoneout
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(LSTM_FUSED_LAYER_INPUTS,
                                                                                       LSTM_FUSED_LAYER_OPTIONS) {
   const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, true, false);
-  return {out.output, out.h_n, out.c_n, out.hidden, out.cells, out.gates, out.recurrent, out.stats};
+  return {*out.output, *out.h_n, *out.c_n, *out.hidden, *out.cells, *out.gates, *out.recurrent, *out.stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
   const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, false, false);
-  return {out.output, out.h_n, out.c_n};
+  return {*out.output, *out.h_n, *out.c_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
   const Forward out = run_forward(LSTM_FUSED_CELL_CALL, true, true);
-  return {out.h_n, out.c_n, out.gates, out.recurrent, out.stats};
+  return {*out.h_n, *out.c_n, *out.gates, *out.recurrent, *out.stats};
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
   const Forward out = run_forward(LSTM_FUSED_CELL_CALL, false, true);
-  return {out.h_n, out.c_n};
+  return {*out.h_n, *out.c_n};
 }
 
 Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n, LSTM_FUSED_LAYER_INPUTS,
@@ -367,12 +390,14 @@ Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const
   const Call call = LSTM_FUSED_LAYER_CALL;
   const auto [T, B, I, H, P] = call.sizes;
   const bool norm = has_layer_norm(call.options);
-  const auto saved = [&, type = call.type](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
-    return wanted ? checked(name, tensor, shape, "of the forward pass", type) : call.empty({0});
+  const auto saved = [type = call.type](const char* name, const Tensor& tensor, bool wanted,
+                                        Sizes shape) -> MaybeTensor {
+    if (!wanted) return std::nullopt;
+    return checked(name, tensor, shape, "of the forward pass", type);
   };
   const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, H}),
-                        call.empty({0}),
-                        call.empty({0}),
+                        std::nullopt,
+                        std::nullopt,
                         saved("hidden", hidden, call.saves_hidden(), {T, B, H}),
                         saved("cells", cells, true, {T, B, H}),
                         saved("gates", gates, true, {T, B, 4 * H}),
@@ -389,19 +414,21 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
   const Call call = LSTM_FUSED_CELL_CALL;
   const int64_t B = call.sizes.batch, H = call.sizes.hidden_size;
   const bool norm = has_layer_norm(call.options);
-  const auto saved = [&](const char* name, const Tensor& tensor, bool wanted, const Shape& shape) {
-    return wanted ? checked(name, tensor, shape, "of the forward pass", call.type) : call.empty({0});
+  const auto saved = [type = call.type](const char* name, const Tensor& tensor, bool wanted,
+                                        Sizes shape) -> MaybeTensor {
+    if (!wanted) return std::nullopt;
+    return checked(name, tensor, shape, "of the forward pass", type);
   };
-  const Forward kept = {call.empty({0}),
-                        call.empty({0}),
-                        call.empty({0}),
-                        call.empty({0}),
-                        call.empty({0}),
+  const Forward kept = {std::nullopt,
+                        std::nullopt,
+                        std::nullopt,
+                        std::nullopt,
+                        std::nullopt,
                         saved("gates", gates, true, {B, 4 * H}),
                         saved("recurrent", recurrent, norm, {B, 4 * H}),
                         saved("stats", stats, norm, {B, 6})};
   // h is the only output: its gradient comes in as that of the final state.
-  const Tensor none = torch::stable::new_zeros(call.input, {1, B, H});
+  const Tensor none = torch::stable::new_zeros(*call.input, {1, B, H});
   return run_backward(call, kept, none, checked("d_h", d_h, {B, H}, "[B, H]", call.type),
                       checked("d_c", d_c, {B, H}, "[B, H]", call.type), want_input, want_weights);
 }
