@@ -12,6 +12,7 @@ from testing import (
     layer_case,
     option_sets,
     run,
+    strided,
 )
 
 from lstm_fused import ops, reference
@@ -83,16 +84,6 @@ def test_inference_gives_the_same_bits(on, device):
     results = ops.lstm_layer(**detached, **options)
     assert_same_bits(results, expected)
     assert not any(x.requires_grad for x in results)
-
-
-def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values, every second element of a larger block, dimensions stored backwards."""
-    if x.dim() == 0:
-        return x
-    order = list(reversed(range(x.dim())))
-    block = x.permute(order).repeat_interleave(2, dim=-1)
-    block[..., 1::2] = torch.nan if x.is_floating_point() else 10**9
-    return block[..., ::2].permute(order)
 
 
 @pytest.mark.parametrize("on", [PLAIN, EVERYTHING], ids=label)

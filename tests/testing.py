@@ -167,6 +167,16 @@ def positional(
     return lambda *values: function(**tensors | dict(zip(names, values, strict=True)), **options), values
 
 
+def strided(x: Tensor) -> Tensor:
+    """The same values, every second element of a larger block, dimensions stored backwards."""
+    if x.dim() == 0:
+        return x
+    order = list(reversed(range(x.dim())))
+    block = x.permute(order).repeat_interleave(2, dim=-1)
+    block[..., 1::2] = torch.nan if x.is_floating_point() else 10**9
+    return block[..., ::2].permute(order)
+
+
 def assert_close(actual: Any, expected: Any, tolerance: float | None = None, name: str = "value") -> None:
     """Tensors, or containers of them, equal within the dtype's tolerance, a share of the largest value."""
     if isinstance(expected, dict):

@@ -113,9 +113,12 @@ def state(hx: Any, shape: tuple[int, ...], weight: Tensor) -> None:
 _AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
 
 
-def autocast_is_on(device: torch.device) -> bool:
-    """Whether autocast converts what ops on this device take."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+def autocast_is_on(value: Tensor) -> bool:
+    """Whether autocast converts what ops on this tensor's device take."""
+    if value.is_cpu:  # the quick way first: it is asked in every call
+        return torch.is_autocast_enabled("cpu")
+    device = value.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Exception]) -> None:
@@ -124,7 +127,7 @@ def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Excep
         raise RuntimeError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")
     if value.dtype == weight.dtype:
         return
-    if not (autocast_is_on(value.device) and {value.dtype, weight.dtype} <= _AUTOCAST):
+    if not (autocast_is_on(value) and {value.dtype, weight.dtype} <= _AUTOCAST):
         raise wrong_dtype(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
 
 

@@ -20,6 +20,10 @@ from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
 from . import checks, reference
 
 _OPS = torch.ops.lstm_fused
+# The one overload of each: choosing it anew in every call takes half a microsecond.
+_LAYER, _LAYER_INFERENCE = _OPS.lstm_layer.default, _OPS.lstm_layer_inference.default
+_CELL, _CELL_INFERENCE = _OPS.lstm_cell.default, _OPS.lstm_cell_inference.default
+_EPS = 1e-5
 
 # How many of the tensor arguments there are, and the place of the weights among them.
 _LAYER_TENSORS, _CELL_TENSORS = 13, 12
@@ -74,25 +78,25 @@ def lstm_layer(
     Raises:
         RuntimeError: one sentence that names the argument, what it got and what it wanted.
     """
-    tensors = _autocast(
+    tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, lengths, seed,
     )  # fmt: skip
-    options = {
-        "reverse": reverse,
-        "dropout": dropout,
-        "variational": variational,
-        "recurrent_dropout": recurrent_dropout,
-        "zoneout_h": zoneout_h,
-        "zoneout_c": zoneout_c,
-        "training": training,
-        "eps": eps,
-        "stream": stream,
-    }
-    if _has_tangent(tensors):
-        return _layer_reference(*tensors, **options)
-    op = _OPS.lstm_layer if _differentiates(tensors) else _OPS.lstm_layer_inference
-    return op(*tensors, **options)[:3]
+    plain = not (reverse or dropout or recurrent_dropout or zoneout_h or zoneout_c or eps != _EPS)
+    options = {}
+    if not plain:
+        options = {
+            "reverse": reverse,
+            "dropout": dropout,
+            "variational": variational,
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout_h": zoneout_h,
+            "zoneout_c": zoneout_c,
+            "training": training,
+            "eps": eps,
+            "stream": stream,
+        }
+    return _call(_layer_reference, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
 
 
 def lstm_cell(
@@ -121,23 +125,39 @@ def lstm_cell(
 
     As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
     """
-    tensors = _autocast(
+    tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, seed,
     )  # fmt: skip
-    options = {
-        "step": step,
-        "recurrent_dropout": recurrent_dropout,
-        "zoneout_h": zoneout_h,
-        "zoneout_c": zoneout_c,
-        "training": training,
-        "eps": eps,
-        "stream": stream,
-    }
-    if _has_tangent(tensors):
-        return _cell_reference(*tensors, **options)
-    op = _OPS.lstm_cell if _differentiates(tensors) else _OPS.lstm_cell_inference
-    return op(*tensors, **options)[:2]
+    plain = not (step or recurrent_dropout or zoneout_h or zoneout_c or eps != _EPS)
+    options = {}
+    if not plain:
+        options = {
+            "step": step,
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout_h": zoneout_h,
+            "zoneout_c": zoneout_c,
+            "training": training,
+            "eps": eps,
+            "stream": stream,
+        }
+    return _call(_cell_reference, _CELL, _CELL_INFERENCE, tensors, options)[:2]
+
+
+def _call(
+    reference: Callable[..., Any], op: Any, inference: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+) -> Any:
+    """The op that this call needs. Arguments that have their default are not handed over: each costs 0.3 us."""
+    if checks.autocast_is_on(tensors[0]):
+        tensors = _autocast(tensors)
+    if forward_ad._current_level >= 0 and _has_tangent(tensors):
+        return reference(*tensors, **options)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return op(*tensors, **options)
+    given = len(tensors)
+    while tensors[given - 1] is None:
+        given -= 1
+    return inference(*tensors[:given], **options)
 
 
 def _layer_reference(*tensors: Any, **options: Any) -> Any:
@@ -148,26 +168,23 @@ def _cell_reference(*tensors: Any, **options: Any) -> Any:
     return reference.lstm_cell(*tensors[:11], seed=tensors[11], **options)
 
 
-def _autocast(*tensors: Any) -> tuple[Any, ...]:
+def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The rule of these ops under autocast: half precision is converted to float32, in which the kernels compute."""
-    if not checks.autocast_is_on(tensors[0].device):
-        return tensors
     halves = (torch.bfloat16, torch.float16)
     return tuple(x.float() if x is not None and x.dtype in halves else x for x in tensors)
 
 
 def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether forward-mode differentiation passes through: the ops have no rule for it, the reference needs none."""
-    if forward_ad._current_level < 0:
-        return False
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def _differentiates(tensors: tuple[Tensor | None, ...]) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+# Fake kernels: the shapes of what the ops give. They do not get arguments that have their default.
 
 
-# Fake kernels: the shapes of what the ops give.
+def _has_norm(tensors: tuple[Any, ...]) -> bool:
+    """Of an op's tensors after h_0, down to the last that was given."""
+    return len(tensors) > 5 and tensors[5] is not None
 
 
 def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[tuple[int, ...], ...]:
@@ -177,9 +194,11 @@ def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tup
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
-def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    (T, B, _), H, norm = input.shape, h_0.shape[1], tensors[4] is not None
-    keeps_hidden = options["training"] and options["dropout"] > 0
+def _(
+    input: Tensor, h_0: Tensor, *tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any
+) -> tuple[Tensor, ...]:
+    (T, B, _), H, norm = input.shape, h_0.shape[1], _has_norm(tensors)
+    keeps_hidden = training and dropout > 0
     shapes = ((T, B, H), (B, H), (B, H), (T, B, H) if keeps_hidden else (0,), (T, B, H))
     return tuple(input.new_empty(shape) for shape in (*shapes, *_saved_shapes((T, B), H, norm)))
 
@@ -191,8 +210,8 @@ def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) ->
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell")
-def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    B, H, norm = input.shape[0], h_0.shape[1], tensors[4] is not None
+def _(input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    B, H, norm = input.shape[0], h_0.shape[1], _has_norm(tensors)
     return tuple(input.new_empty(shape) for shape in ((B, H), (B, H), *_saved_shapes((B,), H, norm)))
 
 
