@@ -224,14 +224,15 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
           },
-          Prefetch::share(panel, 4 * H, tile));
+          Prefetch::share(panel + 4 * H * kPanelColumns<T>, 4 * H, tile));
     });
   }
 }
 
 template <typename T>
 void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t count) {
-  gemm_rows<T>(count, scratch.a, 4 * task.sizes.hidden_size, task.packed_ih, PlainColumns{task.sizes.input_size},
+  const int64_t depth = 4 * task.sizes.hidden_size;
+  gemm_rows<T>(count, scratch.a, depth, task.packed_ih, depth * kPanelColumns<T>, PlainColumns{task.sizes.input_size},
                nullptr, scratch.out);
 }
 

@@ -5,9 +5,10 @@
 //   c_t = zoneout(c', c_{t-1}),    h_t = zoneout(h', h_{t-1})
 //   y_t = m_y * h_t,               h~_t = m_h * h_t
 //
-// The input projection of a chunk of steps is one product. Then each step is one product with W_hh, whose register
-// tiles hold the four gates of the same units: without layer norm they become c_t and h_t while they are in the
-// first-level cache; with layer norm the row has to be complete first.
+// The register tiles hold the four gates of the same units. Without layer norm they become c_t and h_t while they are in
+// the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
+// tile. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of steps
+// is one product then, as it is where the rows are few.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -25,7 +26,8 @@ constexpr int64_t kProjectionRows =
 // Everything a step needs of one row. Tensor rows hold H (or 4H) values, scratch rows are padded.
 template <typename T>
 struct StepRow {
-  T* gates;                                              // [4H] in: W_ih x (+ b without layer norm), out: activations
+  T* gates;                                              // [4H] activations out, or null where nobody wants them
+                                                         //   in, unless products are merged: W_ih x (+ b without norm)
   T* recurrent;                                          // [4H] W_hh h~, where it is needed as a whole row
   T* stats;                                              // [6], layer norm only
   T* c;                                                  // scratch: c_{t-1} in, c_t out
@@ -43,8 +45,9 @@ struct ForwardScratch {
   int64_t stride;      // of the padded rows
   int64_t chunk_rows;  // rows of an input projection
   StepRow<T>* rows;    // [rows]
-  const T** a;         // [chunk_rows] left operands of a product
-  T** out;             // [chunk_rows] its rows of the result
+  const T** a;         // [chunk_rows] left operands of a product: x
+  const T** a_hidden;  // [rows] h~_{t-1}
+  T** out;             // [chunk_rows] rows of the result
   T *h_now, *h_next;   // [rows, stride] left operand of the recurrence: h~_{t-1} and h~_t
   T* h;                // [rows, stride] h_t where h~_t differs, else null
   T* c;                // [rows, stride]
@@ -55,18 +58,20 @@ struct ForwardScratch {
   T* row_scratch;      // [2, stride] of one row: o and c'
   BlockMasks<T> masks;
 
-  ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, int64_t row_count) {
+  ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged,
+                 int64_t row_count) {
     const int64_t gates_size = 4 * sizes.hidden_size;
     stride = padded(sizes.hidden_size);
-    chunk_rows = row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
+    chunk_rows = merged || row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
     rows = arena.take<StepRow<T>>(row_count);
     a = arena.take<const T*>(chunk_rows);
+    a_hidden = arena.take<const T*>(row_count);
     out = arena.take<T*>(chunk_rows);
     h_now = arena.take<T>(row_count * stride);
     h_next = arena.take<T>(row_count * stride);
     h = options.recurrent_dropout > 0 ? arena.take<T>(row_count * stride) : nullptr;
     c = arena.take<T>(row_count * stride);
-    gates = saves ? nullptr : arena.take<T>(chunk_rows * gates_size);
+    gates = saves || merged ? nullptr : arena.take<T>(chunk_rows * gates_size);
     recurrent = saves && has_layer_norm(options) ? nullptr : arena.take<T>(row_count * gates_size);
     stats = saves || !has_layer_norm(options) ? nullptr : arena.take<T>(chunk_rows * 6);
     tile = arena.take<T>(kTileRows * kPanelColumns<T>);
@@ -88,40 +93,60 @@ LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec
   store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
 }
 
-// Without layer norm, for lanes [j, j + n): from the recurrence's share of the four gates to c_t and h_t.
+// Without layer norm, for lanes [j, j + n): from the pre-activations of the four gates to c_t and h_t.
 template <typename T>
-LSTM_FUSED_FN void plain_units(const StepRow<T>& row, int64_t H, int64_t j, int64_t n, const Gates<Vec<T>>& recurrent) {
-  const Gates<Vec<T>> gates = {
-      sigmoid(load(row.gates + j, n) + recurrent.i), sigmoid(load(row.gates + H + j, n) + recurrent.f),
-      tanh(load(row.gates + 2 * H + j, n) + recurrent.g), sigmoid(load(row.gates + 3 * H + j, n) + recurrent.o)};
-  store(row.gates + j, gates.i, n);
-  store(row.gates + H + j, gates.f, n);
-  store(row.gates + 2 * H + j, gates.g, n);
-  store(row.gates + 3 * H + j, gates.o, n);
+LSTM_FUSED_FN void plain_units(const StepRow<T>& row, int64_t H, int64_t j, int64_t n, const Gates<Vec<T>>& z) {
+  const Gates<Vec<T>> gates = {sigmoid(z.i), sigmoid(z.f), tanh(z.g), sigmoid(z.o)};
+  if (row.gates) {
+    store(row.gates + j, gates.i, n);
+    store(row.gates + H + j, gates.f, n);
+    store(row.gates + 2 * H + j, gates.g, n);
+    store(row.gates + 3 * H + j, gates.o, n);
+  }
   const Vec<T> c_prev = load(row.c + j);
   const Vec<T> c = cell_state(gates, c_prev);
   finish_units<T>(row, j, n, c_prev, c, gates.o * tanh(c));
 }
 
-// Without layer norm: the recurrence and the gates, panel by panel.
+// Asks for the memory that plain_units will write, so that the stores do not wait.
 template <typename T>
+LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
+  if (row.gates)
+    for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(row.gates + gate * H + j, 1);
+  if (row.cells) __builtin_prefetch(row.cells + j, 1);
+  __builtin_prefetch(row.output + j, 1);
+}
+
+// Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
+// otherwise it starts as row.gates.
+template <typename T, bool Merged>
 void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
-  const int64_t H = task.sizes.hidden_size;
+  const int64_t I = task.sizes.input_size, H = task.sizes.hidden_size;
+  const int64_t panel_size = (I + H) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + H - first_row;
   const GateColumns columns{H};
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const int64_t j = p * kLanes<T>, n = H - j;
-    const T* panel = task.packed_hh + p * H * kPanelColumns<T>;
-    for_each_tile(active, [&](int64_t tile, int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
+    const T* const panel = task.packed + p * panel_size;
+    Vec<T> bias[kPanelVectors] = {};
+    if constexpr (Merged)
+      for (int gate = 0; gate < kPanelVectors; ++gate) bias[gate] = load(task.bias + gate * H + j, n);
+    for_each_tile(active, [&](int64_t tile_number, int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(tile_rows)::value;
-      gemm_tile<T, R>(
-          RowPointers<T, R>::from(scratch.a + first), H, panel, kPanelColumns<T>,
-          [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
-          [&](int i, int gate, Vec<T> v)
-              LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); },
-          Prefetch::share(panel, H, tile));
+      const StepRow<T>* const rows = scratch.rows + first;
+      for (int i = 0; i < R; ++i) prefetch_units(rows[i], H, j);
+      Tile<T, R> tile;
+      for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
+                                LSTM_FUSED_INLINE { v = Merged ? bias[gate] : load(rows[i].gates + gate * H + j, n); });
+      const auto ahead = Prefetch::share(panel + panel_size + first_row * kPanelColumns<T>, depth, tile_number);
+      if constexpr (Merged)
+        multiply_add(tile, RowPointers<T, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
+      multiply_add(tile, RowPointers<T, R>::from(scratch.a_hidden + first), H, panel + I * kPanelColumns<T>,
+                   kPanelColumns<T>, ahead.after(Merged ? I : 0));
+      for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
+                                LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
       for (int i = 0; i < R; ++i) {
         const T* z = scratch.tile + i * kPanelColumns<T>;
-        plain_units<T>(scratch.rows[first + i], H, j, n,
+        plain_units<T>(rows[i], H, j, n,
                        {load(z), load(z + kLanes<T>), load(z + 2 * kLanes<T>), load(z + 3 * kLanes<T>)});
       }
     });
@@ -133,10 +158,13 @@ template <typename T>
 LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
-  if (task.packed_hh)
-    gemm_rows<T>(active, scratch.a, H, task.packed_hh, GateColumns{H}, nullptr, scratch.out);
-  else
-    gemm_unpacked<T>(active, scratch.a, H, task.in.weight_hh, 4 * H, nullptr, scratch.out);
+  if (task.packed) {
+    const int64_t I = task.sizes.input_size;
+    gemm_rows<T>(active, scratch.a_hidden, H, task.packed + I * kPanelColumns<T>, (I + H) * kPanelColumns<T>,
+                 GateColumns{H}, nullptr, scratch.out);
+  } else {
+    gemm_unpacked<T>(active, scratch.a_hidden, H, task.in.weight_hh, 4 * H, nullptr, scratch.out);
+  }
 }
 
 // Without layer norm and without packed weights.
@@ -148,9 +176,8 @@ void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64
     const StepRow<T>& row = scratch.rows[r];
     for (int64_t j = 0; j < H; j += kLanes<T>) {
       const int64_t n = H - j;
-      plain_units<T>(row, H, j, n,
-                     {load(row.recurrent + j, n), load(row.recurrent + H + j, n), load(row.recurrent + 2 * H + j, n),
-                      load(row.recurrent + 3 * H + j, n)});
+      const auto z = [&](int64_t k) LSTM_FUSED_INLINE { return load(row.gates + k, n) + load(row.recurrent + k, n); };
+      plain_units<T>(row, H, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)});
     }
   }
 }
@@ -228,9 +255,9 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int
 }
 
 template <typename T>
-int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, int64_t rows) {
+int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged, int64_t rows) {
   Arena arena{nullptr, 0};
-  ForwardScratch<T>(arena, sizes, options, saves, rows);
+  ForwardScratch<T>(arena, sizes, options, saves, merged, rows);
   return arena.used;
 }
 
@@ -244,7 +271,7 @@ void forward(const ForwardTask<T>& task) {
   const LayerSaved<T>& saved = task.out.saved;
   const bool saves = saved.gates != nullptr;
   Arena arena{task.scratch, 0};
-  ForwardScratch<T> scratch(arena, sizes, options, saves, count);
+  ForwardScratch<T> scratch(arena, sizes, options, saves, task.merged, count);
   const int64_t stride = scratch.stride;
 
   // The padding of the scratch rows has to be finite, since whole vectors are computed.
@@ -279,23 +306,26 @@ void forward(const ForwardTask<T>& task) {
     // W_ih x of all rows and steps of the chunk: n counts them, step by step.
     const int64_t chunk_end = chunk + chunk_steps < row_steps[0] ? chunk + chunk_steps : row_steps[0];
     const auto gates_row = [&](int64_t n, int64_t position) {
-      return saves ? saved.gates + position * 4 * H : scratch.gates + n * 4 * H;
+      return saves ? saved.gates + position * 4 * H : scratch.gates ? scratch.gates + n * 4 * H : nullptr;
     };
     const auto stats_row = [&](int64_t n, int64_t position) {
       return saves ? saved.stats + position * 6 : scratch.stats + n * 6;
     };
-    int64_t chunk_count = 0;
-    for (int64_t s = chunk; s < chunk_end; ++s)
-      for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
-        const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
-        scratch.a[chunk_count] = task.in.input + position * I;
-        scratch.out[chunk_count] = gates_row(chunk_count, position);
-      }
-    const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
-    if (task.packed_ih)
-      gemm_rows<T>(chunk_count, scratch.a, I, task.packed_ih, GateColumns{H}, bias, scratch.out);
-    else
-      gemm_unpacked<T>(chunk_count, scratch.a, I, task.in.weight_ih, 4 * H, bias, scratch.out);
+    if (!task.merged) {
+      int64_t chunk_count = 0;
+      for (int64_t s = chunk; s < chunk_end; ++s)
+        for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
+          const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
+          scratch.a[chunk_count] = task.in.input + position * I;
+          scratch.out[chunk_count] = gates_row(chunk_count, position);
+        }
+      const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
+      if (task.packed)
+        gemm_rows<T>(chunk_count, scratch.a, I, task.packed, (I + H) * kPanelColumns<T>, GateColumns{H}, bias,
+                     scratch.out);
+      else
+        gemm_unpacked<T>(chunk_count, scratch.a, I, task.in.weight_ih, 4 * H, bias, scratch.out);
+    }
 
     int64_t n = 0;
     for (int64_t s = chunk; s < chunk_end; ++s) {
@@ -305,7 +335,11 @@ void forward(const ForwardTask<T>& task) {
         fill_fresh_masks(options, masks, stride, H, r, b, t);
         const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
         StepRow<T>& row = scratch.rows[r];
-        scratch.a[r] = scratch.h_now + r * stride;
+        scratch.a_hidden[r] = scratch.h_now + r * stride;
+        if (task.merged) {
+          scratch.a[r] = task.in.input + position * I;
+          if (row_steps[r] > s + 1) prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
+        }
         row.gates = gates_row(n, position);
         row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + position * 4 * H;
         if (has_layer_norm(options)) {
@@ -326,8 +360,10 @@ void forward(const ForwardTask<T>& task) {
       }
       if (has_layer_norm(options))
         layer_norm_step(task, scratch, active);
-      else if (task.packed_hh)
-        plain_step(task, scratch, active);
+      else if (task.merged)
+        plain_step<T, true>(task, scratch, active);
+      else if (task.packed)
+        plain_step<T, false>(task, scratch, active);
       else
         unpacked_step(task, scratch, active);
       T* const h_last = scratch.h_now;

@@ -29,24 +29,42 @@ struct Prefetch {
   const char* next;
 
   template <typename T>
-  LSTM_FUSED_INLINE static Prefetch share(const T* panel, int64_t depth, int64_t tile) {
+  LSTM_FUSED_INLINE static Prefetch share(const T* next_panel, int64_t depth, int64_t tile) {
     constexpr int64_t kLine = 64, kLines = kPanelVectors * LSTM_FUSED_VECTOR_BYTES / kLine;  // of a panel for each k
-    return {reinterpret_cast<const char*>(panel + depth * kPanelVectors * kLanes<T>) + tile % kLines * depth * kLine};
+    return {reinterpret_cast<const char*>(next_panel) + tile % kLines * depth * kLine};
   }
   LSTM_FUSED_INLINE void operator()(int64_t k) const { __builtin_prefetch(next + k * 64, 0, 2); }
+  LSTM_FUSED_INLINE Prefetch after(int64_t k) const { return {next + k * 64}; }
 };
+
+// Asks for n values that will be read in a while.
+template <typename T>
+LSTM_FUSED_FN void prefetch_row(const T* p, int64_t n) {
+  for (int64_t k = 0; k < n; k += 64 / sizeof(T)) __builtin_prefetch(p + k, 0, 2);
+}
+
 struct NoPrefetch {
   LSTM_FUSED_INLINE void operator()(int64_t) const {}
 };
 
-// acc[i][j] = init(i, j) + sum_k a(i, k) * b[k * ldb + j * lanes + lane]; then done(i, j, acc[i][j]).
-template <typename T, int Rows, class A, class Init, class Done, class Ahead = NoPrefetch>
-LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init init, Done done, Ahead ahead = {}) {
+// The accumulators of a register tile. Code that uses one is inlined, or it would live in memory.
+template <typename T, int Rows>
+struct Tile {
   Vec<T> acc[Rows][kPanelVectors];
+};
+
+// f(i, j, tile.acc[i][j]) for every accumulator.
+template <typename T, int Rows, class F>
+LSTM_FUSED_FN void for_each_vector(Tile<T, Rows>& tile, F f) {
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kPanelVectors; ++j) acc[i][j] = init(i, j);
+    for (int j = 0; j < kPanelVectors; ++j) f(i, j, tile.acc[i][j]);
+}
+
+// acc[i][j] += sum_k a(i, k) * b[k * ldb + j * lanes + lane].
+template <typename T, int Rows, class A, class Ahead = NoPrefetch>
+LSTM_FUSED_FN void multiply_add(Tile<T, Rows>& tile, A a, int64_t depth, const T* b, int64_t ldb, Ahead ahead = {}) {
   for (int64_t k = 0; k < depth; ++k, b += ldb) {
     Vec<T> panel[kPanelVectors];
     ahead(k);
@@ -56,13 +74,18 @@ LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init i
     for (int i = 0; i < Rows; ++i) {
       const Vec<T> x = broadcast(a(i, k));
 #pragma GCC unroll 4
-      for (int j = 0; j < kPanelVectors; ++j) acc[i][j] += x * panel[j];
+      for (int j = 0; j < kPanelVectors; ++j) tile.acc[i][j] += x * panel[j];
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kPanelVectors; ++j) done(i, j, acc[i][j]);
+}
+
+// acc[i][j] = init(i, j) + sum_k a(i, k) * b[k * ldb + j * lanes + lane]; then done(i, j, acc[i][j]).
+template <typename T, int Rows, class A, class Init, class Done, class Ahead = NoPrefetch>
+LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init init, Done done, Ahead ahead = {}) {
+  Tile<T, Rows> tile;
+  for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { v = init(i, j); });
+  multiply_add(tile, a, depth, b, ldb, ahead);
+  for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { done(i, j, v); });
 }
 
 // The left operand as one pointer a row (rows anywhere in memory), or packed as [K][Rows].
@@ -145,10 +168,11 @@ struct GateColumns {
   }
 };
 
-// out[r] = bias + a[r] * panels for r < count. bias: null or a row laid out like an output row.
+// out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size; bias: null or a row laid out
+// like an output row.
 template <typename T, class Columns>
-LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, const T* packed, Columns columns,
-                             const T* bias, T* const* out) {
+LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, const T* packed, int64_t panel_size,
+                             Columns columns, const T* bias, T* const* out) {
   for (int64_t p = 0; p < columns.template panels<T>(); ++p) {
     Vec<T> bias_vectors[kPanelVectors] = {};
     int64_t offsets[kPanelVectors], lanes[kPanelVectors];
@@ -157,16 +181,18 @@ LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, co
       lanes[j] = columns.template lanes<T>(p, j);
       if (bias && lanes[j] > 0) bias_vectors[j] = load(bias + offsets[j], lanes[j]);
     }
-    const T* const panel = packed + p * depth * kPanelColumns<T>;
+    const T* const panel = packed + p * panel_size;
     for_each_tile(count, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
+      for (int i = 0; i < R; ++i)
+        for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out[first + i] + offsets[j], 1);
       gemm_tile<T, R>(
           RowPointers<T, R>::from(a + first), depth, panel, kPanelColumns<T>,
           [&](int, int j) LSTM_FUSED_INLINE { return bias_vectors[j]; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             if (lanes[j] > 0) store(out[first + i] + offsets[j], v, lanes[j]);
           },
-          Prefetch::share(panel, depth, tile));
+          Prefetch::share(panel + panel_size, depth, tile));
     });
   }
 }
@@ -240,13 +266,14 @@ void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, 
   }
 }
 
-// Gate panels [first, last) of W^T, W [4H, K].
+// Gate panels [first, last) of W^T, W [4H, K]; panel p starts at packed + p * panel_size.
 template <typename T>
-void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed) {
+void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
+                int64_t panel_size) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t p = first; p < last; ++p)
     for (int64_t gate = 0; gate < 4; ++gate) {
-      T* const to = packed + p * depth * kPanelColumns<T> + gate * L;
+      T* const to = packed + p * panel_size + gate * L;
       const T* const from = weight + (gate * hidden_size + p * L) * depth;
       const int64_t units = hidden_size - p * L < L ? hidden_size - p * L : L;
       int64_t k = 0;

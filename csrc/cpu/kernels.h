@@ -24,8 +24,10 @@ struct ForwardTask {
   LayerOutputs<T> out;
   Schedule schedule;
   int64_t first, last;
-  const T* packed_ih;  // gate panels; null where packing costs more than it saves: the weights are used as they lie
-  const T* packed_hh;  // gate panels, or null with packed_ih
+  // Gate panels of [W_ih W_hh], each [I + P, 4 vectors]. Null where packing costs more than it saves: the weights are
+  // used as they lie.
+  const T* packed;
+  bool merged;         // both products of a step in one tile; otherwise W_ih x of many steps first
   const T* bias;       // [4H], both biases together
   char* scratch;       // forward_scratch() bytes
 };
@@ -76,7 +78,7 @@ struct ParameterSums {
 
 template <typename T>
 struct Kernels {
-  int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, int64_t rows);
+  int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, bool merged, int64_t rows);
   void (*forward)(const ForwardTask<T>&);
   int64_t (*backward_scratch)(const LayerSizes&, const LayerOptions&, int64_t rows);
   void (*backward)(const BackwardTask<T>&);
@@ -85,7 +87,8 @@ struct Kernels {
   int64_t (*gate_panels)(int64_t hidden_size);
   int64_t (*plain_panels)(int64_t columns);
   int64_t panel_columns;
-  void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed);
+  void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
+                     int64_t panel_size);
   void (*pack_plain)(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed);
 
   int64_t (*mask_stride)(int64_t hidden_size);

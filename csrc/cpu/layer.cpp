@@ -17,6 +17,9 @@ constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and s
 constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
 constexpr int64_t kChunkRows = 1024;     // steps x rows whose gate gradients are kept at a time
 constexpr int64_t kUnpackedRows = 8;     // steps x rows up to which the forward pass uses the weights as they lie
+constexpr int64_t kMergedRows = 16;      // sequences from which a step makes both products at once ...
+constexpr int64_t kMergedRowsOfSmall = 4;            // ... and when the weights are small:
+constexpr int64_t kSmallWeights = int64_t{1} << 19;  // bytes
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -125,6 +128,15 @@ struct Plan {
   Schedule schedule() const { return {row.data(), steps.data()}; }
 };
 
+// Whether both products of a step go into one tile. That reads all weights at every step: it pays where the rows of a
+// step keep the multipliers busy meanwhile, or where the weights stay in the second-level cache. The rule must not depend
+// on the number of threads, because the order of the sums does on it.
+template <typename T>
+bool merges_products(const LayerSizes& sizes) {
+  const int64_t bytes = 4 * sizes.hidden_size * (sizes.input_size + sizes.hidden_size) * sizeof(T);
+  return sizes.batch >= kMergedRows || (sizes.batch >= kMergedRowsOfSmall && bytes <= kSmallWeights);
+}
+
 template <typename T>
 const T* sum_of_biases(const LayerInputs<T>& in, int64_t gates, Workspace& workspace) {
   T* const bias = workspace.take<T>(gates);
@@ -182,22 +194,23 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   const Workspace::Call call(workspace);
   const int64_t panels = k.gate_panels(H);
   const bool packs = sizes.steps * B > kUnpackedRows;
-  T* const packed_ih = workspace.take<T>(packs ? panels * k.panel_columns * I : 0);
-  T* const packed_hh = workspace.take<T>(packs ? panels * k.panel_columns * H : 0);
+  const int64_t panel_size = (I + H) * k.panel_columns;
+  const bool merged = packs && !has_layer_norm(options) && merges_products<T>(sizes);
+  T* const packed = workspace.take<T>(packs ? panels * panel_size : 0);
   const T* const bias = sum_of_biases(in, 4 * H, workspace);
   if (packs && plan.max_steps() > 0)
     share(executor, panels, [&](int64_t first, int64_t last) {
-      k.pack_gates(in.weight_ih, H, I, first, last, packed_ih);
-      k.pack_gates(in.weight_hh, H, H, first, last, packed_hh);
+      k.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size);
+      k.pack_gates(in.weight_hh, H, H, first, last, packed + I * k.panel_columns, panel_size);
     });
 
   const bool saves = out.saved.gates != nullptr;
   std::vector<char*> scratch;
   for (int64_t task = 0; task < plan.tasks(); ++task)
-    scratch.push_back(workspace.take<char>(k.forward_scratch(sizes, options, saves, plan.rows(task))));
+    scratch.push_back(workspace.take<char>(k.forward_scratch(sizes, options, saves, merged, plan.rows(task))));
   executor.run(plan.tasks(), [&](int64_t task) {
-    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed_ih,
-               packed_hh, bias, scratch[task]});
+    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed, merged,
+               bias, scratch[task]});
   });
 }
 
