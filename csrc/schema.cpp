@@ -37,6 +37,11 @@ STABLE_TORCH_LIBRARY(lstm_fused, m) {
                ") -> (Tensor h, Tensor c, Tensor gates, Tensor recurrent, Tensor stats)");
   m.def("lstm_cell_inference(" LSTM_FUSED_CELL_INPUTS("=None") ", *, " LSTM_FUSED_CELL_OPTIONS
                                                                ") -> (Tensor h, Tensor c)");
+  // lstm_cell_inference with no option. Arguments that are not there cost something too, 0.1 us each, and this is the
+  // call whose time is latency: a step of one sequence.
+  m.def(
+      "lstm_cell_plain(Tensor input, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih=None, Tensor? bias_hh=None) -> (Tensor h, Tensor c)");
   m.def("lstm_cell_backward(Tensor d_h, Tensor d_c, " LSTM_FUSED_CELL_INPUTS(
       "") ", Tensor gates, Tensor recurrent, Tensor stats, *, " LSTM_FUSED_CELL_OPTIONS
           ", bool want_input, bool want_weights) -> (" LSTM_FUSED_GRADIENTS ")");

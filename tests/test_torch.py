@@ -51,7 +51,9 @@ def test_every_op_is_checked_here():
     """A new op must come into these tests."""
     names = {s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("lstm_fused::")}
     forward = {"lstm_layer", "lstm_cell"}
-    assert names == {f"{name}{kind}" for name in forward for kind in ("", "_inference", "_backward")}
+    assert names == {f"{name}{kind}" for name in forward for kind in ("", "_inference", "_backward")} | {
+        "lstm_cell_plain"
+    }
 
 
 @pytest.mark.parametrize("on", OPTION_SETS, ids=label)
@@ -69,6 +71,16 @@ def test_opcheck(name, on, device):
     for want in ({"want_input": True, "want_weights": True}, {"want_input": False, "want_weights": False}):
         call = (*gradients, *detached(tensors), *saved)
         torch.library.opcheck(getattr(OPS, f"{name}_backward"), call, options | want)
+
+
+@pytest.mark.parametrize("on", [(), ("no_bias", "initial_state")], ids=label)
+def test_opcheck_of_the_plain_step(on, device):
+    """The op of a step without options: checked as the others, and the same bits as the op with them."""
+    tensors, options = cell_arguments(on, device=device)
+    torch.library.opcheck(OPS.lstm_cell_plain, detached(tensors)[:7])
+    assert_same_bits(
+        OPS.lstm_cell_plain(*detached(tensors)[:7]), OPS.lstm_cell_inference(*detached(tensors), **options)
+    )
 
 
 def example(device, dtype=torch.float32, **options):

@@ -383,6 +383,16 @@ std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSE
   return {*out.h_n, *out.c_n};
 }
 
+std::tuple<Tensor, Tensor> lstm_cell_plain(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+                                           const Tensor& weight_ih, const Tensor& weight_hh, const MaybeTensor& bias_ih,
+                                           const MaybeTensor& bias_hh) {
+  const MaybeTensor none;
+  const Call call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none}, none, none,
+                  LayerOptions{}, true);
+  const Forward out = run_forward(call, false, true);
+  return {*out.h_n, *out.c_n};
+}
+
 Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n, LSTM_FUSED_LAYER_INPUTS,
                               const Tensor& output, const Tensor& hidden, const Tensor& cells, const Tensor& gates,
                               const Tensor& recurrent, const Tensor& stats, LSTM_FUSED_LAYER_OPTIONS, bool want_input,
@@ -441,6 +451,7 @@ STABLE_TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) {
   m.impl("lstm_layer_backward", TORCH_BOX(&lstm_layer_backward));
   m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
   m.impl("lstm_cell_inference", TORCH_BOX(&lstm_cell_inference));
+  m.impl("lstm_cell_plain", TORCH_BOX(&lstm_cell_plain));
   m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
 }
 

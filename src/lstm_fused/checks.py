@@ -94,20 +94,24 @@ def input_tensor(value: Tensor, input_size: int, ranks: tuple[int, int], weight:
         raise RuntimeError(
             f"input must have {input_size} features (input_size) in its last dimension, got {value.shape[-1]}"
         )
-    _same_kind("input", value, weight, ValueError)
+    if value.dtype != weight.dtype or value.device != weight.device:
+        _same_kind("input", value, weight, ValueError)
 
 
-def state(hx: Any, shape: tuple[int, ...], weight: Tensor) -> None:
-    """``hx``: None, or ``(h_0, c_0)`` of this shape."""
+def state(hx: Any, shape: tuple[int, ...], weight: Tensor, ranks: tuple[int, ...] | None = None) -> None:
+    """``hx``: None, or ``(h_0, c_0)`` of this shape. ``ranks``: those that nn.LSTMCell knows, no others."""
     if hx is None:
         return
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(x, Tensor) for x in hx):
+    pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+    if not pair or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
         got = type(hx).__name__ + (f" of {len(hx)}" if isinstance(hx, (tuple, list)) else "")
         raise TypeError(f"hx must be a tuple of two tensors, (h_0, c_0), got {got}")
-    for name, x in zip(("h_0", "c_0"), hx, strict=True):
+    for name, x in (("h_0", hx[0]), ("c_0", hx[1])):
         if x.shape != shape:
-            raise RuntimeError(f"{name} in hx must have shape {list(shape)}, got {list(x.shape)}")
-        _same_kind(f"{name} in hx", x, weight, RuntimeError)
+            error = RuntimeError if ranks is None or x.dim() in ranks else ValueError
+            raise error(f"{name} in hx must have shape {list(shape)}, got {list(x.shape)}")
+        if x.dtype != weight.dtype or x.device != weight.device:
+            _same_kind(f"{name} in hx", x, weight, RuntimeError)
 
 
 _AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}

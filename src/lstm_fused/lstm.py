@@ -45,6 +45,8 @@ class _FusedBase(nn.Module):
         self.zoneout = checks.zoneout_rates(zoneout)
         self.forget_bias = checks.forget_bias(forget_bias, bias)
         self.eps = checks.epsilon(eps)
+        # Of each layer and direction: the names of its parameters as the ops take them, down to the last that it has.
+        self._names: list[tuple[str, ...]] = []
 
     def _suffixes(self) -> list[str]:
         """What follows a parameter's name, for every layer and direction."""
@@ -58,11 +60,14 @@ class _FusedBase(nn.Module):
         for name, shape in shapes.items():
             value = None if name in absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name + suffix, value)
+        last = max(k for k, name in enumerate(_PARAMETERS) if name not in absent)
+        self._names.append(tuple(name + suffix for name in _PARAMETERS[: last + 1]))
 
-    def _layer_parameters(self, suffix: str) -> list[Tensor | None]:
+    def _all_parameters(self) -> list[list[Tensor | None]]:
+        """Of each layer and direction, as an op takes them."""
         # nn.Module.__getattr__ is slow; it is needed only where a parametrization has taken a parameter's place.
-        own, names = self._parameters, [name + suffix for name in _PARAMETERS]
-        return [own[name] if name in own else getattr(self, name) for name in names]
+        own = self._parameters
+        return [[own[name] if name in own else getattr(self, name) for name in names] for names in self._names]
 
     def reset_parameters(self) -> None:
         """Initialise again: uniform as ``nn.LSTM``, norms as the identity, the forget gate's bias if one was given."""
@@ -181,7 +186,7 @@ class FusedLSTM(_FusedBase):
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer and direction, as ``nn.LSTM.all_weights``; norms after biases."""
-        return [[p for p in self._layer_parameters(suffix) if p is not None] for suffix in self._suffixes()]
+        return [[p for p in parameters if p is not None] for parameters in self._all_parameters()]
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the ops take the weights as they are. Here because code written for ``nn.LSTM`` calls it."""
@@ -222,44 +227,53 @@ class FusedLSTM(_FusedBase):
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
             return self._forward_packed(input, hx, seed)
-        weight = self.weight_ih_l0
+        parameters = self._all_parameters()
+        weight, L = parameters[0][0], len(parameters)
         checks.input_tensor(input, self.input_size, (2, 3), weight)
         if lengths is not None:
             lengths = checks.lengths_tensor(lengths, input.device)
-        L = self.num_layers * self.num_directions
         if input.dim() == 2:
             checks.state(hx, (L, self.hidden_size), weight)
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, lengths, seed)
+            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, parameters, lengths, seed)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         if self.batch_first:
             input = input.transpose(0, 1)
         checks.state(hx, (L, input.shape[1], self.hidden_size), weight)
-        output, state = self._run(input, hx, lengths, seed)
+        output, state = self._run(input, hx, parameters, lengths, seed)
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _forward_packed(self, input: PackedSequence, hx: State | None, seed: int | Tensor | None) -> Any:
         """Run it padded, in the caller's order of sequences, as are hx and the masks; pack the output as the input."""
-        weight = self.weight_ih_l0
+        parameters = self._all_parameters()
+        weight = parameters[0][0]
         checks.packed(input)
         padded, lengths = pad_packed_sequence(input)  # [T, B, I]; lengths on the CPU, [B]
         if padded.dim() != 3:
             raise RuntimeError(f"input must be a PackedSequence of 2-D data, got {input.data.dim()}-D")
         checks.input_tensor(padded, self.input_size, (2, 3), weight)
-        checks.state(hx, (self.num_layers * self.num_directions, padded.shape[1], self.hidden_size), weight)
-        output, state = self._run(padded, hx, lengths.to(padded.device), seed)
+        checks.state(hx, (len(parameters), padded.shape[1], self.hidden_size), weight)
+        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), seed)
         if input.sorted_indices is not None:
             output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
         return input._replace(data=pack_padded_sequence(output, lengths).data), state
 
     def _run(
-        self, input: Tensor, hx: State | None, lengths: Tensor | None, seed: int | Tensor | None
+        self,
+        input: Tensor,
+        hx: State | None,
+        parameters: list[list[Tensor | None]],
+        lengths: Tensor | None,
+        seed: int | Tensor | None,
     ) -> tuple[Tensor, State]:
         """input [T, B, I] -> output [T, B, D * H], (h_n, c_n) [L * D, B, H]."""
         if hx is None:
-            zeros = self.weight_hh_l0.new_zeros(input.shape[1], self.hidden_size)
-            hx = ([zeros] * self.num_layers * self.num_directions,) * 2
-        seed, suffixes = self._seed(seed, input.device), self._suffixes()
+            zeros = parameters[0][0].new_zeros(input.shape[1], self.hidden_size)
+            h_0 = c_0 = [zeros] * len(parameters)
+        else:
+            h_0, c_0 = hx[0].unbind(), hx[1].unbind()
+        if seed is not None or self.training:
+            seed = self._seed(seed, input.device)
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             outputs = []
@@ -267,9 +281,9 @@ class FusedLSTM(_FusedBase):
                 stream = layer * self.num_directions + direction
                 output, h, c = ops.lstm_layer(
                     input,
-                    hx[0][stream],
-                    hx[1][stream],
-                    *self._layer_parameters(suffixes[stream]),
+                    h_0[stream],
+                    c_0[stream],
+                    *parameters[stream],
                     lengths=lengths,
                     seed=seed,
                     reverse=direction == 1,
@@ -286,6 +300,8 @@ class FusedLSTM(_FusedBase):
                 h_n.append(h)
                 c_n.append(c)
             input = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+        if len(h_n) == 1:
+            return input, (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0))
         return input, (torch.stack(h_n), torch.stack(c_n))
 
     def extra_repr(self) -> str:
@@ -337,19 +353,23 @@ class FusedLSTMCell(_FusedBase):
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
         """
-        weight = self.weight_ih
+        (parameters,) = self._all_parameters()
+        weight = parameters[0]
         checks.input_tensor(input, self.input_size, (1, 2), weight)
         if hx is None:
             hx = (weight.new_zeros(*input.shape[:-1], self.hidden_size),) * 2
-        checks.state(hx, (*input.shape[:-1], self.hidden_size), weight)
         batched = input.dim() == 2
+        shape = (input.shape[0], self.hidden_size) if batched else (self.hidden_size,)
+        checks.state(hx, shape, weight, ranks=(1, 2))
+        if seed is not None or self.training:
+            seed = self._seed(seed, input.device)
         if not batched:
             input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         h, c = ops.lstm_cell(
             input,
             *hx,
-            *self._layer_parameters(""),
-            seed=self._seed(seed, input.device),
+            *parameters,
+            seed=seed,
             step=checks.step_number(step),
             recurrent_dropout=self.recurrent_dropout,
             zoneout_h=self.zoneout[0],

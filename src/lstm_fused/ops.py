@@ -22,11 +22,15 @@ from . import checks, reference
 _OPS = torch.ops.lstm_fused
 # The one overload of each: choosing it anew in every call takes half a microsecond.
 _LAYER, _LAYER_INFERENCE = _OPS.lstm_layer.default, _OPS.lstm_layer_inference.default
-_CELL, _CELL_INFERENCE = _OPS.lstm_cell.default, _OPS.lstm_cell_inference.default
+_CELL, _CELL_INFERENCE, _CELL_PLAIN = (
+    _OPS.lstm_cell.default,
+    _OPS.lstm_cell_inference.default,
+    _OPS.lstm_cell_plain.default,
+)
 _EPS = 1e-5
 
 # How many of the tensor arguments there are, and the place of the weights among them.
-_LAYER_TENSORS, _CELL_TENSORS = 13, 12
+_LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 13, 12, 7
 _WEIGHTS = slice(3, 11)
 
 
@@ -157,6 +161,8 @@ def _call(
     given = len(tensors)
     while tensors[given - 1] is None:
         given -= 1
+    if inference is _CELL_INFERENCE and given <= _PLAIN_TENSORS and not options and tensors[0].is_cpu:
+        inference = _CELL_PLAIN
     return inference(*tensors[:given], **options)
 
 
@@ -215,6 +221,7 @@ def _(input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor
     return tuple(input.new_empty(shape) for shape in ((B, H), (B, H), *_saved_shapes((B,), H, norm)))
 
 
+@torch.library.register_fake("lstm_fused::lstm_cell_plain")
 @torch.library.register_fake("lstm_fused::lstm_cell_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     return input.new_empty(h_0.shape), input.new_empty(h_0.shape)
