@@ -15,7 +15,9 @@ namespace {
 
 constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and so at most that many tasks ...
 constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
-constexpr int64_t kChunkRows = 1024;     // steps x rows whose gate gradients are kept at a time
+// Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over the
+// sums of the weight gradients. Twice the hidden size, within these bounds.
+constexpr int64_t kLeastChunkRows = 256, kMostChunkRows = 1024;
 constexpr int64_t kUnpackedRows = 8;     // steps x rows up to which the forward pass uses the weights as they lie
 constexpr int64_t kMergedRows = 16;      // sequences from which a step makes both products at once ...
 constexpr int64_t kMergedRowsOfSmall = 4;            // ... and when the weights are small:
@@ -242,7 +244,8 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
 
   if (max_steps > 0) {
     const int64_t stride = k.gradient_stride(H);
-    const int64_t chunk_steps = std::min(max_steps, std::max<int64_t>(1, kChunkRows / B));
+    const int64_t chunk_rows_wanted = std::min(kMostChunkRows, std::max(kLeastChunkRows, 2 * H));
+    const int64_t chunk_steps = std::min(max_steps, std::max<int64_t>(1, chunk_rows_wanted / B));
     const int64_t chunk_rows = chunk_steps * B;
     const int64_t gate_panels = k.plain_panels(4 * H);
 

@@ -9,34 +9,57 @@ namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 constexpr int64_t kMaskGroup = 64;  // fill_mask writes whole groups
 
+// a[0], b[0], a[1], b[1], ...
+LSTM_FUSED_FN void interleave(Words::Lanes a, Words::Lanes b, uint64_t* to) {
+  constexpr int L = Words::kLanes;
+#if defined(__clang__)
+  for (int l = 0; l < L; ++l) to[2 * l] = a[l], to[2 * l + 1] = b[l];
+#else
+  Words::Lanes first, second;
+  for (int l = 0; l < L; ++l) {
+    first[l] = l / 2 + l % 2 * L;
+    second[l] = L / 2 + l / 2 + l % 2 * L;
+  }
+  const Words::Lanes halves[2] = {__builtin_shuffle(a, b, first), __builtin_shuffle(a, b, second)};
+  std::memcpy(to, halves, sizeof halves);
+#endif
+}
+
 // mask[h] = when_kept or when_dropped for h in 0..count-1. The buffer holds whole groups of 64 values.
-// 16 counters go through the rounds side by side, so that the compiler can use vectors.
 template <typename T>
 void fill_mask(const LayerOptions& options, MaskUse use, double rate, T when_kept, T when_dropped, int64_t t, int64_t b,
                int64_t count, T* mask) {
-  constexpr int kCounters = 16;
+  constexpr int L = Words::kLanes, kVectors = kMaskGroup / 4 / L;
+  using Lanes = Words::Lanes;
   const uint32_t stream = stream_number(options.stream, use);
   const uint32_t threshold = drop_threshold(rate);
-  for (int64_t h = 0; h < count; h += 4 * kCounters) {
-    uint32_t c0[kCounters], c1[kCounters], c2[kCounters], c3[kCounters];
-    for (int l = 0; l < kCounters; ++l) {
-      c0[l] = static_cast<uint32_t>(h / 4) + l;
-      c1[l] = static_cast<uint32_t>(b);
-      c2[l] = static_cast<uint32_t>(t);
-      c3[l] = stream;
+  Lanes lane;
+  for (int l = 0; l < L; ++l) lane[l] = l;
+  for (int64_t h = 0; h < count; h += kMaskGroup) {
+    Words c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      c0[v].lanes = lane + static_cast<uint64_t>(h / 4 + v * L);
+      c1[v].lanes = Lanes{} + static_cast<uint64_t>(b);
+      c2[v].lanes = Lanes{} + static_cast<uint64_t>(t);
+      c3[v].lanes = Lanes{} + stream;
     }
     uint32_t key0 = static_cast<uint32_t>(options.seed), key1 = static_cast<uint32_t>(options.seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
-      for (int l = 0; l < kCounters; ++l) philox_round(c0[l], c1[l], c2[l], c3[l], key0, key1);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) philox_round(c0[v], c1[v], c2[v], c3[v], key0, key1);
       key0 += kPhiloxWeyl0;
       key1 += kPhiloxWeyl1;
     }
-    for (int l = 0; l < kCounters; ++l) {
-      mask[h + 4 * l + 0] = c0[l] < threshold ? when_dropped : when_kept;
-      mask[h + 4 * l + 1] = c1[l] < threshold ? when_dropped : when_kept;
-      mask[h + 4 * l + 2] = c2[l] < threshold ? when_dropped : when_kept;
-      mask[h + 4 * l + 3] = c3[l] < threshold ? when_dropped : when_kept;
+    alignas(LSTM_FUSED_VECTOR_BYTES) uint32_t bits[kMaskGroup];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      // The four words of a counter side by side, counter after counter.
+      const Lanes low = (c0[v].lanes & 0xFFFFFFFFu) | c1[v].lanes << 32;
+      const Lanes high = (c2[v].lanes & 0xFFFFFFFFu) | c3[v].lanes << 32;
+      interleave(low, high, reinterpret_cast<uint64_t*>(bits) + 2 * v * L);
     }
+    for (int64_t k = 0; k < kMaskGroup; ++k) mask[h + k] = bits[k] < threshold ? when_dropped : when_kept;
   }
 }
 

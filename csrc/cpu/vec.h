@@ -6,6 +6,10 @@
 
 #include "lstm/host_device.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define LSTM_FUSED_VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -135,6 +139,33 @@ LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, i
 #pragma GCC unroll 16
   for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
 }
+
+// 32-bit words in lanes of 64 bits. Whatever the upper halves hold is never looked at: a product takes the lower halves.
+// A type of its own, so that the shared mathematics finds these functions.
+struct Words {
+  typedef uint64_t Lanes __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
+  static constexpr int kLanes = LSTM_FUSED_VECTOR_BYTES / sizeof(uint64_t);
+  Lanes lanes;
+};
+
+LSTM_FUSED_FN Words operator^(Words a, Words b) { return {a.lanes ^ b.lanes}; }
+LSTM_FUSED_FN Words operator^(Words a, uint32_t b) { return {a.lanes ^ b}; }
+
+// One instruction, which the compiler does not find by itself.
+LSTM_FUSED_FN Words wide_product(Words words, uint32_t multiplier) {
+  const Words::Lanes multipliers = Words::Lanes{} + multiplier;
+#if defined(__AVX512F__)
+  return {(Words::Lanes)_mm512_mul_epu32((__m512i)words.lanes, (__m512i)multipliers)};
+#elif defined(__AVX2__)
+  return {(Words::Lanes)_mm256_mul_epu32((__m256i)words.lanes, (__m256i)multipliers)};
+#elif defined(__SSE2__)
+  return {(Words::Lanes)_mm_mul_epu32((__m128i)words.lanes, (__m128i)multipliers)};
+#else
+  return {(words.lanes & 0xFFFFFFFFu) * multipliers};
+#endif
+}
+LSTM_FUSED_FN Words high_half(Words product) { return {product.lanes >> 32}; }
+LSTM_FUSED_FN Words low_half(Words product) { return product; }
 
 LSTM_FUSED_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 LSTM_FUSED_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -10,7 +10,7 @@
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
-constexpr int64_t kGradientBlock = 128;  // rows: one panel of them is 32 KB
+constexpr int64_t kGradientBlock = 256;  // rows of a tile: enough to pay for its start and its end
 
 template <typename T>
 void pack_transposed(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed) {
@@ -38,6 +38,9 @@ LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, c
     with_rows(width, [&](auto constant) LSTM_FUSED_INLINE {
       constexpr int R = decltype(constant)::value;
       T* const out = sums + first * stride;
+      for (int i = 0; i < R; ++i)  // the next tile's sums
+        for (int j = 0; j < kPanelVectors; ++j)
+          __builtin_prefetch(out + (R + i) * stride + j * kLanes<T>, 1);
       gemm_tile<T, R>(
           PackedRows<T, R>{packed + first * rows}, rows, d_gates, stride,
           [&](int i, int j)

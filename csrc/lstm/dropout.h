@@ -28,16 +28,22 @@ constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
+// The product of a word and a multiplier, and its halves; overloaded for vectors of words.
+LSTM_FUSED_FN uint64_t wide_product(uint32_t word, uint32_t multiplier) {
+  return static_cast<uint64_t>(word) * multiplier;
+}
+LSTM_FUSED_FN uint32_t high_half(uint64_t product) { return static_cast<uint32_t>(product >> 32); }
+LSTM_FUSED_FN uint32_t low_half(uint64_t product) { return static_cast<uint32_t>(product); }
+
 // One round on the counter (c0, c1, c2, c3); the caller adds the Weyl constants to the key between rounds.
-LSTM_FUSED_FN void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t key0, uint32_t key1) {
-  const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
-  const uint64_t product1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c2;
-  const uint32_t next0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
-  const uint32_t next2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
-  c1 = static_cast<uint32_t>(product1);
-  c3 = static_cast<uint32_t>(product0);
-  c0 = next0;
-  c2 = next2;
+template <class W>
+LSTM_FUSED_FN void philox_round(W& c0, W& c1, W& c2, W& c3, uint32_t key0, uint32_t key1) {
+  const auto product0 = wide_product(c0, kPhiloxMultiplier0);
+  const auto product1 = wide_product(c2, kPhiloxMultiplier1);
+  c0 = high_half(product1) ^ c1 ^ key0;
+  c2 = high_half(product0) ^ c3 ^ key1;
+  c1 = low_half(product1);
+  c3 = low_half(product0);
 }
 
 }  // namespace lstm_fused
