@@ -54,7 +54,7 @@ class FullLayer(nn.Module):
         zeros = input.new_zeros(input.shape[1], self.lstm.hidden_size)
         seed = torch.randint(2**62, ())
         weights = (getattr(self.lstm, name) for name in _parameter_names())
-        return ops.lstm_layer(input, zeros, zeros, *weights, None, seed, dropout=RATE, recurrent_dropout=RATE)[0], None
+        return ops.lstm_layer(input, zeros, zeros, *weights, seed=seed, dropout=RATE, recurrent_dropout=RATE)[0], None
 
 
 def _parameter_names() -> list[str]:
@@ -209,7 +209,7 @@ def validate() -> None:
             _compare(gradients((model(leaf),), [leaf, *peers]), want)
         _compare(gradients(norm(leaf), [leaf, *weights]), want)
         masked = [
-            gradients(layer(leaf, zeros, zeros, *weights, None, seed, **rates), [leaf, *weights])
+            gradients(layer(leaf, zeros, zeros, *weights, seed=seed, **rates), [leaf, *weights])
             for layer in (ops.lstm_layer, reference.lstm_layer)
         ]
         _compare(*masked)

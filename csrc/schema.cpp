@@ -6,20 +6,24 @@
 
 #define LSTM_FUSED_WEIGHTS(none)                                                                                    \
   "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih" none ", Tensor? bias_hh" none ", Tensor? weight_ln_ih" none \
-  ", Tensor? weight_ln_hh" none ", Tensor? weight_ln_c" none ", Tensor? bias_ln_c" none
-#define LSTM_FUSED_LAYER_INPUTS(none) \
-  "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS(none) ", Tensor? lengths" none ", Tensor? seed" none
+  ", Tensor? weight_ln_hh" none ", Tensor? weight_ln_c" none ", Tensor? bias_ln_c" none ", Tensor? bias_ln_ih" none \
+  ", Tensor? bias_ln_hh" none ", Tensor? weight_hr" none ", Tensor? weight_ci" none ", Tensor? weight_cf" none      \
+  ", Tensor? weight_co" none
+#define LSTM_FUSED_LAYER_INPUTS(none)                                                                               \
+  "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS(none) ", Tensor? lengths" none ", Tensor? reset" none \
+                                                                    ", Tensor? seed" none
 #define LSTM_FUSED_CELL_INPUTS(none) \
-  "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS(none) ", Tensor? seed" none
-#define LSTM_FUSED_LAYER_OPTIONS                                                                                      \
-  "bool reverse=False, float dropout=0.0, bool variational=False, float recurrent_dropout=0.0, float zoneout_h=0.0, " \
-  "float zoneout_c=0.0, bool training=True, float eps=1e-05, int stream=0"
-#define LSTM_FUSED_CELL_OPTIONS                                                                             \
-  "int step=0, float recurrent_dropout=0.0, float zoneout_h=0.0, float zoneout_c=0.0, bool training=True, " \
-  "float eps=1e-05, int stream=0"
-#define LSTM_FUSED_GRADIENTS                                                             \
-  "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, " \
-  "Tensor d_bias, Tensor d_weight_ln_ih, Tensor d_weight_ln_hh, Tensor d_weight_ln_c, Tensor d_bias_ln_c"
+  "Tensor input, Tensor h_0, Tensor c_0, " LSTM_FUSED_WEIGHTS(none) ", Tensor? reset" none ", Tensor? seed" none
+#define LSTM_FUSED_STEP_OPTIONS                                                                               \
+  "float recurrent_dropout=0.0, float candidate_dropout=0.0, float weight_dropout=0.0, float zoneout_h=0.0, " \
+  "float zoneout_c=0.0, int open_gates=0, bool training=True, float eps=1e-05, int stream=0"
+#define LSTM_FUSED_LAYER_OPTIONS \
+  "bool reverse=False, float dropout=0.0, bool variational=False, " LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_CELL_OPTIONS "int step=0, " LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_GRADIENTS                                                                                \
+  "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "                    \
+  "Tensor d_bias, Tensor d_weight_ln_ih, Tensor d_weight_ln_hh, Tensor d_weight_ln_c, Tensor d_bias_ln_c, " \
+  "Tensor d_weight_hr, Tensor d_weight_ci, Tensor d_weight_cf, Tensor d_weight_co"
 
 STABLE_TORCH_LIBRARY(lstm_fused, m) {
   m.def("lstm_layer(" LSTM_FUSED_LAYER_INPUTS("=None") ", *, " LSTM_FUSED_LAYER_OPTIONS

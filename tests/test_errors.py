@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from testing import EVERYTHING, NOT_OF_A_CELL, cell_case, layer_case
+from testing import EVERYTHING, EVERYTHING_ELSE, NOT_OF_A_CELL, cell_case, label, layer_case
 from torch.nn.utils.rnn import pack_sequence
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
@@ -209,16 +209,33 @@ OP_CALLS = [
     ({"weight_hh": torch.zeros(0, 0)}, "at least one input and one hidden unit"),
     ({"bias_ih": torch.zeros(5)}, "bias_ih must have shape [4H] = [20], got [5]"),
     ({"bias_hh": None}, "bias_ih and bias_hh must be given together"),
+    ({"weight_hr": torch.zeros(3)}, "weight_hr must have shape [P, H], got [3]"),
+    ({"weight_hr": torch.zeros(3, 5)}, "weight_hr must have shape [P, H] = [5, 5], got [3, 5]"),
+    ({"weight_hr": torch.zeros(5, 5)}, "zoneout_h must be 0 with a projection (weight_hr), got 0.25"),
+    ({"weight_hh": torch.zeros(16, 5), "weight_hr": torch.zeros(5, 5)}, "weight_hh must have shape [4H, P] = [20, 5]"),
+    ({"weight_ci": torch.zeros(4)}, "weight_ci must have shape [H] = [5], got [4]"),
+    ({"weight_cf": None}, "weight_ci, weight_cf and weight_co must be given together"),
+    ({"bias_ln_ih": torch.zeros(20)}, "bias_ln_ih and bias_ln_hh must be given together"),
+    (
+        {"bias_ln_ih": torch.zeros(20), "bias_ln_hh": torch.zeros(20)},
+        "bias_ih and bias_hh must be None with bias_ln_ih and bias_ln_hh, which take their place",
+    ),
     ({"weight_ln_c": torch.zeros(20)}, "weight_ln_c must have shape [H] = [5], got [20]"),
     ({"bias_ln_c": None}, "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together"),
     ({"lengths": torch.tensor([4, 2], dtype=torch.int32)}, "lengths must be int64, got"),
     ({"lengths": torch.tensor([1, 2, 3])}, "lengths must have shape [B] = [2], got [3]"),
     ({"lengths": torch.tensor([2, 2**62])}, "lengths must be in 0..T = 4, got 4611686018427387904 at index 1"),
+    ({"reset": torch.zeros(4, 2)}, "reset must be bool, got float32"),
+    ({"reset": torch.zeros(4, dtype=torch.bool)}, "reset must have shape [T, B] = [4, 2], got [4]"),
     ({"seed": None}, "seed must be given when a rate is above 0 in training, got None"),
     ({"seed": torch.tensor([1])}, "seed must have shape [] = [], got [1]"),
     ({"seed": torch.tensor(1.0)}, "seed must be int64, got float32"),
     ({"dropout": NAN}, "dropout must be in [0, 1), got nan"),
     ({"zoneout_c": 1.0}, "zoneout_c must be in [0, 1), got 1"),
+    ({"candidate_dropout": -0.5}, "candidate_dropout must be in [0, 1), got -0.5"),
+    ({"weight_dropout": 1.0}, "weight_dropout must be in [0, 1), got 1"),
+    ({"open_gates": 8}, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got 8"),
+    ({"open_gates": -1}, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got -1"),
     ({"eps": -1.0}, "eps must be positive, got -1"),
     ({"stream": -1}, "stream must be in"),
 ]
@@ -253,12 +270,9 @@ def spoilt(x: torch.Tensor):
         yield x.narrow(dim, 0, max(x.shape[dim] - 1, 0))
 
 
-def op_calls(kind: str):
+def op_calls(kind: str, on: tuple[str, ...]):
     """Every op of a kind, with tensors and options that it accepts, each by name."""
-    if kind == "lstm_layer":
-        tensors, given = layer_case(EVERYTHING)
-    else:
-        tensors, given = cell_case(set(EVERYTHING) - NOT_OF_A_CELL)
+    tensors, given = layer_case(on) if kind == "lstm_layer" else cell_case(set(on) - NOT_OF_A_CELL)
     tensors = {argument: x.detach() for argument, x in tensors.items()}
     forward, inference, backward = (getattr(torch.ops.lstm_fused, kind + e) for e in ("", "_inference", "_backward"))
     schema = forward.default._schema
@@ -269,13 +283,15 @@ def op_calls(kind: str):
     results = dict(zip((r.name for r in schema.returns), forward(**tensors, **options), strict=True))
     results |= {f"d_{result}": x for result, x in results.items()}
     saved = {a.name: results[a.name] for a in backward.default._schema.arguments if a.name in results}
-    yield backward, saved | tensors, options | {"want_input": True, "want_weights": True}
+    absent = {a.name: None for a in schema.arguments if not a.kwarg_only and a.name not in tensors}
+    yield backward, saved | tensors, options | absent | {"want_input": True, "want_weights": True}
 
 
+@pytest.mark.parametrize("on", [EVERYTHING, EVERYTHING_ELSE], ids=label)
 @pytest.mark.parametrize("kind", ["lstm_layer", "lstm_cell"])
-def test_no_tensor_crashes_an_op(kind):
+def test_no_tensor_crashes_an_op(kind, on):
     """Every tensor of every op, spoilt in every way: an error, or a result where it does not matter; no crash."""
-    for op, tensors, options in op_calls(kind):
+    for op, tensors, options in op_calls(kind, on):
         op(**tensors, **options)
         refused = 0
         for argument, x in tensors.items():

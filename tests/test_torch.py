@@ -2,20 +2,33 @@
 
 import pytest
 import torch
-from testing import EVERYTHING, NOT_OF_A_CELL, assert_close, assert_same_bits, cell_case, label, layer_case, random
+from testing import (
+    EVERYTHING,
+    EVERYTHING_ELSE,
+    NOT_OF_A_CELL,
+    assert_close,
+    assert_same_bits,
+    cell_case,
+    label,
+    layer_case,
+    random,
+)
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
 
 OPS = torch.ops.lstm_fused
-OPTION_SETS = [(), ("initial_state", "lengths", "reverse"), ("layer_norm", "dropout"), EVERYTHING]
+OPTION_SETS = [(), ("initial_state", "lengths", "reverse"), ("layer_norm", "dropout"), EVERYTHING, EVERYTHING_ELSE]
 DEFAULTS = {
     "reverse": False,
     "dropout": 0.0,
     "variational": False,
     "recurrent_dropout": 0.0,
+    "candidate_dropout": 0.0,
+    "weight_dropout": 0.0,
     "zoneout_h": 0.0,
     "zoneout_c": 0.0,
+    "open_gates": 0,
     "training": True,
     "eps": 1e-5,
     "stream": 0,
@@ -23,7 +36,8 @@ DEFAULTS = {
 CELL_DEFAULTS = {"step": 0} | {name: value for name, value in DEFAULTS.items() if name not in NOT_OF_A_CELL}
 TENSORS = (
     "input", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
-    "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c", "lengths", "seed",
+    "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c", "bias_ln_ih", "bias_ln_hh",
+    "weight_hr", "weight_ci", "weight_cf", "weight_co", "lengths", "reset", "seed",
 )  # fmt: skip
 
 
@@ -211,7 +225,5 @@ def test_forward_mode_derivatives():
 
 def test_what_is_kept_for_backward_is_not_differentiable():
     x, h, w = torch.randn(2, 1, 3), torch.zeros(1, 3), torch.randn(12, 3, requires_grad=True)
-    options = {"reverse": False, "variational": False, "training": True, "eps": 1e-5, "stream": 0}
-    options |= dict.fromkeys(("dropout", "recurrent_dropout", "zoneout_h", "zoneout_c"), 0.0)
-    results = torch.ops.lstm_fused.lstm_layer(x, h, h, w, w, *[None] * 8, **options)
+    results = torch.ops.lstm_fused.lstm_layer(x, h, h, w, w)
     assert [result.requires_grad for result in results] == [True] * 3 + [False] * 5

@@ -1,6 +1,6 @@
 // The backward pass of a block of rows over a chunk of steps, last step first.
 //
-//   d_h_t   = m_y * d_y_t + (what flows back from step t + 1)
+//   d_h_t   = m_y * d_y_t + (what flows back from step t + 1);  with a projection times W_hr
 //   d_h'    = (1 - k_h) * d_h_t,  d_c' = (1 - k_c) * d_c_t + d_h' * o * (1 - tanh^2 n) through N_c     k: zoneout
 //   d_z     = the gates' derivatives;  d(W_ih x) and d(W_hh h~) = d_z through the layer norms
 //   d_h_{t-1} = m_h * (d(W_hh h~) W_hh) + k_h * d_h_t,   d_c_{t-1} = f * d_c' + k_c * d_c_t
@@ -14,7 +14,7 @@
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 template <typename T>
-ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm) {
+ParameterSums parameter_sums(int64_t hidden_size, const LayerOptions& options) {
   ParameterSums sums{};
   sums.padded_hidden = round_up(hidden_size, kLanes<T>);
   const int64_t gates = 4 * sums.padded_hidden;
@@ -23,7 +23,8 @@ ParameterSums parameter_sums(int64_t hidden_size, bool layer_norm) {
   sums.ln_hh = 2 * gates;
   sums.ln_c_weight = 3 * gates;
   sums.ln_c_bias = 3 * gates + sums.padded_hidden;
-  sums.size = layer_norm ? 3 * gates + 2 * sums.padded_hidden : gates;
+  sums.peepholes = has_layer_norm(options) ? 3 * gates + 2 * sums.padded_hidden : gates;
+  sums.size = sums.peepholes + (options.peephole ? 3 * sums.padded_hidden : 0);
   return sums;
 }
 
@@ -33,13 +34,14 @@ struct BackwardRow {
   const T* recurrent;  // [4H], layer norm only
   const T* stats;      // [6], layer norm only
   const T* c_prev;     // [H]
-  const T* d_output;   // [H]
-  T* d_h;              // scratch: in d_h_t without d_y_t, out what zoneout passes to d_h_{t-1}
+  const T* d_output;   // [H]; with a projection the gradient of h', to which nothing else is added
+  T* d_h;              // scratch: in d_h_t without d_y_t, out what zoneout passes to d_h_{t-1}; zeros with a projection
   T* d_c;              // scratch: in d_c_t, out d_c_{t-1}
   T* d_gates_ih;       // [4H]
   T* d_gates_hh;       // [4H], the same row without layer norm
   T* sums;             // of its granule
-  const T *m_output, *zoneout_h, *zoneout_c;
+  T* unprojected;      // [H] h', or null where it is not wanted
+  const T *m_output, *m_candidate, *zoneout_h, *zoneout_c;
 };
 
 template <typename T>
@@ -51,11 +53,13 @@ struct BackwardScratch {
   T* gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
   T* cell;       // [stride] normalised c' of a row
   T* d_cell;     // [stride] gradient of the normalised c'
+  T* d_new;      // [rows, stride] gradient of h', projection only
+  T* zeros;      // [stride]
   BlockMasks<T> masks;
 
   BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
     const int64_t pointers = rows > kProjectionRows ? rows : kProjectionRows;
-    stride = padded(sizes.hidden_size);
+    stride = scratch_stride(sizes);
     a = arena.take<const T*>(pointers);
     out = arena.take<T*>(pointers);
     d_h = arena.take<T>(rows * stride);
@@ -63,6 +67,8 @@ struct BackwardScratch {
     gates = has_layer_norm(options) ? arena.take<T>(4 * stride) : nullptr;
     cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
     d_cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
+    d_new = options.projection ? arena.take<T>(rows * stride) : nullptr;
+    zeros = arena.take<T>(stride);
     LayerOptions own = options;
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
@@ -108,17 +114,59 @@ LSTM_FUSED_FN void add_to(T* sum, Vec<T> v) {
   store(sum, load(sum) + v);
 }
 
+// The part of d_c_t that zoneout does not pass on.
 template <typename T>
-LSTM_FUSED_FN void plain_row(const BackwardRow<T>& row, const ParameterSums& sums, int64_t H) {
+LSTM_FUSED_FN Vec<T> d_new_cell(const BackwardRow<T>& row, int64_t j) {
+  const Vec<T> d_c = load(row.d_c + j);
+  return row.zoneout_c ? (1 - load(row.zoneout_c + j)) * d_c : d_c;
+}
+
+// d_units with the options of the cell; the gradients of the peepholes go to their sums.
+template <typename T>
+LSTM_FUSED_FN Gates<Vec<T>> d_units_with_extras(const BackwardTask<T>& task, const BackwardRow<T>& row,
+                                                const ParameterSums& sums, int64_t j, int64_t n,
+                                                const Gates<Vec<T>>& gates, Vec<T> c_prev, Vec<T> d_z_o,
+                                                Vec<T> d_cell_through_h) {
+  const CellExtras<Vec<T>> extras = extras_of(task.in, task.options, row.m_candidate, j, n);
+  Vec<T> d_cell = d_cell_through_h + d_cell_of_output_gate(extras, d_z_o);
+  // Of "carry" the gradient of c_t has come through the norm.
+  if (task.options.layer_norm != LayerNorm::carry) d_cell += d_new_cell(row, j);
+  Vec<T> d_c_prev;
+  Gates<Vec<T>> d_z = d_cell_with_extras(extras, gates, c_prev, d_cell, d_c_prev);
+  d_z.o = d_z_o;
+  if (row.zoneout_c) d_c_prev += load(row.zoneout_c + j) * load(row.d_c + j);
+  store(row.d_c + j, d_c_prev);
+  if (extras.peephole) {
+    T* const peepholes = row.sums + sums.peepholes + j;
+    add_to<T>(peepholes, d_z.i * c_prev);
+    add_to<T>(peepholes + sums.padded_hidden, d_z.f * c_prev);
+    add_to<T>(peepholes + 2 * sums.padded_hidden, d_z_o * cell_with_mask(extras, gates, c_prev));
+  }
+  return d_z;
+}
+
+template <bool Extra, typename T>
+LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& row, const ParameterSums& sums,
+                             int64_t H) {
   for (int64_t j = 0; j < H; j += kLanes<T>) {
     const int64_t n = H - j;
     const Gates<Vec<T>> gates = {load(row.gates + j, n), load(row.gates + H + j, n), load(row.gates + 2 * H + j, n),
                                  load(row.gates + 3 * H + j, n)};
     const Vec<T> c_prev = load(row.c_prev + j, n);
-    const Vec<T> tanh_c = tanh(cell_state(gates, c_prev));
-    const Vec<T> d_h = d_new_hidden(row, j, n);
-    Gates<Vec<T>> d_z = d_units(row, j, gates, c_prev, d_tanh(tanh_c, d_h * gates.o));
-    d_z.o = d_sigmoid(gates.o, d_h * tanh_c);
+    Gates<Vec<T>> d_z;
+    if constexpr (Extra) {
+      const CellExtras<Vec<T>> extras = extras_of(task.in, task.options, row.m_candidate, j, n);
+      const Vec<T> tanh_c = tanh(cell_with_mask(extras, gates, c_prev));
+      const Vec<T> d_h = d_new_hidden(row, j, n);
+      if (row.unprojected) store(row.unprojected + j, gates.o * tanh_c, n);
+      d_z = d_units_with_extras(task, row, sums, j, n, gates, c_prev, d_output_gate(extras, gates.o, d_h, tanh_c),
+                                d_tanh(tanh_c, d_h * gates.o));
+    } else {
+      const Vec<T> tanh_c = tanh(cell_state(gates, c_prev));
+      const Vec<T> d_h = d_new_hidden(row, j, n);
+      d_z = d_units(row, j, gates, c_prev, d_tanh(tanh_c, d_h * gates.o));
+      d_z.o = d_sigmoid(gates.o, d_h * tanh_c);
+    }
     const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z.o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
@@ -128,7 +176,7 @@ LSTM_FUSED_FN void plain_row(const BackwardRow<T>& row, const ParameterSums& sum
   }
 }
 
-template <typename T>
+template <bool Extra, typename T>
 LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
                                   const BackwardScratch<T>& scratch, const ParameterSums& sums, int64_t H) {
   const LayerInputs<T>& in = task.in;
@@ -140,12 +188,22 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
   Vec<T> sum_d{}, sum_d_c{};
   for (int64_t j = 0; j < H; j += kLanes<T>) {
     const int64_t n = H - j;
-    const Gates<Vec<T>> gates = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
-    const Vec<T> c_hat = normalize(cell_state(gates, load(row.c_prev + j, n)), c_mean, c_rstd);
+    const Gates<Vec<T>> z = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
+    Gates<Vec<T>> gates;
+    const Vec<T> cell =
+        gates_and_cell<Extra>(in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates);
+    const Vec<T> c_hat = normalize(cell, c_mean, c_rstd);
     const Vec<T> gain = load(in.weight_ln_c + j, n);
     const Vec<T> tanh_n = tanh(c_hat * gain + load(in.bias_ln_c + j, n));
     const Vec<T> d_h = d_new_hidden(row, j, n);
-    const Vec<T> d_n = d_tanh(tanh_n, d_h * gates.o);
+    Vec<T> d_n = d_tanh(tanh_n, d_h * gates.o), d_z_o;
+    if constexpr (Extra) {
+      if (task.options.layer_norm == LayerNorm::carry) d_n += d_new_cell(row, j);
+      d_z_o = d_output_gate(extras_of(in, task.options, row.m_candidate, j, n), gates.o, d_h, tanh_n);
+      if (row.unprojected) store(row.unprojected + j, gates.o * tanh_n, n);
+    } else {
+      d_z_o = d_sigmoid(gates.o, d_h * tanh_n);
+    }
     add_to<T>(row.sums + sums.ln_c_weight + j, d_n * c_hat);
     add_to<T>(row.sums + sums.ln_c_bias + j, d_n);
     const Vec<T> d_c_hat = d_n * gain;
@@ -154,7 +212,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     store(gates_row + j, gates.i);
     store(gates_row + stride + j, gates.f);
     store(gates_row + 2 * stride + j, gates.g);
-    store(gates_row + 3 * stride + j, d_sigmoid(gates.o, d_h * tanh_n));
+    store(gates_row + 3 * stride + j, d_z_o);
     store(scratch.cell + j, c_hat);
     store(scratch.d_cell + j, d_c_hat);
   }
@@ -170,8 +228,13 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     const Gates<Vec<T>> gates = {load(gates_row + j), load(gates_row + stride + j), load(gates_row + 2 * stride + j),
                                  Vec<T>{}};
     const Vec<T> d_cell = d_normalize(load(scratch.d_cell + j), load(scratch.cell + j), mean_d, mean_d_c, c_rstd);
-    const Gates<Vec<T>> d_z = d_units(row, j, gates, load(row.c_prev + j, n), d_cell);
-    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, load(gates_row + 3 * stride + j)};
+    const Vec<T> c_prev = load(row.c_prev + j, n), d_z_o = load(gates_row + 3 * stride + j);
+    Gates<Vec<T>> d_z;
+    if constexpr (Extra)
+      d_z = d_units_with_extras(task, row, sums, j, n, gates, c_prev, d_z_o, d_cell);
+    else
+      d_z = d_units(row, j, gates, c_prev, d_cell);
+    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z_o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t k = gate * H + j, padded_k = gate * P + j;
@@ -204,12 +267,21 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     }
 }
 
+template <bool Extra, typename T>
+LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
+                                const BackwardScratch<T>& scratch, const ParameterSums& sums, int64_t H) {
+  if (has_layer_norm(task.options))
+    layer_norm_row<Extra>(task, row, scratch, sums, H);
+  else
+    plain_row<Extra>(task, row, sums, H);
+}
+
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
 template <typename T>
 void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t active) {
-  const int64_t H = task.sizes.hidden_size, stride = scratch.stride;
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, stride = scratch.stride;
   const bool zoneout = task.options.zoneout_h > 0;
-  const PlainColumns columns{H};
+  const PlainColumns columns{P};
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const T* const panel = task.packed_hh + p * 4 * H * kPanelColumns<T>;
     for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
@@ -219,7 +291,7 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
           [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             const int64_t column = columns.offset<T>(p, j);
-            if (column >= H) return;
+            if (column >= P) return;
             T* d_h = scratch.d_h + (first + i) * stride + column;
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
@@ -227,6 +299,30 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
           Prefetch::share(panel + 4 * H * kPanelColumns<T>, 4 * H, tile));
     });
   }
+}
+
+// d_h' = d_h_t W_hr of all rows, d_h_t = d_h + m_y * d_y in the buffer of the chunk.
+template <typename T>
+void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t s, int64_t active) {
+  const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
+  const int64_t stride = gradient_stride<T>(P);
+  const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
+  for (int64_t r = 0; r < active; ++r) {
+    const int64_t b = task.schedule.row[task.first + r],
+                  t = time_of(task.options, task.schedule.steps[task.first + r], s);
+    const T* const d_output = task.grad.d_output + (t * B + b) * P;
+    const T* const m_output = scratch.masks.output ? scratch.masks.output + r * scratch.stride : nullptr;
+    const T* const d_h = scratch.d_h + r * scratch.stride;
+    T* const d_hidden = task.d_hidden + (chunk_row + r) * stride;
+    for (int64_t j = 0; j < P; j += kLanes<T>) {
+      Vec<T> d_y = load(d_output + j, P - j);
+      if (m_output) d_y *= load(m_output + j);
+      store(d_hidden + j, load(d_h + j) + d_y, P - j);
+    }
+    scratch.a[r] = d_hidden;
+    scratch.out[r] = scratch.d_new + r * scratch.stride;
+  }
+  gemm_rows<T>(active, scratch.a, P, task.packed_hr, P * kPanelColumns<T>, PlainColumns{H}, nullptr, scratch.out);
 }
 
 template <typename T>
@@ -240,11 +336,12 @@ template <typename T>
 void backward(const BackwardTask<T>& task) {
   const LayerOptions& options = task.options;
   const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
-  const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(H);
+  const int64_t P = task.sizes.projection_size;
+  const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(4 * H);
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
   const LayerSaved<T>& saved = task.out.saved;
-  const ParameterSums sums = parameter_sums<T>(H, has_layer_norm(options));
+  const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
   BackwardScratch<T> scratch(arena, task.sizes, options, count);
   const int64_t stride = scratch.stride;
@@ -253,10 +350,11 @@ void backward(const BackwardTask<T>& task) {
   if (task.first_chunk) {
     std::memset(scratch.d_h, 0, sizeof(T) * count * stride);
     std::memset(scratch.d_c, 0, sizeof(T) * count * stride);
+    std::memset(scratch.zeros, 0, sizeof(T) * stride);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = batch_row[r];
-      fill_locked_masks(options, scratch.masks, stride, H, r, b);
-      std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * H, sizeof(T) * H);
+      fill_locked_masks(task.sizes, options, scratch.masks, stride, r, b);
+      std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * P, sizeof(T) * P);
       std::memcpy(scratch.d_c + r * stride, task.grad.d_c_n + b * H, sizeof(T) * H);
     }
   }
@@ -265,32 +363,47 @@ void backward(const BackwardTask<T>& task) {
   for (int64_t s = task.step_end - 1; s >= task.step_begin; --s) {
     while (active < count && row_steps[active] > s) ++active;
     const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
+    if (options.projection) {
+      for (int64_t r = 0; r < active; ++r)
+        fill_fresh_masks(task.sizes, options, scratch.masks, stride, r, batch_row[r],
+                         time_of(options, row_steps[r], s));
+      projection_gradient(task, scratch, s, active);
+    }
     for (int64_t r = 0; r < active; ++r) {
       const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
       const BlockMasks<T>& masks = scratch.masks;
-      fill_fresh_masks(options, masks, stride, H, r, b, t);
+      if (!options.projection) fill_fresh_masks(task.sizes, options, masks, stride, r, b, t);
       const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
       BackwardRow<T> row;
       row.gates = saved.gates + position * 4 * H;
       row.recurrent = has_layer_norm(options) ? saved.recurrent + position * 4 * H : nullptr;
       row.stats = has_layer_norm(options) ? saved.stats + position * 6 : nullptr;
       row.c_prev = s == 0 ? task.in.c_0 + b * H : saved.cells + (time_of(options, row_steps[r], s - 1) * B + b) * H;
-      row.d_output = task.grad.d_output + position * H;
-      row.d_h = scratch.d_h + r * stride;
+      if (task.in.reset && task.in.reset[position]) row.c_prev = scratch.zeros;
+      row.d_output = options.projection ? scratch.d_new + r * stride : task.grad.d_output + position * H;
+      row.d_h = options.projection ? scratch.zeros : scratch.d_h + r * stride;
       row.d_c = scratch.d_c + r * stride;
       row.d_gates_ih = task.d_gates_ih + (chunk_row + r) * gate_stride;
       row.d_gates_hh = task.d_gates_hh + (chunk_row + r) * gate_stride;
       row.sums = task.parameter_sums + (task.first + r) / task.granule_rows * sums.size;
-      row.m_output = mask_row(masks.output);
+      row.unprojected = task.unprojected ? task.unprojected + (chunk_row + r) * H : nullptr;
+      row.m_output = options.projection ? nullptr : mask_row(masks.output);
+      row.m_candidate = mask_row(masks.candidate);
       row.zoneout_h = mask_row(masks.zoneout_h);
       row.zoneout_c = mask_row(masks.zoneout_c);
       scratch.a[r] = row.d_gates_hh;
-      if (has_layer_norm(options))
-        layer_norm_row(task, row, scratch, sums, H);
+      if (has_extras(options))
+        backward_row<true>(task, row, scratch, sums, H);
       else
-        plain_row(row, sums, H);
+        backward_row<false>(task, row, scratch, sums, H);
     }
     hidden_gradient(task, scratch, active);
+    // Nothing flows back through a reset.
+    for (int64_t r = 0; task.in.reset && r < active; ++r)
+      if (task.in.reset[time_of(options, row_steps[r], s) * B + batch_row[r]]) {
+        std::memset(scratch.d_h + r * stride, 0, sizeof(T) * stride);
+        std::memset(scratch.d_c + r * stride, 0, sizeof(T) * stride);
+      }
   }
 
   if (!task.packed_ih) return;
@@ -310,12 +423,12 @@ void backward(const BackwardTask<T>& task) {
 
 template <typename T>
 void finish_backward(const BackwardTask<T>& task) {
-  const int64_t H = task.sizes.hidden_size, count = task.last - task.first;
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, count = task.last - task.first;
   Arena arena{task.scratch, 0};
   const BackwardScratch<T> scratch(arena, task.sizes, task.options, count);
   for (int64_t r = 0; r < count; ++r) {
     const int64_t b = task.schedule.row[task.first + r];
-    std::memcpy(task.grad.d_h_0 + b * H, scratch.d_h + r * scratch.stride, sizeof(T) * H);
+    std::memcpy(task.grad.d_h_0 + b * P, scratch.d_h + r * scratch.stride, sizeof(T) * P);
     std::memcpy(task.grad.d_c_0 + b * H, scratch.d_c + r * scratch.stride, sizeof(T) * H);
   }
 }

@@ -5,10 +5,13 @@
 //   c_t = zoneout(c', c_{t-1}),    h_t = zoneout(h', h_{t-1})
 //   y_t = m_y * h_t,               h~_t = m_h * h_t
 //
-// The register tiles hold the four gates of the same units. Without layer norm they become c_t and h_t while they are in
-// the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
-// tile. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of steps
-// is one product then, as it is where the rows are few.
+// The register tiles hold the four gates of the same units. Without layer norm they become c_t and h_t while they are
+// in the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
+// tile. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of
+// steps is one product then, as it is where the rows are few.
+//
+// Options that change the cell itself (lstm/cell.h: extras) and the projection h_t = W_hr h' are compiled apart
+// (`Extra`), so that a step without them does not even ask.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -23,7 +26,7 @@ namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 constexpr int64_t kProjectionRows =
     96;  // rows of one input projection: enough to reuse a panel, few enough to stay cached
 
-// Everything a step needs of one row. Tensor rows hold H (or 4H) values, scratch rows are padded.
+// Everything a step needs of one row. Tensor rows hold H (4H, P) values, scratch rows are padded.
 template <typename T>
 struct StepRow {
   T* gates;                                              // [4H] activations out, or null where nobody wants them
@@ -32,12 +35,14 @@ struct StepRow {
   T* stats;                                              // [6], layer norm only
   T* c;                                                  // scratch: c_{t-1} in, c_t out
   const T* h_prev;                                       // scratch: h_{t-1}
+  T* unprojected;                                        // scratch: h', where h_t = W_hr h'; else null
   T* h;                                                  // scratch: h_t
   T* h_masked;                                           // scratch: h~_t, where it differs from h_t
   T* cells;                                              // [H] saved c_t, or null
-  T* hidden;                                             // [H] saved h_t, or null
-  T* output;                                             // [H] y_t
+  T* hidden;                                             // [P] saved h_t, or null
+  T* output;                                             // [P] y_t
   const T *m_output, *m_hidden, *zoneout_h, *zoneout_c;  // masks, or null
+  const T* m_candidate;
 };
 
 template <typename T>
@@ -50,6 +55,7 @@ struct ForwardScratch {
   T** out;             // [chunk_rows] rows of the result
   T *h_now, *h_next;   // [rows, stride] left operand of the recurrence: h~_{t-1} and h~_t
   T* h;                // [rows, stride] h_t where h~_t differs, else null
+  T* unprojected;      // [rows, stride] h', where a projection follows, else null
   T* c;                // [rows, stride]
   T* gates;            // [chunk_rows, 4H], where they are not saved
   T* recurrent;        // [rows, 4H] W_hh h~, where it is not saved
@@ -61,7 +67,7 @@ struct ForwardScratch {
   ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged,
                  int64_t row_count) {
     const int64_t gates_size = 4 * sizes.hidden_size;
-    stride = padded(sizes.hidden_size);
+    stride = scratch_stride(sizes);
     chunk_rows = merged || row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
     rows = arena.take<StepRow<T>>(row_count);
     a = arena.take<const T*>(chunk_rows);
@@ -70,6 +76,7 @@ struct ForwardScratch {
     h_now = arena.take<T>(row_count * stride);
     h_next = arena.take<T>(row_count * stride);
     h = options.recurrent_dropout > 0 ? arena.take<T>(row_count * stride) : nullptr;
+    unprojected = options.projection ? arena.take<T>(row_count * stride) : nullptr;
     c = arena.take<T>(row_count * stride);
     gates = saves || merged ? nullptr : arena.take<T>(chunk_rows * gates_size);
     recurrent = saves && has_layer_norm(options) ? nullptr : arena.take<T>(row_count * gates_size);
@@ -80,32 +87,68 @@ struct ForwardScratch {
   }
 };
 
-// From c' and h' on: zoneout, the masks, and everything that is stored, for lanes [j, j + n).
+// What the options of the cell mean for lanes [j, j + n).
 template <typename T>
-LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> c_prev, Vec<T> c, Vec<T> h) {
-  if (row.zoneout_c) c = zoneout(c, c_prev, load(row.zoneout_c + j));
-  if (row.zoneout_h) h = zoneout(h, load(row.h_prev + j), load(row.zoneout_h + j));
-  store(row.c + j, c);
+LSTM_FUSED_FN CellExtras<Vec<T>> extras_of(const LayerInputs<T>& in, const LayerOptions& options, const T* m_candidate,
+                                           int64_t j, int64_t n) {
+  CellExtras<Vec<T>> extras = {options.peephole, {}, {}, {}, Vec<T>{} + 1, options.open_gates};
+  if (options.peephole) {
+    extras.weight_ci = load(in.weight_ci + j, n);
+    extras.weight_cf = load(in.weight_cf + j, n);
+    extras.weight_co = load(in.weight_co + j, n);
+  }
+  if (m_candidate) extras.mask = load(m_candidate + j);
+  return extras;
+}
+
+// c' and, in `gates`, the activations, from the pre-activations z of lanes [j, j + n).
+template <bool Extra, typename T>
+LSTM_FUSED_FN Vec<T> gates_and_cell(const LayerInputs<T>& in, const LayerOptions& options, const T* m_candidate,
+                                    int64_t j, int64_t n, const Gates<Vec<T>>& z, Vec<T> c_prev, Gates<Vec<T>>& gates) {
+  if constexpr (Extra) {
+    return cell_with_extras<VecMath>(extras_of(in, options, m_candidate, j, n), z, c_prev, gates);
+  } else {
+    gates = activate<VecMath>(z);
+    return cell_state(gates, c_prev);
+  }
+}
+
+// From h_t on: the masks, and everything that is stored, for lanes [j, j + n).
+template <typename T>
+LSTM_FUSED_FN void finish_hidden(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> h) {
   store(row.h + j, h);
   if (row.m_hidden) store(row.h_masked + j, h * load(row.m_hidden + j));
-  if (row.cells) store(row.cells + j, c, n);
   if (row.hidden) store(row.hidden + j, h, n);
   store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
 }
 
+// From what is to be c_t and h_t but for zoneout, for lanes [j, j + n).
+template <bool Extra, typename T>
+LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> c_prev, Vec<T> c, Vec<T> h) {
+  if (row.zoneout_c) c = zoneout(c, c_prev, load(row.zoneout_c + j));
+  store(row.c + j, c);
+  if (row.cells) store(row.cells + j, c, n);
+  if constexpr (Extra)
+    if (row.unprojected) return store(row.unprojected + j, h);
+  if (row.zoneout_h) h = zoneout(h, load(row.h_prev + j), load(row.zoneout_h + j));
+  finish_hidden(row, j, n, h);
+}
+
 // Without layer norm, for lanes [j, j + n): from the pre-activations of the four gates to c_t and h_t.
-template <typename T>
-LSTM_FUSED_FN void plain_units(const StepRow<T>& row, int64_t H, int64_t j, int64_t n, const Gates<Vec<T>>& z) {
-  const Gates<Vec<T>> gates = {sigmoid(z.i), sigmoid(z.f), tanh(z.g), sigmoid(z.o)};
+template <bool Extra, typename T>
+LSTM_FUSED_FN void plain_units(const ForwardTask<T>& task, const StepRow<T>& row, int64_t j, int64_t n,
+                               const Gates<Vec<T>>& z) {
+  const int64_t H = task.sizes.hidden_size;
+  const Vec<T> c_prev = load(row.c + j);
+  Gates<Vec<T>> gates;
+  const Vec<T> c = gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, c_prev, gates);
   if (row.gates) {
     store(row.gates + j, gates.i, n);
     store(row.gates + H + j, gates.f, n);
     store(row.gates + 2 * H + j, gates.g, n);
     store(row.gates + 3 * H + j, gates.o, n);
   }
-  const Vec<T> c_prev = load(row.c + j);
-  const Vec<T> c = cell_state(gates, c_prev);
-  finish_units<T>(row, j, n, c_prev, c, gates.o * tanh(c));
+  finish_units<Extra>(row, j, n, c_prev, c, gates.o * tanh(c));
 }
 
 // Asks for the memory that plain_units will write, so that the stores do not wait.
@@ -119,10 +162,10 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
 
 // Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
 // otherwise it starts as row.gates.
-template <typename T, bool Merged>
+template <bool Extra, bool Merged, typename T>
 void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
-  const int64_t I = task.sizes.input_size, H = task.sizes.hidden_size;
-  const int64_t panel_size = (I + H) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + H - first_row;
+  const int64_t I = task.sizes.input_size, H = task.sizes.hidden_size, P = task.sizes.projection_size;
+  const int64_t panel_size = (I + P) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + P - first_row;
   const GateColumns columns{H};
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const int64_t j = p * kLanes<T>, n = H - j;
@@ -140,14 +183,14 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
       const auto ahead = Prefetch::share(panel + panel_size + first_row * kPanelColumns<T>, depth, tile_number);
       if constexpr (Merged)
         multiply_add(tile, RowPointers<T, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
-      multiply_add(tile, RowPointers<T, R>::from(scratch.a_hidden + first), H, panel + I * kPanelColumns<T>,
+      multiply_add(tile, RowPointers<T, R>::from(scratch.a_hidden + first), P, panel + I * kPanelColumns<T>,
                    kPanelColumns<T>, ahead.after(Merged ? I : 0));
       for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
                                 LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
       for (int i = 0; i < R; ++i) {
         const T* z = scratch.tile + i * kPanelColumns<T>;
-        plain_units<T>(rows[i], H, j, n,
-                       {load(z), load(z + kLanes<T>), load(z + 2 * kLanes<T>), load(z + 3 * kLanes<T>)});
+        plain_units<Extra, T>(task, rows[i], j, n,
+                              {load(z), load(z + kLanes<T>), load(z + 2 * kLanes<T>), load(z + 3 * kLanes<T>)});
       }
     });
   }
@@ -156,19 +199,19 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
 // W_hh h~ of all rows as whole rows.
 template <typename T>
 LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
-  const int64_t H = task.sizes.hidden_size;
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
   if (task.packed) {
     const int64_t I = task.sizes.input_size;
-    gemm_rows<T>(active, scratch.a_hidden, H, task.packed + I * kPanelColumns<T>, (I + H) * kPanelColumns<T>,
+    gemm_rows<T>(active, scratch.a_hidden, P, task.packed + I * kPanelColumns<T>, (I + P) * kPanelColumns<T>,
                  GateColumns{H}, nullptr, scratch.out);
   } else {
-    gemm_unpacked<T>(active, scratch.a_hidden, H, task.in.weight_hh, 4 * H, nullptr, scratch.out);
+    gemm_unpacked<T>(active, scratch.a_hidden, P, task.in.weight_hh, 4 * H, nullptr, scratch.out);
   }
 }
 
 // Without layer norm and without packed weights.
-template <typename T>
+template <bool Extra, typename T>
 void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
@@ -177,7 +220,7 @@ void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64
     for (int64_t j = 0; j < H; j += kLanes<T>) {
       const int64_t n = H - j;
       const auto z = [&](int64_t k) LSTM_FUSED_INLINE { return load(row.gates + k, n) + load(row.recurrent + k, n); };
-      plain_units<T>(row, H, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)});
+      plain_units<Extra, T>(task, row, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)});
     }
   }
 }
@@ -220,14 +263,14 @@ LSTM_FUSED_FN Vec<T> normalized_gate(const LayerInputs<T>& in, const T* bias, co
 template <typename T>
 LSTM_FUSED_FN Gates<Vec<T>> normalized_gates(const LayerInputs<T>& in, const T* bias, const T* input,
                                              const T* recurrent, const T* stats, int64_t H, int64_t j, int64_t n) {
-  return {sigmoid(normalized_gate(in, bias, input, recurrent, stats, j, n)),
-          sigmoid(normalized_gate(in, bias, input, recurrent, stats, H + j, n)),
-          tanh(normalized_gate(in, bias, input, recurrent, stats, 2 * H + j, n)),
-          sigmoid(normalized_gate(in, bias, input, recurrent, stats, 3 * H + j, n))};
+  return {normalized_gate(in, bias, input, recurrent, stats, j, n),
+          normalized_gate(in, bias, input, recurrent, stats, H + j, n),
+          normalized_gate(in, bias, input, recurrent, stats, 2 * H + j, n),
+          normalized_gate(in, bias, input, recurrent, stats, 3 * H + j, n)};
 }
 
 // With layer norm: the whole recurrence first, then row by row the gates, the statistics of c', and h'.
-template <typename T>
+template <bool Extra, typename T>
 void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
@@ -237,10 +280,11 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int
     const StepRow<T>& row = scratch.rows[r];
     row_stats(row.recurrent, 4, H, task.options.eps, row.stats + 2);
     for (int64_t j = 0; j < H; j += kLanes<T>) {
-      const Gates<Vec<T>> gates =
-          normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, H - j);
+      const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, H - j);
+      Gates<Vec<T>> gates;
+      store(cell + j,
+            gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, H - j, z, load(row.c + j), gates));
       store(o + j, gates.o);
-      store(cell + j, cell_state(gates, load(row.c + j)));
     }
     row_stats(cell, 1, H, task.options.eps, row.stats + 4);
     const Vec<T> mean = broadcast(row.stats[4]), rstd = broadcast(row.stats[5]);
@@ -249,9 +293,50 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int
       const Vec<T> c = load(cell + j);
       const Vec<T> normalized =
           normalize(c, mean, rstd) * load(task.in.weight_ln_c + j, n) + load(task.in.bias_ln_c + j, n);
-      finish_units<T>(row, j, n, load(row.c + j), c, load(o + j) * tanh(normalized));
+      const bool carries_normalized = Extra && task.options.layer_norm == LayerNorm::carry;
+      finish_units<Extra>(row, j, n, load(row.c + j), carries_normalized ? normalized : c,
+                          load(o + j) * tanh(normalized));
     }
   }
+}
+
+// h_t = W_hr h' of all rows.
+template <typename T>
+void projection_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
+  for (int64_t r = 0; r < active; ++r) {
+    scratch.a[r] = scratch.rows[r].unprojected;
+    scratch.out[r] = scratch.rows[r].h;
+  }
+  if (task.packed_hr)
+    gemm_rows<T>(active, scratch.a, H, task.packed_hr, H * kPanelColumns<T>, PlainColumns{P}, nullptr, scratch.out);
+  else
+    gemm_unpacked<T>(active, scratch.a, H, task.in.weight_hr, P, nullptr, scratch.out);
+  for (int64_t r = 0; r < active; ++r)
+    for (int64_t j = 0; j < P; j += kLanes<T>) finish_hidden(scratch.rows[r], j, P - j, load(scratch.rows[r].h + j));
+}
+
+template <bool Extra, typename T>
+LSTM_FUSED_FN void forward_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+  if (has_layer_norm(task.options))
+    layer_norm_step<Extra>(task, scratch, active);
+  else if (task.merged)
+    plain_step<Extra, true>(task, scratch, active);
+  else if (task.packed)
+    plain_step<Extra, false>(task, scratch, active);
+  else
+    unpacked_step<Extra>(task, scratch, active);
+  if constexpr (Extra)
+    if (task.options.projection) projection_step(task, scratch, active);
+}
+
+// A reset: the r-th row starts its step from zeros.
+template <typename T>
+void clear_state(ForwardScratch<T>& scratch, int64_t r) {
+  const int64_t stride = scratch.stride;
+  std::memset(scratch.h_now + r * stride, 0, sizeof(T) * stride);
+  std::memset(scratch.c + r * stride, 0, sizeof(T) * stride);
+  if (scratch.h) std::memset(scratch.h + r * stride, 0, sizeof(T) * stride);
 }
 
 template <typename T>
@@ -265,7 +350,8 @@ template <typename T>
 void forward(const ForwardTask<T>& task) {
   const LayerSizes& sizes = task.sizes;
   const LayerOptions& options = task.options;
-  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, count = task.last - task.first;
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
+  const int64_t count = task.last - task.first;
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
   const LayerSaved<T>& saved = task.out.saved;
@@ -279,14 +365,15 @@ void forward(const ForwardTask<T>& task) {
   std::memset(scratch.h_next, 0, sizeof(T) * count * stride);
   std::memset(scratch.c, 0, sizeof(T) * count * stride);
   if (scratch.h) std::memset(scratch.h, 0, sizeof(T) * count * stride);
+  if (scratch.unprojected) std::memset(scratch.unprojected, 0, sizeof(T) * count * stride);
   for (int64_t r = 0; r < count; ++r) {
     const int64_t b = batch_row[r];
-    fill_locked_masks(options, scratch.masks, stride, H, r, b);
+    fill_locked_masks(sizes, options, scratch.masks, stride, r, b);
     std::memcpy(scratch.c + r * stride, task.in.c_0 + b * H, sizeof(T) * H);
     T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
-    std::memcpy(h, task.in.h_0 + b * H, sizeof(T) * H);
+    std::memcpy(h, task.in.h_0 + b * P, sizeof(T) * P);
     if (scratch.h)
-      for (int64_t j = 0; j < H; j += kLanes<T>)
+      for (int64_t j = 0; j < P; j += kLanes<T>)
         store(scratch.h_now + r * stride + j, load(h + j) * load(scratch.masks.hidden + r * stride + j));
   }
 
@@ -295,7 +382,7 @@ void forward(const ForwardTask<T>& task) {
     for (; active > 0 && row_steps[active - 1] <= s; --active) {
       const int64_t r = active - 1, b = batch_row[r];
       const T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
-      std::memcpy(task.out.h_n + b * H, h, sizeof(T) * H);
+      std::memcpy(task.out.h_n + b * P, h, sizeof(T) * P);
       std::memcpy(task.out.c_n + b * H, scratch.c + r * stride, sizeof(T) * H);
     }
   };
@@ -321,7 +408,7 @@ void forward(const ForwardTask<T>& task) {
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
       if (task.packed)
-        gemm_rows<T>(chunk_count, scratch.a, I, task.packed, (I + H) * kPanelColumns<T>, GateColumns{H}, bias,
+        gemm_rows<T>(chunk_count, scratch.a, I, task.packed, (I + P) * kPanelColumns<T>, GateColumns{H}, bias,
                      scratch.out);
       else
         gemm_unpacked<T>(chunk_count, scratch.a, I, task.in.weight_ih, 4 * H, bias, scratch.out);
@@ -332,13 +419,15 @@ void forward(const ForwardTask<T>& task) {
       for (int64_t r = 0; r < active; ++r, ++n) {
         const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
         const BlockMasks<T>& masks = scratch.masks;
-        fill_fresh_masks(options, masks, stride, H, r, b, t);
+        fill_fresh_masks(sizes, options, masks, stride, r, b, t);
+        if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
         const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
         StepRow<T>& row = scratch.rows[r];
         scratch.a_hidden[r] = scratch.h_now + r * stride;
         if (task.merged) {
           scratch.a[r] = task.in.input + position * I;
-          if (row_steps[r] > s + 1) prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
+          if (row_steps[r] > s + 1)
+            prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
         }
         row.gates = gates_row(n, position);
         row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + position * 4 * H;
@@ -348,24 +437,22 @@ void forward(const ForwardTask<T>& task) {
         }
         row.c = scratch.c + r * stride;
         row.h_prev = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
+        row.unprojected = scratch.unprojected ? scratch.unprojected + r * stride : nullptr;
         row.h = (scratch.h ? scratch.h : scratch.h_next) + r * stride;
         row.h_masked = scratch.h_next + r * stride;
         row.cells = saves ? saved.cells + position * H : nullptr;
-        row.hidden = saved.hidden ? saved.hidden + position * H : nullptr;
-        row.output = task.out.output + position * H;
+        row.hidden = saved.hidden ? saved.hidden + position * P : nullptr;
+        row.output = task.out.output + position * P;
         row.m_output = mask_row(masks.output);
         row.m_hidden = mask_row(masks.hidden);
         row.zoneout_h = mask_row(masks.zoneout_h);
         row.zoneout_c = mask_row(masks.zoneout_c);
+        row.m_candidate = mask_row(masks.candidate);
       }
-      if (has_layer_norm(options))
-        layer_norm_step(task, scratch, active);
-      else if (task.merged)
-        plain_step<T, true>(task, scratch, active);
-      else if (task.packed)
-        plain_step<T, false>(task, scratch, active);
+      if (has_extras(options))
+        forward_step<true>(task, scratch, active);
       else
-        unpacked_step(task, scratch, active);
+        forward_step<false>(task, scratch, active);
       T* const h_last = scratch.h_now;
       scratch.h_now = scratch.h_next;
       scratch.h_next = h_last;

@@ -241,11 +241,11 @@ LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth
   }
 }
 
-// Of the rows of gate gradients, and of the sums of weight gradients.
+// Of the rows of gradients that become weight gradients (4H columns: of gates), and of the sums of weight gradients.
 template <typename T>
-int64_t gradient_stride(int64_t hidden_size) {
+int64_t gradient_stride(int64_t columns) {
   // Whole panels, and one vector more: a stride of a power of two would map all rows to the same cache sets.
-  return round_up(4 * hidden_size, kPanelColumns<T>) + kLanes<T>;
+  return round_up(columns, kPanelColumns<T>) + kLanes<T>;
 }
 
 // Panels [first, last) of a [K, N] matrix.
@@ -266,16 +266,16 @@ void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, 
   }
 }
 
-// Gate panels [first, last) of W^T, W [4H, K]; panel p starts at packed + p * panel_size.
-template <typename T>
-void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
-                int64_t panel_size) {
+// Panels [first, last) of W^T, W [N, K]; panel p starts at packed + p * panel_size.
+template <typename T, class Columns>
+LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, int64_t first, int64_t last, T* packed,
+                               int64_t panel_size) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t p = first; p < last; ++p)
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      T* const to = packed + p * panel_size + gate * L;
-      const T* const from = weight + (gate * hidden_size + p * L) * depth;
-      const int64_t units = hidden_size - p * L < L ? hidden_size - p * L : L;
+    for (int j = 0; j < kPanelVectors; ++j) {
+      T* const to = packed + p * panel_size + j * L;
+      const T* const from = weight + columns.template offset<T>(p, j) * depth;
+      const int64_t left = columns.template lanes<T>(p, j), units = left < L ? left : L;
       int64_t k = 0;
       if (units == L)
         for (; k + L <= depth; k += L) transpose_square(from + k, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
@@ -283,6 +283,19 @@ void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t fir
         for (int64_t lane = 0; lane < L; ++lane)
           to[k * kPanelColumns<T> + lane] = lane < units ? from[lane * depth + k] : T(0);
     }
+}
+
+// Gate panels of W^T, W [4H, K].
+template <typename T>
+void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
+                int64_t panel_size) {
+  pack_weight(weight, GateColumns{hidden_size}, depth, first, last, packed, panel_size);
+}
+
+// Plain panels of W^T, W [N, K].
+template <typename T>
+void pack_plain_weight(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, T* packed) {
+  pack_weight(weight, PlainColumns{columns}, depth, first, last, packed, depth * kPanelColumns<T>);
 }
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

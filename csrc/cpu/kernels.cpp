@@ -35,24 +35,10 @@ int64_t plain_panels(int64_t columns) {
 
 template <typename T>
 constexpr Kernels<T> make_table() {
-  return {forward_scratch<T>,
-          forward<T>,
-          backward_scratch<T>,
-          backward<T>,
-          finish_backward<T>,
-          gate_panels<T>,
-          plain_panels<T>,
-          kPanelColumns<T>,
-          pack_gates<T>,
-          pack_plain<T>,
-          padded,
-          kGradientBlock,
-          gradient_stride<T>,
-          parameter_sums<T>,
-          pack_transposed<T>,
-          weight_gradient<T>,
-          unpack_gradient<T>,
-          apply_sigmoid<T>,
+  return {forward_scratch<T>, forward<T>,         backward_scratch<T>, backward<T>,        finish_backward<T>,
+          gate_panels<T>,     plain_panels<T>,    kPanelColumns<T>,    pack_gates<T>,      pack_plain_weight<T>,
+          pack_plain<T>,      drop_weights<T>,    scratch_stride,      kGradientBlock,     gradient_stride<T>,
+          parameter_sums<T>,  pack_transposed<T>, weight_gradient<T>,  unpack_gradient<T>, apply_sigmoid<T>,
           apply_tanh<T>};
 }
 

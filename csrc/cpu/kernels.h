@@ -28,6 +28,7 @@ struct ForwardTask {
   // used as they lie.
   const T* packed;
   bool merged;         // both products of a step in one tile; otherwise W_ih x of many steps first
+  const T* packed_hr;  // plain panels of W_hr^T, projection only; or null with packed
   const T* bias;       // [4H], both biases together
   char* scratch;       // forward_scratch() bytes
 };
@@ -46,34 +47,39 @@ struct BackwardTask {
   bool first_chunk;             // the first to run: it holds the last steps
   const int64_t* chunk_offset;  // [step_end - step_begin] index of a step's first row in the chunk
   const T* packed_ih;           // plain panels of W_ih [4H, I], or null: no input gradient wanted
-  const T* packed_hh;           // plain panels of W_hh [4H, H]
+  const T* packed_hh;           // plain panels of W_hh [4H, P]
+  const T* packed_hr;           // plain panels of W_hr [P, H], projection only, like the next two
+  T* d_hidden;                  // [rows of the chunk, gradient_stride(P)] gradient of h_t
+  T* unprojected;               // [rows of the chunk, H] h', or null: no weight gradients wanted
   const T* bias;                // [4H], layer norm only
   T* d_gates_ih;                // [rows of the chunk, gradient_stride] gradient of W_ih x
   T* d_gates_hh;                // gradient of W_hh h~; the same buffer without layer norm
   T* parameter_sums;            // [granules, parameter_sums_size]
   int64_t granule_rows;         // rows that share one entry of parameter_sums: fixed by B, not by the threads
-  T* hidden_mask;               // [B, mask_stride] by schedule order, or null: no recurrent dropout
+  T* hidden_mask;               // [B, scratch_stride] by schedule order, or null: no recurrent dropout
   char* scratch;                // backward_scratch() bytes, kept from chunk to chunk
 };
 
 // Weight gradients, transposed: panels [first, last) of the columns of
-//   [x | h~]^T [I + H, rows of the chunk]  times  d_gates [rows of the chunk, 4H]
+//   [x | h~]^T [I + P, rows of the chunk]  times  d_gates [rows of the chunk, 4H]
+// or, for the projection, with h' in the place of x, nothing in that of h~, and d_h_t [rows of the chunk, P].
 template <typename T>
 struct WeightGradientTask {
-  int64_t input_size, hidden_size;
-  int64_t rows;  // of the chunk
+  int64_t input_columns, hidden_columns;
+  int64_t stride;  // of the gradients and of the sums: gradient_stride
+  int64_t rows;    // of the chunk
   int64_t first, last;
   const T* packed_input;  // by pack_transposed
   const T* packed_hidden;
   const T* d_gates_ih;
   const T* d_gates_hh;
-  T* sums;  // [I + H, gradient_stride], accumulated over the chunks
+  T* sums;  // [input_columns + hidden_columns, stride], accumulated over the chunks
   bool first_chunk;
 };
 
 // Parameter gradients that are sums over rows, one entry a granule; all parts padded to whole vectors.
 struct ParameterSums {
-  int64_t padded_hidden, bias, ln_ih, ln_hh, ln_c_weight, ln_c_bias, size;
+  int64_t padded_hidden, bias, ln_ih, ln_hh, ln_c_weight, ln_c_bias, peepholes, size;
 };
 
 template <typename T>
@@ -89,18 +95,19 @@ struct Kernels {
   int64_t panel_columns;
   void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
                      int64_t panel_size);
+  void (*pack_plain_weight)(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, T* packed);
   void (*pack_plain)(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed);
 
-  int64_t (*mask_stride)(int64_t hidden_size);
+  void (*drop_weights)(const LayerOptions&, const T* from, int64_t columns, int64_t first, int64_t last, T* to);
+  int64_t (*scratch_stride)(const LayerSizes&);
   int64_t gradient_block;  // rows of a chunk that are packed and multiplied together
-  int64_t (*gradient_stride)(int64_t hidden_size);
-  ParameterSums (*parameter_sums)(int64_t hidden_size, bool layer_norm);
+  int64_t (*gradient_stride)(int64_t columns);
+  ParameterSums (*parameter_sums)(int64_t hidden_size, const LayerOptions&);
   // Rows [0, count) given by pointer, each times its mask where there is one, packed as the transposed left operand.
   void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed);
   void (*weight_gradient)(const WeightGradientTask<T>&);
-  // d_weight [4H, columns], rows (gate units) of panels [first, last), from sums [columns, gradient_stride].
-  void (*unpack_gradient)(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last,
-                          T* d_weight);
+  // d_weight [rows, columns], its rows of panels [first, last), from sums [columns, gradient_stride(rows)].
+  void (*unpack_gradient)(const T* sums, int64_t rows, int64_t columns, int64_t first, int64_t last, T* d_weight);
 
   // For tests of the mathematics alone.
   void (*sigmoid)(const T* x, T* y, int64_t n);

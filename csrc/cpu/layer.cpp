@@ -18,9 +18,9 @@ constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many ro
 // Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over the
 // sums of the weight gradients. Twice the hidden size, within these bounds.
 constexpr int64_t kLeastChunkRows = 256, kMostChunkRows = 1024;
-constexpr int64_t kUnpackedRows = 8;     // steps x rows up to which the forward pass uses the weights as they lie
-constexpr int64_t kMergedRows = 16;      // sequences from which a step makes both products at once ...
-constexpr int64_t kMergedRowsOfSmall = 4;            // ... and when the weights are small:
+constexpr int64_t kUnpackedRows = 8;       // steps x rows up to which the forward pass uses the weights as they lie
+constexpr int64_t kMergedRows = 16;        // sequences from which a step makes both products at once ...
+constexpr int64_t kMergedRowsOfSmall = 4;  // ... and when the weights are small:
 constexpr int64_t kSmallWeights = int64_t{1} << 19;  // bytes
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -131,11 +131,11 @@ struct Plan {
 };
 
 // Whether both products of a step go into one tile. That reads all weights at every step: it pays where the rows of a
-// step keep the multipliers busy meanwhile, or where the weights stay in the second-level cache. The rule must not depend
-// on the number of threads, because the order of the sums does on it.
+// step keep the multipliers busy meanwhile, or where the weights stay in the second-level cache. The rule must not
+// depend on the number of threads, because the order of the sums does on it.
 template <typename T>
 bool merges_products(const LayerSizes& sizes) {
-  const int64_t bytes = 4 * sizes.hidden_size * (sizes.input_size + sizes.hidden_size) * sizeof(T);
+  const int64_t bytes = 4 * sizes.hidden_size * (sizes.input_size + sizes.projection_size) * sizeof(T);
   return sizes.batch >= kMergedRows || (sizes.batch >= kMergedRowsOfSmall && bytes <= kSmallWeights);
 }
 
@@ -164,8 +164,21 @@ void zero_padding(const LayerSizes& sizes, const int64_t* lengths, int64_t width
 }
 
 LayerOptions effective(LayerOptions options) {
-  if (!options.training) options.dropout = options.recurrent_dropout = 0;
+  if (!options.training)
+    options.dropout = options.recurrent_dropout = options.candidate_dropout = options.weight_dropout = 0;
   return options;
+}
+
+// weight_hh as the recurrence uses it: with weight dropout a copy that is.
+template <typename T>
+const T* dropped_weight(const Kernels<T>& k, const LayerSizes& sizes, const LayerOptions& options, const T* weight_hh,
+                        Workspace& workspace, const Executor& executor) {
+  if (options.weight_dropout == 0) return weight_hh;
+  const int64_t rows = 4 * sizes.hidden_size, columns = sizes.projection_size;
+  T* const dropped = workspace.take<T>(rows * columns);
+  share(executor, rows,
+        [&](int64_t first, int64_t last) { k.drop_weights(options, weight_hh, columns, first, last, dropped); });
+  return dropped;
 }
 
 template <typename T>
@@ -173,19 +186,82 @@ void zero(T* p, int64_t count) {
   if (p) std::memset(p, 0, sizeof(T) * count);
 }
 
+// The backward pass of h_t = W_hr h', over the chunks of a call. Without a projection all is null and nothing happens.
+template <typename T>
+struct Projection {
+  const Kernels<T>& k;
+  int64_t hidden_size, projection_size, stride;
+  T* packed_hr = nullptr;    // plain panels of W_hr [P, H]
+  T* d_hidden = nullptr;     // [rows of the chunk, stride]
+  T* unprojected = nullptr;  // [rows of the chunk, H] h'; null where no weight gradients are wanted, like the next two
+  T* packed_unprojected = nullptr;
+  T* sums = nullptr;  // [H, stride]
+  std::vector<const T*> rows;
+
+  Projection(const Kernels<T>& kernels, const LayerSizes& sizes, const LayerOptions& options, int64_t chunk_rows,
+             bool want_weights, Workspace& workspace)
+      : k(kernels),
+        hidden_size(sizes.hidden_size),
+        projection_size(sizes.projection_size),
+        stride(kernels.gradient_stride(sizes.projection_size)) {
+    if (!options.projection) return;
+    packed_hr = workspace.take<T>(k.plain_panels(hidden_size) * k.panel_columns * projection_size);
+    d_hidden = workspace.take<T>(chunk_rows * stride);
+    // Columns past P are read as part of a panel; their products are never used.
+    for (int64_t row = 0; row < chunk_rows; ++row)
+      zero(d_hidden + row * stride + projection_size, stride - projection_size);
+    if (!want_weights) return;
+    unprojected = workspace.take<T>(chunk_rows * hidden_size);
+    packed_unprojected = workspace.take<T>(chunk_rows * hidden_size);
+    sums = workspace.take<T>(hidden_size * stride);
+    for (int64_t row = 0; row < chunk_rows; ++row) rows.push_back(unprojected + row * hidden_size);
+  }
+
+  void pack(const T* weight_hr, const Executor& executor) {
+    if (!packed_hr) return;
+    share(executor, k.plain_panels(hidden_size), [&](int64_t first, int64_t last) {
+      k.pack_plain(weight_hr, projection_size, hidden_size, first, last, packed_hr);
+    });
+  }
+
+  // d_W_hr^T += h'^T d_h_t of a chunk.
+  void add_weight_gradient(int64_t count, bool first_chunk, const Executor& executor) {
+    if (!sums) return;
+    share(executor, ceil_div(count, k.gradient_block), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t row = block * k.gradient_block;
+        k.pack_transposed(&rows[row], nullptr, std::min(k.gradient_block, count - row), hidden_size,
+                          packed_unprojected + row * hidden_size);
+      }
+    });
+    share(executor, k.plain_panels(projection_size), [&](int64_t first, int64_t last) {
+      k.weight_gradient({hidden_size, 0, stride, count, first, last, packed_unprojected, nullptr, d_hidden, d_hidden,
+                         sums, first_chunk});
+    });
+  }
+
+  void finish_weight_gradient(T* d_weight_hr, const Executor& executor) {
+    if (!sums) return;
+    share(executor, k.plain_panels(projection_size), [&](int64_t first, int64_t last) {
+      k.unpack_gradient(sums, projection_size, hidden_size, first, last, d_weight_hr);
+    });
+  }
+};
+
 }  // namespace
 
 template <typename T>
-void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& in,
+void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                    const LayerOutputs<T>& out, const Executor& executor) {
   const Kernels<T>& k = kernels<T>(isa_in_use());
   const LayerOptions options = effective(given);
-  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
+  LayerInputs<T> in = given_in;
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
   const Plan plan(sizes, in.lengths, executor.threads);
 
   // What is saved past a length is never read, but an op's results must not depend on what memory held before.
-  zero_padding(sizes, in.lengths, H, out.output, executor);
-  zero_padding(sizes, in.lengths, H, out.saved.hidden, executor);
+  zero_padding(sizes, in.lengths, P, out.output, executor);
+  zero_padding(sizes, in.lengths, P, out.saved.hidden, executor);
   zero_padding(sizes, in.lengths, H, out.saved.cells, executor);
   zero_padding(sizes, in.lengths, 4 * H, out.saved.gates, executor);
   zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent, executor);
@@ -196,32 +272,39 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   const Workspace::Call call(workspace);
   const int64_t panels = k.gate_panels(H);
   const bool packs = sizes.steps * B > kUnpackedRows;
-  const int64_t panel_size = (I + H) * k.panel_columns;
+  const int64_t panel_size = (I + P) * k.panel_columns;
   const bool merged = packs && !has_layer_norm(options) && merges_products<T>(sizes);
   T* const packed = workspace.take<T>(packs ? panels * panel_size : 0);
+  const int64_t hr_panels = packs && options.projection ? k.plain_panels(P) : 0;
+  T* const packed_hr = workspace.take<T>(hr_panels * k.panel_columns * H);
   const T* const bias = sum_of_biases(in, 4 * H, workspace);
-  if (packs && plan.max_steps() > 0)
+  if (plan.max_steps() > 0) in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
+  if (packs && plan.max_steps() > 0) {
     share(executor, panels, [&](int64_t first, int64_t last) {
       k.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size);
-      k.pack_gates(in.weight_hh, H, H, first, last, packed + I * k.panel_columns, panel_size);
+      k.pack_gates(in.weight_hh, H, P, first, last, packed + I * k.panel_columns, panel_size);
     });
+    share(executor, hr_panels,
+          [&](int64_t first, int64_t last) { k.pack_plain_weight(in.weight_hr, P, H, first, last, packed_hr); });
+  }
 
   const bool saves = out.saved.gates != nullptr;
   std::vector<char*> scratch;
   for (int64_t task = 0; task < plan.tasks(); ++task)
     scratch.push_back(workspace.take<char>(k.forward_scratch(sizes, options, saves, merged, plan.rows(task))));
   executor.run(plan.tasks(), [&](int64_t task) {
-    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed, merged,
-               bias, scratch[task]});
+    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed,
+               merged, packed_hr, bias, scratch[task]});
   });
 }
 
 template <typename T>
-void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& in,
+void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                     const LayerOutputs<T>& out, const LayerGradients<T>& grad, const Executor& executor) {
   const Kernels<T>& k = kernels<T>(isa_in_use());
   const LayerOptions options = effective(given);
-  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
+  LayerInputs<T> in = given_in;
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
   const Plan plan(sizes, in.lengths, executor.threads);
   const bool want_weights = grad.d_weight_ih != nullptr;
 
@@ -229,30 +312,34 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
   const int64_t max_steps = plan.max_steps();
   if (max_steps == 0) {
     if (B > 0) {
-      std::memcpy(grad.d_h_0, grad.d_h_n, sizeof(T) * B * H);
+      std::memcpy(grad.d_h_0, grad.d_h_n, sizeof(T) * B * P);
       std::memcpy(grad.d_c_0, grad.d_c_n, sizeof(T) * B * H);
     }
     zero(grad.d_weight_ih, 4 * H * I);
-    zero(grad.d_weight_hh, 4 * H * H);
+    zero(grad.d_weight_hh, 4 * H * P);
+    zero(grad.d_weight_hr, P * H);
   }
 
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
-  const ParameterSums sums = k.parameter_sums(H, has_layer_norm(options));
+  const ParameterSums sums = k.parameter_sums(H, options);
   T* const parameter_sums = workspace.take<T>(plan.granules * sums.size);
   zero(parameter_sums, plan.granules * sums.size);
 
   if (max_steps > 0) {
-    const int64_t stride = k.gradient_stride(H);
+    const int64_t stride = k.gradient_stride(4 * H);
     const int64_t chunk_rows_wanted = std::min(kMostChunkRows, std::max(kLeastChunkRows, 2 * H));
     const int64_t chunk_steps = std::min(max_steps, std::max<int64_t>(1, chunk_rows_wanted / B));
     const int64_t chunk_rows = chunk_steps * B;
     const int64_t gate_panels = k.plain_panels(4 * H);
 
     T* const packed_ih = workspace.take<T>(grad.d_input ? k.plain_panels(I) * k.panel_columns * 4 * H : 0);
-    T* const packed_hh = workspace.take<T>(k.plain_panels(H) * k.panel_columns * 4 * H);
-    share(executor, k.plain_panels(H),
-          [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, H, first, last, packed_hh); });
+    T* const packed_hh = workspace.take<T>(k.plain_panels(P) * k.panel_columns * 4 * H);
+    in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
+    share(executor, k.plain_panels(P),
+          [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, P, first, last, packed_hh); });
+    Projection<T> projection(k, sizes, options, chunk_rows, want_weights, workspace);
+    projection.pack(in.weight_hr, executor);
     if (grad.d_input)
       share(executor, k.plain_panels(I),
             [&](int64_t first, int64_t last) { k.pack_plain(in.weight_ih, 4 * H, I, first, last, packed_ih); });
@@ -266,11 +353,13 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
       zero(d_gates_hh + row * stride + 4 * H, stride - 4 * H);
     }
 
-    const int64_t mask_stride = k.mask_stride(H);
+    const int64_t mask_stride = k.scratch_stride(sizes);
     T* const hidden_mask = workspace.take<T>(options.recurrent_dropout > 0 ? B * mask_stride : 0);
     T* const packed_input = workspace.take<T>(want_weights ? chunk_rows * I : 0);
-    T* const packed_hidden = workspace.take<T>(want_weights ? chunk_rows * H : 0);
-    T* const weight_sums = workspace.take<T>(want_weights ? (I + H) * stride : 0);
+    T* const packed_hidden = workspace.take<T>(want_weights ? chunk_rows * P : 0);
+    T* const weight_sums = workspace.take<T>(want_weights ? (I + P) * stride : 0);
+    T* const zeros = workspace.take<T>(in.reset ? P : 0);  // h_{t-1} after a reset
+    zero(zeros, P);
     std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows);
     std::vector<const T*> masks(hidden_mask ? chunk_rows : 0);
     std::vector<int64_t> chunk_offset(chunk_steps);
@@ -293,6 +382,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
               chunk_offset.data(),
               packed_ih,
               packed_hh,
+              projection.packed_hr,
+              projection.d_hidden,
+              projection.unprojected,
               bias,
               d_gates_ih,
               d_gates_hh,
@@ -320,27 +412,34 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
           const int64_t b = plan.row[r], t = options.reverse ? plan.steps[r] - 1 - s : s;
           const int64_t t_prev = options.reverse ? t + 1 : t - 1;
           inputs[n] = in.input + (t * B + b) * I;
-          hiddens[n] = s == 0 ? in.h_0 + b * H : hidden + (t_prev * B + b) * H;
+          hiddens[n] = s == 0 ? in.h_0 + b * P : hidden + (t_prev * B + b) * P;
+          if (in.reset && in.reset[t * B + b]) hiddens[n] = zeros;
           if (hidden_mask) masks[n] = hidden_mask + r * mask_stride;
         }
       share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
           k.pack_transposed(&inputs[row], nullptr, count, I, packed_input + row * I);
-          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, H, packed_hidden + row * H);
+          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, P, packed_hidden + row * P);
         }
       });
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.weight_gradient({I, H, rows, first, last, packed_input, packed_hidden, d_gates_ih, d_gates_hh, weight_sums,
-                           step_end == max_steps});
+        k.weight_gradient({I, P, stride, rows, first, last, packed_input, packed_hidden, d_gates_ih, d_gates_hh,
+                           weight_sums, step_end == max_steps});
       });
+      projection.add_weight_gradient(rows, step_end == max_steps, executor);
     }
     executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0)); });
     if (want_weights)
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.unpack_gradient(weight_sums, H, I, first, last, grad.d_weight_ih);
-        k.unpack_gradient(weight_sums + I * stride, H, H, first, last, grad.d_weight_hh);
+        k.unpack_gradient(weight_sums, 4 * H, I, first, last, grad.d_weight_ih);
+        k.unpack_gradient(weight_sums + I * stride, 4 * H, P, first, last, grad.d_weight_hh);
       });
+    if (want_weights && options.weight_dropout > 0)
+      share(executor, 4 * H, [&](int64_t first, int64_t last) {
+        k.drop_weights(options, grad.d_weight_hh, P, first, last, grad.d_weight_hh);
+      });
+    if (want_weights) projection.finish_weight_gradient(grad.d_weight_hr, executor);
   }
 
   // The sums over rows, granule by granule: a fixed order.
@@ -358,6 +457,11 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     reduce(grad.d_weight_ln_hh, sums.ln_hh, 4);
     reduce(grad.d_weight_ln_c, sums.ln_c_weight, 1);
     reduce(grad.d_bias_ln_c, sums.ln_c_bias, 1);
+  }
+  if (options.peephole) {
+    reduce(grad.d_weight_ci, sums.peepholes, 1);
+    reduce(grad.d_weight_cf, sums.peepholes + sums.padded_hidden, 1);
+    reduce(grad.d_weight_co, sums.peepholes + 2 * sums.padded_hidden, 1);
   }
 }
 

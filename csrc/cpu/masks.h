@@ -25,10 +25,11 @@ LSTM_FUSED_FN void interleave(Words::Lanes a, Words::Lanes b, uint64_t* to) {
 #endif
 }
 
-// mask[h] = when_kept or when_dropped for h in 0..count-1. The buffer holds whole groups of 64 values.
+// mask[h - first] = when_kept or when_dropped for h in first..first+count-1, first a multiple of 64. The buffer holds
+// whole groups of 64 values.
 template <typename T>
 void fill_mask(const LayerOptions& options, MaskUse use, double rate, T when_kept, T when_dropped, int64_t t, int64_t b,
-               int64_t count, T* mask) {
+               int64_t count, T* mask, int64_t first = 0) {
   constexpr int L = Words::kLanes, kVectors = kMaskGroup / 4 / L;
   using Lanes = Words::Lanes;
   const uint32_t stream = stream_number(options.stream, use);
@@ -39,7 +40,7 @@ void fill_mask(const LayerOptions& options, MaskUse use, double rate, T when_kep
     Words c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      c0[v].lanes = lane + static_cast<uint64_t>(h / 4 + v * L);
+      c0[v].lanes = lane + static_cast<uint64_t>((first + h) / 4 + v * L);
       c1[v].lanes = Lanes{} + static_cast<uint64_t>(b);
       c2[v].lanes = Lanes{} + static_cast<uint64_t>(t);
       c3[v].lanes = Lanes{} + stream;
@@ -79,33 +80,50 @@ void fill_zoneout(const LayerOptions& options, MaskUse use, double rate, int64_t
   }
 }
 
+// to = mask * from for rows [first, last) of a matrix of weights; `to` may be `from`.
+template <typename T>
+void drop_weights(const LayerOptions& options, const T* from, int64_t columns, int64_t first, int64_t last, T* to) {
+  const T scale = static_cast<T>(1 / (1 - options.weight_dropout));
+  T mask[kMaskGroup];
+  for (int64_t row = first; row < last; ++row)
+    for (int64_t begin = 0; begin < columns; begin += kMaskGroup) {
+      const int64_t count = columns - begin < kMaskGroup ? columns - begin : kMaskGroup;
+      fill_mask<T>(options, MaskUse::weight, options.weight_dropout, scale, T(0), 0, row, count, mask, begin);
+      for (int64_t k = 0; k < count; ++k) to[row * columns + begin + k] = mask[k] * from[row * columns + begin + k];
+    }
+}
+
 // The masks of a block of rows: [rows, stride] each, null where the option is off.
 template <typename T>
 struct BlockMasks {
-  T *output, *hidden, *zoneout_h, *zoneout_c;
+  T *output, *hidden, *candidate, *zoneout_h, *zoneout_c;
 };
 
 // The masks that hold for all steps, of the r-th row of a block (batch index b).
 template <typename T>
-void fill_locked_masks(const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride, int64_t hidden_size,
+void fill_locked_masks(const LayerSizes& sizes, const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride,
                        int64_t r, int64_t b) {
+  const int64_t P = sizes.projection_size;
   if (masks.hidden)
-    fill_dropout(options, MaskUse::hidden, options.recurrent_dropout, 0, b, hidden_size, masks.hidden + r * stride);
+    fill_dropout(options, MaskUse::hidden, options.recurrent_dropout, 0, b, P, masks.hidden + r * stride);
   if (masks.output && options.variational)
-    fill_dropout(options, MaskUse::output, options.dropout, 0, b, hidden_size, masks.output + r * stride);
+    fill_dropout(options, MaskUse::output, options.dropout, 0, b, P, masks.output + r * stride);
 }
 
 // The masks that are fresh at every step t.
 template <typename T>
-void fill_fresh_masks(const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride, int64_t hidden_size,
+void fill_fresh_masks(const LayerSizes& sizes, const LayerOptions& options, const BlockMasks<T>& masks, int64_t stride,
                       int64_t r, int64_t b, int64_t t) {
+  const int64_t H = sizes.hidden_size;
   t += options.first_step;
   if (masks.output && !options.variational)
-    fill_dropout(options, MaskUse::output, options.dropout, t, b, hidden_size, masks.output + r * stride);
+    fill_dropout(options, MaskUse::output, options.dropout, t, b, sizes.projection_size, masks.output + r * stride);
+  if (masks.candidate)
+    fill_dropout(options, MaskUse::candidate, options.candidate_dropout, t, b, H, masks.candidate + r * stride);
   if (masks.zoneout_h)
-    fill_zoneout(options, MaskUse::zoneout_h, options.zoneout_h, t, b, hidden_size, masks.zoneout_h + r * stride);
+    fill_zoneout(options, MaskUse::zoneout_h, options.zoneout_h, t, b, H, masks.zoneout_h + r * stride);
   if (masks.zoneout_c)
-    fill_zoneout(options, MaskUse::zoneout_c, options.zoneout_c, t, b, hidden_size, masks.zoneout_c + r * stride);
+    fill_zoneout(options, MaskUse::zoneout_c, options.zoneout_c, t, b, H, masks.zoneout_c + r * stride);
 }
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

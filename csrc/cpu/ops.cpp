@@ -1,4 +1,5 @@
-// The CPU implementations of the ops: tensors are checked and taken apart here, and nowhere below.
+// The CPU implementations of the ops: tensors are checked and taken apart here,
+// and nowhere below.
 #include <Python.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -53,12 +54,15 @@ std::string to_string(ScalarType type) {
       return "float64";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Bool:
+      return "bool";
     default:
       return torch::headeronly::toString(type);
   }
 }
 
-// One sentence for the caller. STD_TORCH_CHECK would put this file's path in front of it.
+// One sentence for the caller. STD_TORCH_CHECK would put this file's path in
+// front of it.
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream sentence;
@@ -66,8 +70,8 @@ template <typename... Parts>
   throw std::runtime_error(sentence.str());
 }
 
-// Where a part costs something to make (a shape's text), `if (...) fail(...)`: a step of one sequence takes
-// microseconds.
+// Where a part costs something to make (a shape's text), `if (...) fail(...)`:
+// a step of one sequence takes microseconds.
 template <typename... Parts>
 void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
@@ -90,11 +94,9 @@ MaybeTensor checked(const char* name, const MaybeTensor& tensor, Sizes shape, co
   return checked(name, *tensor, shape, letters, type);
 }
 
-void check_rate(const char* name, double rate) { check(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate); }
-
 struct Weights {
   const Tensor &ih, &hh;
-  const MaybeTensor &bias_ih, &bias_hh, &ln_ih, &ln_hh, &ln_c, &bias_ln_c;
+  const MaybeTensor &bias_ih, &bias_hh, &ln_ih, &ln_hh, &ln_c, &bias_ln_c, &bias_ln_ih, &bias_ln_hh, &hr, &ci, &cf, &co;
 };
 
 // The arguments of a call, checked, contiguous, and alive as long as this is.
@@ -102,64 +104,65 @@ struct Call {
   LayerSizes sizes{};
   LayerOptions options;
   ScalarType type = ScalarType::Float;
-  // All optional, those always there too: a Tensor that is not given yet would be an allocation.
+  // All optional, those always there too: a Tensor that is not given yet would
+  // be an allocation.
   MaybeTensor input, h_0, c_0, weight_ih, weight_hh;
-  MaybeTensor bias_ih, bias_hh, ln_ih, ln_hh, ln_c, bias_ln_c, lengths;
+  MaybeTensor bias_ih, bias_hh, ln_ih, ln_hh, ln_c, bias_ln_c, hr, ci, cf, co, lengths, reset;
 
   Call(const Tensor& given_input, const Tensor& given_h_0, const Tensor& given_c_0, const Weights& weights,
-       const MaybeTensor& given_lengths, const MaybeTensor& seed, const LayerOptions& given_options, bool is_cell)
+       const MaybeTensor& given_lengths, const MaybeTensor& given_reset, const MaybeTensor& seed,
+       const LayerOptions& given_options, bool is_cell)
       : options(given_options), type(given_input.scalar_type()) {
     if (type != ScalarType::Float && type != ScalarType::Double)
       fail("input must be float32 or float64 on the CPU, got ", to_string(type));
     if (given_input.dim() != (is_cell ? 2 : 3))
       fail("input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ", to_string(shape_of(given_input)));
-    if (weights.hh.dim() != 2) fail("weight_hh must have shape [4H, H], got ", to_string(shape_of(weights.hh)));
+    options.projection = weights.hr.has_value();
+    // What the shape of h and weight_hh is called in an error: there is no P
+    // without a projection.
+    const char* const h_letters = options.projection ? "[B, P]" : "[B, H]";
+    const char* const hh_letters = options.projection ? "[4H, P]" : "[4H, H]";
+    if (weights.hh.dim() != 2)
+      fail("weight_hh must have shape ", hh_letters, ", got ", to_string(shape_of(weights.hh)));
+    if (options.projection && weights.hr->dim() != 2)
+      fail("weight_hr must have shape [P, H], got ", to_string(shape_of(*weights.hr)));
     sizes.steps = is_cell ? 1 : given_input.size(0);
     sizes.batch = given_input.size(is_cell ? 0 : 1);
     sizes.input_size = given_input.size(is_cell ? 1 : 2);
-    sizes.hidden_size = sizes.projection_size = weights.hh.size(1);
-    const int64_t T = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size;
-    check(H > 0 && I > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I, " and ",
-          H);
+    sizes.projection_size = weights.hh.size(1);
+    sizes.hidden_size = options.projection ? weights.hr->size(1) : sizes.projection_size;
+    const auto [T, B, I, H, P] = sizes;
+    check(H > 0 && I > 0 && P > 0,
+          "weight_ih and weight_hh must have at least one input and one hidden "
+          "unit, got ",
+          I, " and ", std::min(H, P));
 
     input = is_cell ? checked("input", given_input, {B, I}, "[B, I]", type)
                     : checked("input", given_input, {T, B, I}, "[T, B, I]", type);
-    h_0 = checked("h_0", given_h_0, {B, H}, "[B, H]", type);
+    h_0 = checked("h_0", given_h_0, {B, P}, h_letters, type);
     c_0 = checked("c_0", given_c_0, {B, H}, "[B, H]", type);
     weight_ih = checked("weight_ih", weights.ih, {4 * H, I}, "[4H, I]", type);
-    weight_hh = checked("weight_hh", weights.hh, {4 * H, H}, "[4H, H]", type);
+    weight_hh = checked("weight_hh", weights.hh, {4 * H, P}, hh_letters, type);
     bias_ih = checked("bias_ih", weights.bias_ih, {4 * H}, "[4H]", type);
     bias_hh = checked("bias_hh", weights.bias_hh, {4 * H}, "[4H]", type);
-    ln_ih = checked("weight_ln_ih", weights.ln_ih, {4 * H}, "[4H]", type);
-    ln_hh = checked("weight_ln_hh", weights.ln_hh, {4 * H}, "[4H]", type);
-    ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]", type);
-    bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
     check(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
-    const bool norm = ln_ih.has_value();
-    options.layer_norm = norm ? LayerNorm::ba2016 : LayerNorm::none;
-    check(ln_hh.has_value() == norm && ln_c.has_value() == norm && bias_ln_c.has_value() == norm,
-          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
+    check_layer_norm(weights);
+    hr = checked("weight_hr", weights.hr, {P, H}, "[P, H]", type);
+    ci = checked("weight_ci", weights.ci, {H}, "[H]", type);
+    cf = checked("weight_cf", weights.cf, {H}, "[H]", type);
+    co = checked("weight_co", weights.co, {H}, "[H]", type);
+    options.peephole = ci.has_value();
+    check(cf.has_value() == options.peephole && co.has_value() == options.peephole,
+          "weight_ci, weight_cf and weight_co must be given together");
 
     lengths = checked("lengths", given_lengths, {B}, "[B]", ScalarType::Long);
     for (int64_t b = 0; lengths && b < B; ++b) {
       const int64_t length = lengths->const_data_ptr<int64_t>()[b];
       check(length >= 0 && length <= T, "lengths must be in 0..T = ", T, ", got ", length, " at index ", b);
     }
-
-    check_rate("dropout", options.dropout);
-    check_rate("recurrent_dropout", options.recurrent_dropout);
-    check_rate("zoneout_h", options.zoneout_h);
-    check_rate("zoneout_c", options.zoneout_c);
-    check(options.eps > 0 || !norm, "eps must be positive, got ", options.eps);
-    check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
-          options.stream);
-    check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
-    if (options.training &&
-        (options.dropout > 0 || options.recurrent_dropout > 0 || options.zoneout_h > 0 || options.zoneout_c > 0)) {
-      check(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
-      check(std::max(T, B) < (int64_t{1} << 32) && options.first_step < (int64_t{1} << 32) - std::max(T, B),
-            "T, B and step must be below 2^32 when masks are drawn");
-    }
+    reset = is_cell ? checked("reset", given_reset, {B}, "[B]", ScalarType::Bool)
+                    : checked("reset", given_reset, {T, B}, "[T, B]", ScalarType::Bool);
+    check_options(seed);
     if (seed)
       options.seed =
           static_cast<uint64_t>(*checked("seed", *seed, {}, "[]", ScalarType::Long).const_data_ptr<int64_t>());
@@ -181,15 +184,16 @@ struct Call {
             pointer(ln_hh),
             pointer(ln_c),
             pointer(bias_ln_c),
-            nullptr,
-            nullptr,
-            nullptr,
-            nullptr,
+            pointer(hr),
+            pointer(ci),
+            pointer(cf),
+            pointer(co),
             lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
-            nullptr};
+            reset ? reset->const_data_ptr<bool>() : nullptr};
   }
 
-  // As torch::stable::new_empty, which looks the op up by its name in every call.
+  // As torch::stable::new_empty, which looks the op up by its name in every
+  // call.
   Tensor empty(Sizes shape) const {
     AtenTensorHandle tensor = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(input->get(), shape.begin(),
@@ -198,9 +202,65 @@ struct Call {
     return Tensor(tensor);
   }
   Tensor empty(bool wanted, Sizes shape) const { return wanted ? empty(shape) : empty({0}); }
+
+ private:
+  // The tensors of layer norm, and its kind. The biases of "carry" take the
+  // place of the others.
+  void check_layer_norm(const Weights& weights) {
+    const int64_t H = sizes.hidden_size;
+    ln_ih = checked("weight_ln_ih", weights.ln_ih, {4 * H}, "[4H]", type);
+    ln_hh = checked("weight_ln_hh", weights.ln_hh, {4 * H}, "[4H]", type);
+    ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]", type);
+    bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
+    const bool norm = ln_ih.has_value();
+    check(ln_hh.has_value() == norm && ln_c.has_value() == norm && bias_ln_c.has_value() == norm,
+          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given "
+          "together");
+    options.layer_norm = norm ? LayerNorm::ba2016 : LayerNorm::none;
+    check(options.eps > 0 || !norm, "eps must be positive, got ", options.eps);
+    check(weights.bias_ln_ih.has_value() == weights.bias_ln_hh.has_value(),
+          "bias_ln_ih and bias_ln_hh must be given together");
+    if (!weights.bias_ln_ih) return;
+    check(norm,
+          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be "
+          "given with bias_ln_ih and bias_ln_hh");
+    check(!bias_ih,
+          "bias_ih and bias_hh must be None with bias_ln_ih and "
+          "bias_ln_hh, which take their place");
+    options.layer_norm = LayerNorm::carry;
+    bias_ih = checked("bias_ln_ih", weights.bias_ln_ih, {4 * H}, "[4H]", type);
+    bias_hh = checked("bias_ln_hh", weights.bias_ln_hh, {4 * H}, "[4H]", type);
+  }
+
+  void check_options(const MaybeTensor& seed) const {
+    const int64_t rows = std::max({sizes.steps, sizes.batch, 4 * sizes.hidden_size});  // of masks
+    double highest = 0;
+    const auto check_rate = [&](const char* name, double rate) {
+      check(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate);
+      highest = std::max(highest, rate);
+    };
+    check_rate("dropout", options.dropout);
+    check_rate("recurrent_dropout", options.recurrent_dropout);
+    check_rate("candidate_dropout", options.candidate_dropout);
+    check_rate("weight_dropout", options.weight_dropout);
+    check_rate("zoneout_h", options.zoneout_h);
+    check_rate("zoneout_c", options.zoneout_c);
+    check(options.zoneout_h == 0 || !options.projection, "zoneout_h must be 0 with a projection (weight_hr), got ",
+          options.zoneout_h);
+    check(options.open_gates >= 0 && options.open_gates < 8, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got ",
+          options.open_gates);
+    check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
+          options.stream);
+    check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
+    if (!options.training || highest == 0) return;
+    check(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");
+    check(rows < (int64_t{1} << 32) && options.first_step < (int64_t{1} << 32) - rows,
+          "T, B, 4H and step must be below 2^32 when masks are drawn");
+  }
 };
 
-// torch's thread pool. An exception of a task is thrown again in the calling thread.
+// torch's thread pool. An exception of a task is thrown again in the calling
+// thread.
 lstm_fused::cpu::Executor executor() {
   lstm_fused::cpu::Executor executor;
   executor.threads = static_cast<int64_t>(torch::stable::get_num_threads());
@@ -240,7 +300,8 @@ void with_type(ScalarType type, F f) {
     f(double{});
 }
 
-// What a forward pass gives. Empty without the backward pass in view: all but the results.
+// What a forward pass gives. Empty without the backward pass in view: all but
+// the results.
 struct Forward {
   MaybeTensor output, h_n, c_n, hidden, cells, gates, recurrent, stats;
 };
@@ -249,15 +310,15 @@ Forward run_forward(const Call& call, bool saves, bool is_cell) {
   const auto [T, B, I, H, P] = call.sizes;
   const bool norm = has_layer_norm(call.options);
   Forward out;
-  out.h_n = call.empty({B, H});
+  out.h_n = call.empty({B, P});
   out.c_n = call.empty({B, H});
   // A single step keeps nothing but its gates, and its output is h_n.
-  out.output = is_cell ? *out.h_n : call.empty({T, B, H});
+  out.output = is_cell ? *out.h_n : call.empty({T, B, P});
   if (saves) {
     const auto saved = [&, T = T, B = B](bool wanted, int64_t width) {
       return is_cell ? call.empty(wanted, {B, width}) : call.empty(wanted, {T, B, width});
     };
-    out.hidden = saved(!is_cell && call.saves_hidden(), H);
+    out.hidden = saved(!is_cell && call.saves_hidden(), P);
     out.cells = is_cell ? *out.c_n : saved(true, H);
     out.gates = saved(true, 4 * H);
     out.recurrent = saved(norm, 4 * H);
@@ -276,19 +337,23 @@ Forward run_forward(const Call& call, bool saves, bool is_cell) {
   return out;
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor, Tensor>;
 
 Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_output, const Tensor& d_h_n,
                        const Tensor& d_c_n, bool want_input, bool want_weights) {
   const auto [T, B, I, H, P] = call.sizes;
   const bool norm = has_layer_norm(call.options);
-  const auto gradient = [&](bool wanted, Sizes shape) { return call.empty(wanted, shape); };
-  const Tensor d_input = call.input->dim() == 2 ? gradient(want_input, {B, I}) : gradient(want_input, {T, B, I});
-  const Tensor d_h_0 = call.empty({B, H}), d_c_0 = call.empty({B, H});
-  const Tensor d_weight_ih = gradient(want_weights, {4 * H, I}), d_weight_hh = gradient(want_weights, {4 * H, H});
-  const Tensor d_bias = gradient(want_weights, {4 * H});
-  const Tensor d_ln_ih = gradient(want_weights && norm, {4 * H}), d_ln_hh = gradient(want_weights && norm, {4 * H});
-  const Tensor d_ln_c = gradient(want_weights && norm, {H}), d_bias_ln_c = gradient(want_weights && norm, {H});
+  const auto weight = [&](bool given, Sizes shape) { return call.empty(want_weights && given, shape); };
+  const Tensor d_input = call.input->dim() == 2 ? call.empty(want_input, {B, I}) : call.empty(want_input, {T, B, I});
+  const Tensor d_h_0 = call.empty({B, P}), d_c_0 = call.empty({B, H});
+  const Tensor d_weight_ih = weight(true, {4 * H, I}), d_weight_hh = weight(true, {4 * H, P});
+  const Tensor d_bias = weight(true, {4 * H});
+  const Tensor d_ln_ih = weight(norm, {4 * H}), d_ln_hh = weight(norm, {4 * H});
+  const Tensor d_ln_c = weight(norm, {H}), d_bias_ln_c = weight(norm, {H});
+  const Tensor d_hr = weight(call.options.projection, {P, H});
+  const bool peephole = call.options.peephole;
+  const Tensor d_ci = weight(peephole, {H}), d_cf = weight(peephole, {H}), d_co = weight(peephole, {H});
   with_type(call.type, [&](auto zero) {
     using S = decltype(zero);
     const LayerSaved<S> kept = {pointer<S>(saved.hidden), pointer<S>(saved.cells), pointer<S>(saved.gates),
@@ -306,34 +371,40 @@ Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_o
                                          pointer<S>(d_ln_hh),
                                          pointer<S>(d_ln_c),
                                          pointer<S>(d_bias_ln_c),
-                                         nullptr,
-                                         nullptr,
-                                         nullptr,
-                                         nullptr};
+                                         pointer<S>(d_hr),
+                                         pointer<S>(d_ci),
+                                         pointer<S>(d_cf),
+                                         pointer<S>(d_co)};
     lstm_fused::cpu::layer_backward<S>(call.sizes, call.options, call.inputs<S>(),
                                        {pointer<S>(saved.output), nullptr, nullptr, kept}, gradients, executor());
   });
-  return {d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, d_ln_ih, d_ln_hh, d_ln_c, d_bias_ln_c};
+  return {d_input, d_h_0,  d_c_0,       d_weight_ih, d_weight_hh, d_bias, d_ln_ih,
+          d_ln_hh, d_ln_c, d_bias_ln_c, d_hr,        d_ci,        d_cf,   d_co};
 }
 
-LayerOptions layer_options(bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h,
-                           double zoneout_c, bool training, double eps, int64_t stream) {
+LayerOptions step_options(double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h,
+                          double zoneout_c, int64_t open_gates, bool training, double eps, int64_t stream) {
   LayerOptions options;
-  options.reverse = reverse;
   options.training = training;
-  options.variational = variational;
-  options.dropout = dropout;
   options.recurrent_dropout = recurrent_dropout;
+  options.candidate_dropout = candidate_dropout;
+  options.weight_dropout = weight_dropout;
   options.zoneout_h = zoneout_h;
   options.zoneout_c = zoneout_c;
+  options.open_gates = open_gates;
   options.eps = eps;
   options.stream = stream;
   return options;
 }
 
-LayerOptions cell_options(int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training,
-                          double eps, int64_t stream) {
-  LayerOptions options = layer_options(false, 0, false, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream);
+LayerOptions layer_options(bool reverse, double dropout, bool variational, LayerOptions options) {
+  options.reverse = reverse;
+  options.dropout = dropout;
+  options.variational = variational;
+  return options;
+}
+
+LayerOptions cell_options(int64_t step, LayerOptions options) {
   options.first_step = step;
   return options;
 }
@@ -342,25 +413,32 @@ LayerOptions cell_options(int64_t step, double recurrent_dropout, double zoneout
 #define LSTM_FUSED_WEIGHTS                                                                                  \
   const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh, \
       const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,     \
-      const MaybeTensor &bias_ln_c
+      const MaybeTensor &bias_ln_c, const MaybeTensor &bias_ln_ih, const MaybeTensor &bias_ln_hh,           \
+      const MaybeTensor &weight_hr, const MaybeTensor &weight_ci, const MaybeTensor &weight_cf,             \
+      const MaybeTensor &weight_co
 #define LSTM_FUSED_LAYER_INPUTS                                                                              \
   const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths, \
+      const MaybeTensor &reset, const MaybeTensor &seed
+#define LSTM_FUSED_CELL_INPUTS                                                                             \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &reset, \
       const MaybeTensor &seed
-#define LSTM_FUSED_CELL_INPUTS \
-  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &seed
-#define LSTM_FUSED_LAYER_OPTIONS                                                                                \
-  bool reverse, double dropout, bool variational, double recurrent_dropout, double zoneout_h, double zoneout_c, \
-      bool training, double eps, int64_t stream
-#define LSTM_FUSED_CELL_OPTIONS \
-  int64_t step, double recurrent_dropout, double zoneout_h, double zoneout_c, bool training, double eps, int64_t stream
-#define LSTM_FUSED_LAYER_CALL                                                                                         \
-  Call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, \
-       lengths, seed,                                                                                                 \
-       layer_options(reverse, dropout, variational, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream),  \
-       false)
-#define LSTM_FUSED_CELL_CALL                                                                                          \
-  Call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c}, \
-       std::nullopt, seed, cell_options(step, recurrent_dropout, zoneout_h, zoneout_c, training, eps, stream), true)
+#define LSTM_FUSED_STEP_OPTIONS                                                                                  \
+  double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h, double zoneout_c, \
+      int64_t open_gates, bool training, double eps, int64_t stream
+#define LSTM_FUSED_LAYER_OPTIONS bool reverse, double dropout, bool variational, LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_CELL_OPTIONS int64_t step, LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_GIVEN_WEIGHTS                                                          \
+  {weight_ih, weight_hh,  bias_ih,    bias_hh,   weight_ln_ih, weight_ln_hh, weight_ln_c, \
+   bias_ln_c, bias_ln_ih, bias_ln_hh, weight_hr, weight_ci,    weight_cf,    weight_co}
+#define LSTM_FUSED_GIVEN_OPTIONS                                                                                      \
+  step_options(recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c, open_gates, training, eps, \
+               stream)
+#define LSTM_FUSED_LAYER_CALL                                           \
+  Call(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, lengths, reset, seed, \
+       layer_options(reverse, dropout, variational, LSTM_FUSED_GIVEN_OPTIONS), false)
+#define LSTM_FUSED_CELL_CALL                                                 \
+  Call(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, std::nullopt, reset, seed, \
+       cell_options(step, LSTM_FUSED_GIVEN_OPTIONS), true)
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(LSTM_FUSED_LAYER_INPUTS,
                                                                                       LSTM_FUSED_LAYER_OPTIONS) {
@@ -387,8 +465,9 @@ std::tuple<Tensor, Tensor> lstm_cell_plain(const Tensor& input, const Tensor& h_
                                            const Tensor& weight_ih, const Tensor& weight_hh, const MaybeTensor& bias_ih,
                                            const MaybeTensor& bias_hh) {
   const MaybeTensor none;
-  const Call call(input, h_0, c_0, {weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none}, none, none,
-                  LayerOptions{}, true);
+  const Call call(input, h_0, c_0,
+                  {weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, none, none, none, none},
+                  none, none, none, LayerOptions{}, true);
   const Forward out = run_forward(call, false, true);
   return {*out.h_n, *out.c_n};
 }
@@ -405,16 +484,16 @@ Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const
     if (!wanted) return std::nullopt;
     return checked(name, tensor, shape, "of the forward pass", type);
   };
-  const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, H}),
+  const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, P}),
                         std::nullopt,
                         std::nullopt,
-                        saved("hidden", hidden, call.saves_hidden(), {T, B, H}),
+                        saved("hidden", hidden, call.saves_hidden(), {T, B, P}),
                         saved("cells", cells, true, {T, B, H}),
                         saved("gates", gates, true, {T, B, 4 * H}),
                         saved("recurrent", recurrent, norm, {T, B, 4 * H}),
                         saved("stats", stats, norm, {T, B, 6})};
-  return run_backward(call, kept, checked("d_output", d_output, {T, B, H}, "[T, B, H]", call.type),
-                      checked("d_h_n", d_h_n, {B, H}, "[B, H]", call.type),
+  return run_backward(call, kept, checked("d_output", d_output, {T, B, P}, "of output", call.type),
+                      checked("d_h_n", d_h_n, {B, P}, "of h_0", call.type),
                       checked("d_c_n", d_c_n, {B, H}, "[B, H]", call.type), want_input, want_weights);
 }
 
@@ -422,7 +501,7 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
                              const Tensor& recurrent, const Tensor& stats, LSTM_FUSED_CELL_OPTIONS, bool want_input,
                              bool want_weights) {
   const Call call = LSTM_FUSED_CELL_CALL;
-  const int64_t B = call.sizes.batch, H = call.sizes.hidden_size;
+  const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
   const bool norm = has_layer_norm(call.options);
   const auto saved = [type = call.type](const char* name, const Tensor& tensor, bool wanted,
                                         Sizes shape) -> MaybeTensor {
@@ -438,8 +517,8 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
                         saved("recurrent", recurrent, norm, {B, 4 * H}),
                         saved("stats", stats, norm, {B, 6})};
   // h is the only output: its gradient comes in as that of the final state.
-  const Tensor none = torch::stable::new_zeros(*call.input, {1, B, H});
-  return run_backward(call, kept, none, checked("d_h", d_h, {B, H}, "[B, H]", call.type),
+  const Tensor none = torch::stable::new_zeros(*call.input, {1, B, P});
+  return run_backward(call, kept, none, checked("d_h", d_h, {B, P}, "of h_0", call.type),
                       checked("d_c", d_c, {B, H}, "[B, H]", call.type), want_input, want_weights);
 }
 

@@ -23,6 +23,7 @@ LSTM_FUSED_FN BlockMasks<T> take_masks(Arena& arena, const LayerOptions& options
   BlockMasks<T> masks{};
   if (options.dropout > 0) masks.output = arena.take<T>(rows * stride);
   if (options.recurrent_dropout > 0) masks.hidden = arena.take<T>(rows * stride);
+  if (options.candidate_dropout > 0) masks.candidate = arena.take<T>(rows * stride);
   if (options.zoneout_h > 0) masks.zoneout_h = arena.take<T>(rows * stride);
   if (options.zoneout_c > 0) masks.zoneout_c = arena.take<T>(rows * stride);
   return masks;
@@ -30,6 +31,11 @@ LSTM_FUSED_FN BlockMasks<T> take_masks(Arena& arena, const LayerOptions& options
 
 // Rows of scratch are padded to whole vectors and whole groups of a mask.
 LSTM_FUSED_FN int64_t padded(int64_t hidden_size) { return round_up(hidden_size, kMaskGroup); }
+
+// Of rows that hold h or c.
+LSTM_FUSED_FN int64_t scratch_stride(const LayerSizes& sizes) {
+  return padded(sizes.hidden_size > sizes.projection_size ? sizes.hidden_size : sizes.projection_size);
+}
 
 // The t of the step that the r-th row runs as its s-th.
 LSTM_FUSED_FN int64_t time_of(const LayerOptions& options, int64_t row_steps, int64_t s) {

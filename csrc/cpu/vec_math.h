@@ -90,10 +90,21 @@ LSTM_FUSED_FN Vec<T> tanh_vec(Vec<T> x) {
   return (Vec<T>)((Bits)t | sign);
 }
 
-// The names that the shared mathematics calls.
 LSTM_FUSED_FN Vec<float> sigmoid(Vec<float> x) { return sigmoid_vec<float>(x); }
 LSTM_FUSED_FN Vec<double> sigmoid(Vec<double> x) { return sigmoid_vec<double>(x); }
 LSTM_FUSED_FN Vec<float> tanh(Vec<float> x) { return tanh_vec<float>(x); }
 LSTM_FUSED_FN Vec<double> tanh(Vec<double> x) { return tanh_vec<double>(x); }
+
+// The names that the shared mathematics calls.
+struct VecMath {
+  template <class V>
+  LSTM_FUSED_INLINE static V sigmoid(V x) {
+    return LSTM_FUSED_ISA_NAME::sigmoid(x);
+  }
+  template <class V>
+  LSTM_FUSED_INLINE static V tanh(V x) {
+    return LSTM_FUSED_ISA_NAME::tanh(x);
+  }
+};
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

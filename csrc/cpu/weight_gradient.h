@@ -52,8 +52,7 @@ LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, c
 
 template <typename T>
 void weight_gradient(const WeightGradientTask<T>& task) {
-  const int64_t I = task.input_size, H = task.hidden_size;
-  const int64_t stride = gradient_stride<T>(H);
+  const int64_t I = task.input_columns, H = task.hidden_columns, stride = task.stride;
   for (int64_t p = task.first; p < task.last; ++p)
     for (int64_t row = 0; row < task.rows; row += kGradientBlock) {
       const int64_t rows = task.rows - row < kGradientBlock ? task.rows - row : kGradientBlock;
@@ -67,10 +66,10 @@ void weight_gradient(const WeightGradientTask<T>& task) {
 }
 
 template <typename T>
-void unpack_gradient(const T* sums, int64_t hidden_size, int64_t columns, int64_t first, int64_t last, T* d_weight) {
-  const int64_t stride = gradient_stride<T>(hidden_size);
+void unpack_gradient(const T* sums, int64_t rows, int64_t columns, int64_t first, int64_t last, T* d_weight) {
+  const int64_t stride = gradient_stride<T>(rows);
   const int64_t begin = first * kPanelColumns<T>;
-  const int64_t end = last * kPanelColumns<T> < 4 * hidden_size ? last * kPanelColumns<T> : 4 * hidden_size;
+  const int64_t end = last * kPanelColumns<T> < rows ? last * kPanelColumns<T> : rows;
   constexpr int64_t L = kLanes<T>;
   for (int64_t g = begin; g < end; g += L)
     for (int64_t k = 0; k < columns; k += L) {

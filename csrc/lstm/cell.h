@@ -1,5 +1,5 @@
 // The cell: gates -> cell -> hidden state, and the derivatives. Written for any number type V (a scalar or a SIMD
-// vector) that has arithmetic operators and functions sigmoid(V) and tanh(V) found by argument or overload.
+// vector) that has arithmetic operators; the activations are a backend's: Math::sigmoid(V) and Math::tanh(V).
 //
 //   c' = f * c_prev + i * g
 //   h' = o * tanh(n),   n = c' or the layer norm of c'
@@ -21,6 +21,12 @@ template <class V>
 struct Gates {
   V i, f, g, o;
 };
+
+// The activations, from the pre-activations.
+template <class Math, class V>
+LSTM_FUSED_FN Gates<V> activate(const Gates<V>& z) {
+  return {Math::sigmoid(z.i), Math::sigmoid(z.f), Math::tanh(z.g), Math::sigmoid(z.o)};
+}
 
 template <class V>
 LSTM_FUSED_FN V cell_state(const Gates<V>& gates, V c_prev) {
@@ -57,20 +63,26 @@ struct CellExtras {
   int64_t open_gates;
 };
 
-template <class V>
+template <class Math, class V>
 LSTM_FUSED_FN V gate_with_extras(const CellExtras<V>& extras, OpenGate gate, V z, V weight, V c) {
   if (extras.open_gates & gate) return V{} + 1;
-  return sigmoid(extras.peephole ? z + weight * c : z);
+  return Math::sigmoid(extras.peephole ? z + weight * c : z);
+}
+
+// c' from the activations.
+template <class V>
+LSTM_FUSED_FN V cell_with_mask(const CellExtras<V>& extras, const Gates<V>& gates, V c_prev) {
+  return gates.f * c_prev + gates.i * (extras.mask * gates.g);
 }
 
 // c' and, in `gates`, the activations, from the pre-activations z. The candidate is stored before its dropout.
-template <class V>
+template <class Math, class V>
 LSTM_FUSED_FN V cell_with_extras(const CellExtras<V>& extras, const Gates<V>& z, V c_prev, Gates<V>& gates) {
-  gates.i = gate_with_extras(extras, open_i, z.i, extras.weight_ci, c_prev);
-  gates.f = gate_with_extras(extras, open_f, z.f, extras.weight_cf, c_prev);
-  gates.g = tanh(z.g);
-  const V cell = cell_state<V>({gates.i, gates.f, extras.mask * gates.g, V{}}, c_prev);
-  gates.o = gate_with_extras(extras, open_o, z.o, extras.weight_co, cell);
+  gates.i = gate_with_extras<Math>(extras, open_i, z.i, extras.weight_ci, c_prev);
+  gates.f = gate_with_extras<Math>(extras, open_f, z.f, extras.weight_cf, c_prev);
+  gates.g = Math::tanh(z.g);
+  const V cell = cell_with_mask(extras, gates, c_prev);
+  gates.o = gate_with_extras<Math>(extras, open_o, z.o, extras.weight_co, cell);
   return cell;
 }
 
@@ -89,10 +101,9 @@ LSTM_FUSED_FN V d_cell_of_output_gate(const CellExtras<V>& extras, V d_z_o) {
 template <class V>
 LSTM_FUSED_FN Gates<V> d_cell_with_extras(const CellExtras<V>& extras, const Gates<V>& gates, V c_prev, V d_cell,
                                           V& d_c_prev) {
-  Gates<V> d_z = d_cell_gates<V>({gates.i, gates.f, extras.mask * gates.g, V{}}, c_prev, d_cell);
-  d_z.g = d_tanh(gates.g, d_cell * gates.i * extras.mask);
-  if (extras.open_gates & open_i) d_z.i = V{};
-  if (extras.open_gates & open_f) d_z.f = V{};
+  const V d_i = d_sigmoid(gates.i, d_cell * (extras.mask * gates.g)), d_f = d_sigmoid(gates.f, d_cell * c_prev);
+  const Gates<V> d_z = {extras.open_gates & open_i ? V{} : d_i, extras.open_gates & open_f ? V{} : d_f,
+                        d_tanh(gates.g, d_cell * gates.i * extras.mask), V{}};
   d_c_prev = gates.f * d_cell;
   if (extras.peephole) d_c_prev += extras.weight_ci * d_z.i + extras.weight_cf * d_z.f;
   return d_z;

@@ -40,10 +40,10 @@ struct LayerOptions {
 
 LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.layer_norm != LayerNorm::none; }
 
-// Whether the gates and the cell have more to them than the plain equations and those of "ba2016".
+// Whether a step has more to it than the plain equations and those of "ba2016".
 LSTM_FUSED_FN bool has_extras(const LayerOptions& options) {
-  return options.layer_norm == LayerNorm::carry || options.peephole || options.candidate_dropout > 0 ||
-         options.open_gates != 0;
+  return options.layer_norm == LayerNorm::carry || options.projection || options.peephole ||
+         options.candidate_dropout > 0 || options.open_gates != 0;
 }
 
 template <typename T>

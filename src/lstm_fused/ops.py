@@ -1,7 +1,8 @@
 """The ops seen from Python: fake kernels, autograd, autocast, and the two functions to call.
 
-Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units; gates in the order i, f, g, o. The equations are
-those of :func:`lstm_fused.reference.lstm_cell`, the schemas those of ``csrc/schema.cpp``.
+Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units of the projected hidden state (``H``
+without a projection); gates in the order i, f, g, o. The equations are those of :func:`lstm_fused.reference.lstm_cell`,
+the schemas those of ``csrc/schema.cpp``.
 
 An op with gradients costs several microseconds more than one without: where nothing is differentiated the
 ``*_inference`` ops run, which also keep nothing for a backward pass.
@@ -30,8 +31,10 @@ _CELL, _CELL_INFERENCE, _CELL_PLAIN = (
 _EPS = 1e-5
 
 # How many of the tensor arguments there are, and the place of the weights among them.
-_LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 13, 12, 7
-_WEIGHTS = slice(3, 11)
+_LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 20, 19, 7
+_WEIGHTS = slice(3, 17)
+# The places of the first of layer norm's tensors, and of the first that came after layer norm.
+_WEIGHT_LN_IH, _WEIGHT_HR = 7, 13
 
 
 def lstm_layer(
@@ -46,15 +49,25 @@ def lstm_layer(
     weight_ln_hh: Tensor | None = None,
     weight_ln_c: Tensor | None = None,
     bias_ln_c: Tensor | None = None,
+    bias_ln_ih: Tensor | None = None,
+    bias_ln_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    weight_ci: Tensor | None = None,
+    weight_cf: Tensor | None = None,
+    weight_co: Tensor | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
     seed: Tensor | None = None,
     *,
     reverse: bool = False,
     dropout: float = 0.0,
     variational: bool = False,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
+    open_gates: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
@@ -63,30 +76,40 @@ def lstm_layer(
 
     Args:
         input: [T, B, I], float32 or float64; the dtype and device of all the others but lengths and seed.
-        h_0, c_0: [B, H].
-        weight_ih, weight_hh: [4H, I], [4H, H].
+        h_0, c_0: [B, P], [B, H].
+        weight_ih, weight_hh: [4H, I], [4H, P].
         bias_ih, bias_hh: [4H], both or neither.
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c: [4H], [4H], [H], [H]; all four switch layer norm on.
+        bias_ln_ih, bias_ln_hh: [4H]; with the four before, and without bias_ih and bias_hh: layer norm "carry".
+        weight_hr: [P, H], the projection.
+        weight_ci, weight_cf, weight_co: [H], the peepholes, all or none.
         lengths: int64 [B], real steps of each sequence, in 0..T.
+        reset: bool [T, B], where the state is zero before a step.
         seed: int64, 0-dim; needed when a rate is above 0 in training.
         reverse: run from the last real step to step 0.
         dropout, variational: rate of the output's dropout; one mask for all steps.
-        recurrent_dropout, zoneout_h, zoneout_c: rates, in [0, 1).
+        recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
+        zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
+        open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
         training: draw masks; otherwise no dropout, and zoneout's expected value.
         eps: of the layer norms.
         stream: layer * num_directions + direction; gives every layer its own masks.
 
     Returns:
-        output [T, B, H], h_n [B, H], c_n [B, H].
+        output [T, B, P], h_n [B, P], c_n [B, H].
 
     Raises:
         RuntimeError: one sentence that names the argument, what it got and what it wanted.
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
-        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, lengths, seed,
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, bias_ln_ih, bias_ln_hh,
+        weight_hr, weight_ci, weight_cf, weight_co, lengths, reset, seed,
     )  # fmt: skip
-    plain = not (reverse or dropout or recurrent_dropout or zoneout_h or zoneout_c or eps != _EPS)
+    plain = not (
+        reverse or dropout or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h or zoneout_c
+        or open_gates or eps != _EPS
+    )  # fmt: skip
     options = {}
     if not plain:
         options = {
@@ -94,13 +117,16 @@ def lstm_layer(
             "dropout": dropout,
             "variational": variational,
             "recurrent_dropout": recurrent_dropout,
+            "candidate_dropout": candidate_dropout,
+            "weight_dropout": weight_dropout,
             "zoneout_h": zoneout_h,
             "zoneout_c": zoneout_c,
+            "open_gates": open_gates,
             "training": training,
             "eps": eps,
             "stream": stream,
         }
-    return _call(_layer_reference, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
+    return _call(reference.lstm_layer, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
 
 
 def lstm_cell(
@@ -115,37 +141,54 @@ def lstm_cell(
     weight_ln_hh: Tensor | None = None,
     weight_ln_c: Tensor | None = None,
     bias_ln_c: Tensor | None = None,
+    bias_ln_ih: Tensor | None = None,
+    bias_ln_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    weight_ci: Tensor | None = None,
+    weight_cf: Tensor | None = None,
+    weight_co: Tensor | None = None,
+    reset: Tensor | None = None,
     seed: Tensor | None = None,
     *,
     step: int = 0,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
+    open_gates: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """One step, number ``step`` of its sequence: ``(h, c)``, each [B, H], from input [B, I].
+    """One step, number ``step`` of its sequence: ``(h, c)``, [B, P] and [B, H], from input [B, I] and reset [B].
 
     As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
-        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, seed,
+        weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, bias_ln_ih, bias_ln_hh,
+        weight_hr, weight_ci, weight_cf, weight_co, reset, seed,
     )  # fmt: skip
-    plain = not (step or recurrent_dropout or zoneout_h or zoneout_c or eps != _EPS)
+    plain = not (
+        step or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h or zoneout_c
+        or open_gates or eps != _EPS
+    )  # fmt: skip
     options = {}
     if not plain:
         options = {
             "step": step,
             "recurrent_dropout": recurrent_dropout,
+            "candidate_dropout": candidate_dropout,
+            "weight_dropout": weight_dropout,
             "zoneout_h": zoneout_h,
             "zoneout_c": zoneout_c,
+            "open_gates": open_gates,
             "training": training,
             "eps": eps,
             "stream": stream,
         }
-    return _call(_cell_reference, _CELL, _CELL_INFERENCE, tensors, options)[:2]
+    return _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)[:2]
 
 
 def _call(
@@ -166,14 +209,6 @@ def _call(
     return inference(*tensors[:given], **options)
 
 
-def _layer_reference(*tensors: Any, **options: Any) -> Any:
-    return reference.lstm_layer(*tensors[:11], lengths=tensors[11], seed=tensors[12], **options)
-
-
-def _cell_reference(*tensors: Any, **options: Any) -> Any:
-    return reference.lstm_cell(*tensors[:11], seed=tensors[11], **options)
-
-
 def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The rule of these ops under autocast: half precision is converted to float32, in which the kernels compute."""
     halves = (torch.bfloat16, torch.float16)
@@ -189,8 +224,8 @@ def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _has_norm(tensors: tuple[Any, ...]) -> bool:
-    """Of an op's tensors after h_0, down to the last that was given."""
-    return len(tensors) > 5 and tensors[5] is not None
+    """Of an op's tensors, down to the last that was given."""
+    return len(tensors) > _WEIGHT_LN_IH and tensors[_WEIGHT_LN_IH] is not None
 
 
 def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[tuple[int, ...], ...]:
@@ -200,54 +235,52 @@ def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tup
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
-def _(
-    input: Tensor, h_0: Tensor, *tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any
-) -> tuple[Tensor, ...]:
-    (T, B, _), H, norm = input.shape, h_0.shape[1], _has_norm(tensors)
+def _(*tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any) -> tuple[Tensor, ...]:
+    input, h_0, c_0 = tensors[:3]
+    (T, B, _), P, H, norm = input.shape, h_0.shape[1], c_0.shape[1], _has_norm(tensors)
     keeps_hidden = training and dropout > 0
-    shapes = ((T, B, H), (B, H), (B, H), (T, B, H) if keeps_hidden else (0,), (T, B, H))
+    shapes = ((T, B, P), (B, P), (B, H), (T, B, P) if keeps_hidden else (0,), (T, B, H))
     return tuple(input.new_empty(shape) for shape in (*shapes, *_saved_shapes((T, B), H, norm)))
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    (T, B, _), H = input.shape, h_0.shape[1]
-    return input.new_empty(T, B, H), input.new_empty(B, H), input.new_empty(B, H)
+    return input.new_empty(*input.shape[:2], h_0.shape[1]), input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell")
-def _(input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    B, H, norm = input.shape[0], h_0.shape[1], _has_norm(tensors)
-    return tuple(input.new_empty(shape) for shape in ((B, H), (B, H), *_saved_shapes((B,), H, norm)))
+def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    input, h_0, c_0 = tensors[:3]
+    B, H, norm = input.shape[0], c_0.shape[1], _has_norm(tensors)
+    return tuple(input.new_empty(shape) for shape in (h_0.shape, c_0.shape, *_saved_shapes((B,), H, norm)))
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell_plain")
 @torch.library.register_fake("lstm_fused::lstm_cell_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    return input.new_empty(h_0.shape), input.new_empty(h_0.shape)
+    return input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
-def _fake_gradients(
-    input: Tensor, h_0: Tensor, weights: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[Tensor, ...]:
+def _fake_gradients(tensors: tuple[Any, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
     """Empty where a gradient is not wanted or its parameter is not there."""
-    weight_ih, weight_hh, _, _, *norms = weights
+    input, h_0, c_0, weight_ih, weight_hh, *_ = tensors
+    others = [*tensors[_WEIGHT_LN_IH : _WEIGHT_LN_IH + 4], *tensors[_WEIGHT_HR : _WEIGHTS.stop]]
     bias = weight_ih.shape[:1]
-    shapes = [weight_ih.shape, weight_hh.shape, bias, *((0,) if norm is None else norm.shape for norm in norms)]
+    shapes = [weight_ih.shape, weight_hh.shape, bias, *((0,) if other is None else other.shape for other in others)]
     if not options["want_weights"]:
         shapes = [(0,)] * len(shapes)
     d_input = input.shape if options["want_input"] else (0,)
-    return tuple(input.new_empty(shape) for shape in (d_input, h_0.shape, h_0.shape, *shapes))
+    return tuple(input.new_empty(shape) for shape in (d_input, h_0.shape, c_0.shape, *shapes))
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer_backward")
-def _(d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> Any:
-    return _fake_gradients(input, h_0, tensors[1:9], options)
+def _(d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, *tensors: Any, **options: Any) -> Any:
+    return _fake_gradients(tensors, options)
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell_backward")
-def _(d_h: Tensor, d_c: Tensor, input: Tensor, h_0: Tensor, *tensors: Any, **options: Any) -> Any:
-    return _fake_gradients(input, h_0, tensors[1:9], options)
+def _(d_h: Tensor, d_c: Tensor, *tensors: Any, **options: Any) -> Any:
+    return _fake_gradients(tensors, options)
 
 
 # Autograd: the forward op keeps what its backward op takes.
@@ -284,8 +317,8 @@ def _wanted(ctx: Any) -> dict[str, bool]:
 
 def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, ...]:
     """The backward op's results, one for each of `count` inputs: the biases share theirs, the rest have none."""
-    d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, *d_norms = gradients
-    all_of_them = (d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias, d_bias, *d_norms)
+    d_bias, d_norms, d_others = gradients[5], gradients[6:10], gradients[10:]
+    all_of_them = (*gradients[:5], d_bias, d_bias, *d_norms, d_bias, d_bias, *d_others)
     padded = all_of_them + (None,) * (count - len(all_of_them))
     return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=False))
 
@@ -308,21 +341,21 @@ def _differentiable_gradients(
 
 def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    input, h_0 = saved[:2]
-    like = ((input, (*input.shape[:2], h_0.shape[1])), (h_0, h_0.shape), (h_0, h_0.shape))
+    input, h_0, c_0 = saved[:3]
+    like = ((input, (*input.shape[:2], h_0.shape[1])), (h_0, h_0.shape), (c_0, c_0.shape))
     gradients = _zeros_for_none(d_results[:3], like)
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, _layer_reference, saved[:_LAYER_TENSORS], gradients)
+        return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
     results = _OPS.lstm_layer_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results, _LAYER_TENSORS)
 
 
 def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    h_0 = saved[1]
-    gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (h_0, h_0.shape)))
+    h_0, c_0 = saved[1:3]
+    gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (c_0, c_0.shape)))
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, _cell_reference, saved[:_CELL_TENSORS], gradients)
+        return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
     results = _OPS.lstm_cell_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results, _CELL_TENSORS)
 

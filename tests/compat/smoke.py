@@ -43,19 +43,7 @@ def passes_opcheck() -> None:
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     tensors = (random(4, 2, 3), random(2, 5), random(2, 5), random(20, 3), random(20, 5), random(20), random(20))
-    absent = (None,) * 6  # layer norm, lengths, seed
-    options = {
-        "reverse": False,
-        "dropout": 0.0,
-        "variational": False,
-        "recurrent_dropout": 0.0,
-        "zoneout_h": 0.0,
-        "zoneout_c": 0.0,
-        "training": True,
-        "eps": 1e-5,
-        "stream": 0,
-    }
-    torch.library.opcheck(torch.ops.lstm_fused.lstm_layer.default, (*tensors, *absent), options)
+    torch.library.opcheck(torch.ops.lstm_fused.lstm_layer.default, tensors)
 
 
 def main() -> None:

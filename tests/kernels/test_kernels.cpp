@@ -77,11 +77,12 @@ cpu::Executor executor(int64_t threads) {
 }
 
 // The parameters and inputs of a layer, in the order of LayerInputs.
-constexpr int kInputs = 11;
+constexpr int kInputs = 15;
 struct Problem {
   LayerSizes sizes;
   LayerOptions options;
   std::vector<int64_t> lengths;
+  std::vector<uint8_t> reset;  // of 0 and 1: read as bool
   std::string name;
   Values<double> in[kInputs];
 };
@@ -89,17 +90,33 @@ struct Problem {
 int64_t input_size_of(const Problem& p, int k) {
   const auto [T, B, I, H, P] = p.sizes;
   const int64_t norm = has_layer_norm(p.options);
-  const int64_t counts[kInputs] = {T * B * I, B * H,        B * H,        4 * H * I, 4 * H * H, 4 * H,
-                                   4 * H,     norm * 4 * H, norm * 4 * H, norm * H,  norm * H};
+  const int64_t projection = p.options.projection, peephole = p.options.peephole;
+  const int64_t counts[kInputs] = {T * B * I,    B * P,        B * H,        4 * H * I, 4 * H * P, 4 * H,
+                                   4 * H,        norm * 4 * H, norm * 4 * H, norm * H,  norm * H,  projection * P * H,
+                                   peephole * H, peephole * H, peephole * H};
   return counts[k];
 }
 
 template <typename T>
 LayerInputs<T> pointers(const Problem& p, const Values<T> (&in)[kInputs]) {
   const auto at = [&](int k) { return in[k].empty() ? nullptr : in[k].data(); };
-  return {at(0),  at(1), at(2),  at(3),   at(4),   at(5),   at(6),   at(7),
-          at(8),  at(9), at(10), nullptr, nullptr, nullptr, nullptr, p.lengths.empty() ? nullptr : p.lengths.data(),
-          nullptr};
+  return {at(0),
+          at(1),
+          at(2),
+          at(3),
+          at(4),
+          at(5),
+          at(6),
+          at(7),
+          at(8),
+          at(9),
+          at(10),
+          at(11),
+          at(12),
+          at(13),
+          at(14),
+          p.lengths.empty() ? nullptr : p.lengths.data(),
+          p.reset.empty() ? nullptr : reinterpret_cast<const bool*>(p.reset.data())};
 }
 
 template <typename T>
@@ -114,10 +131,10 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   Values<T> in[kInputs];
   for (int k = 0; k < kInputs; ++k) in[k] = cast<T>(p.in[k]);
   const bool norm = has_layer_norm(p.options), keeps_hidden = saves && p.options.training && p.options.dropout > 0;
-  Result<T> r{empty<T>(T_ * B * H),
+  Result<T> r{empty<T>(T_ * B * P),
+              empty<T>(B * P),
               empty<T>(B * H),
-              empty<T>(B * H),
-              empty<T>(keeps_hidden ? T_ * B * H : 0),
+              empty<T>(keeps_hidden ? T_ * B * P : 0),
               empty<T>(saves ? T_ * B * H : 0),
               empty<T>(saves ? T_ * B * 4 * H : 0),
               empty<T>(saves && norm ? T_ * B * 4 * H : 0),
@@ -132,9 +149,9 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const Values<T> d_output = cast<T>(d_outputs[0]), d_h_n = cast<T>(d_outputs[1]), d_c_n = cast<T>(d_outputs[2]);
   for (int k = 0; k < kInputs; ++k) r.gradients[k] = empty<T>(input_size_of(p, k));
   Values<T>* const g = r.gradients;
-  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]), at(g[1]), at(g[2]),
-                                       at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]), at(g[8]), at(g[9]),
-                                       at(g[10]),       nullptr,      nullptr,      nullptr,  nullptr};
+  const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]),  at(g[1]), at(g[2]),
+                                       at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]),  at(g[8]), at(g[9]),
+                                       at(g[10]),       at(g[11]),    at(g[12]),    at(g[13]), at(g[14])};
   cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor(threads));
   g[6] = g[5];  // both biases have the same gradient
   return r;
@@ -172,42 +189,64 @@ struct Plain {
 Plain equations(const Problem& p) {
   const auto [T, B, I, H, P] = p.sizes;
   const LayerOptions& o = p.options;
-  Plain out{Values<double>(T * B * H, 0), p.in[1], p.in[2]};
+  const auto dropped = [&](MaskUse use, double rate, int64_t t, int64_t row, int64_t unit) {
+    if (!o.training || rate == 0) return 1.0;
+    return hit(o, use, rate, t, row, unit) ? 0 : 1 / (1 - rate);
+  };
+  Values<double> weight_hh = p.in[4];
+  for (int64_t k = 0; k < 4 * H; ++k)
+    for (int64_t j = 0; j < P; ++j) weight_hh[k * P + j] *= dropped(MaskUse::weight, o.weight_dropout, 0, k, j);
+  Plain out{Values<double>(T * B * P, 0), p.in[1], p.in[2]};
   for (int64_t b = 0; b < B; ++b) {
     const int64_t steps = p.lengths.empty() ? T : p.lengths[b];
-    double* const h = &out.h_n[b * H];
+    double* const h = &out.h_n[b * P];
     double* const c = &out.c_n[b * H];
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = o.reverse ? steps - 1 - s : s;
+      if (!p.reset.empty() && p.reset[t * B + b]) {
+        std::fill(h, h + P, 0);
+        std::fill(c, c + H, 0);
+      }
       Values<double> x(4 * H, 0), r(4 * H, 0);
       for (int64_t k = 0; k < 4 * H; ++k) {
         for (int64_t i = 0; i < I; ++i) x[k] += p.in[3][k * I + i] * p.in[0][(t * B + b) * I + i];
-        for (int64_t j = 0; j < H; ++j) {
-          double mask = 1;
-          if (o.training && o.recurrent_dropout > 0)
-            mask = hit(o, MaskUse::hidden, o.recurrent_dropout, 0, b, j) ? 0 : 1 / (1 - o.recurrent_dropout);
-          r[k] += p.in[4][k * H + j] * h[j] * mask;
-        }
+        for (int64_t j = 0; j < P; ++j)
+          r[k] += weight_hh[k * P + j] * h[j] * dropped(MaskUse::hidden, o.recurrent_dropout, 0, b, j);
       }
       if (has_layer_norm(o)) {
         x = normalized(x, p.in[7].data(), nullptr, o.eps);
         r = normalized(r, p.in[8].data(), nullptr, o.eps);
       }
-      const auto z = [&](int64_t k) { return x[k] + r[k] + p.in[5][k] + p.in[6][k]; };
-      Values<double> cell(H);
-      for (int64_t j = 0; j < H; ++j) cell[j] = logistic(z(H + j)) * c[j] + logistic(z(j)) * std::tanh(z(2 * H + j));
+      // The bit of a gate in open_gates is also the place of its peephole: 1, 2, 4 -> 12, 13, 14.
+      const auto gate = [&](int64_t number, int64_t bit, int64_t j, double cell) {
+        const int64_t k = number * H + j;
+        const double peephole = o.peephole ? p.in[bit == 4 ? 14 : 11 + bit][j] * cell : 0;
+        return o.open_gates & bit ? 1.0 : logistic(x[k] + r[k] + p.in[5][k] + p.in[6][k] + peephole);
+      };
+      Values<double> cell(H), hidden(H);
+      for (int64_t j = 0; j < H; ++j) {
+        const int64_t k = 2 * H + j;
+        const double g = std::tanh(x[k] + r[k] + p.in[5][k] + p.in[6][k]);
+        cell[j] = gate(1, 2, j, c[j]) * c[j] +
+                  gate(0, 1, j, c[j]) * g * dropped(MaskUse::candidate, o.candidate_dropout, t, b, j);
+      }
       const Values<double> n = has_layer_norm(o) ? normalized(cell, p.in[9].data(), p.in[10].data(), o.eps) : cell;
       const auto zoneout = [&](double value, double previous, MaskUse use, double rate, int64_t j) {
         if (!o.training) return rate * previous + (1 - rate) * value;
         return rate > 0 && hit(o, use, rate, t, b, j) ? previous : value;
       };
       for (int64_t j = 0; j < H; ++j) {
-        c[j] = zoneout(cell[j], c[j], MaskUse::zoneout_c, o.zoneout_c, j);
-        h[j] = zoneout(logistic(z(3 * H + j)) * std::tanh(n[j]), h[j], MaskUse::zoneout_h, o.zoneout_h, j);
-        double mask = 1;
-        if (o.training && o.dropout > 0)
-          mask = hit(o, MaskUse::output, o.dropout, o.variational ? 0 : t, b, j) ? 0 : 1 / (1 - o.dropout);
-        out.output[(t * B + b) * H + j] = h[j] * mask;
+        hidden[j] = gate(3, 4, j, cell[j]) * std::tanh(n[j]);
+        c[j] = zoneout(o.layer_norm == LayerNorm::carry ? n[j] : cell[j], c[j], MaskUse::zoneout_c, o.zoneout_c, j);
+      }
+      for (int64_t q = 0; q < P; ++q) {
+        if (o.projection) {
+          h[q] = 0;
+          for (int64_t j = 0; j < H; ++j) h[q] += p.in[11][q * H + j] * hidden[j];
+        } else {
+          h[q] = zoneout(hidden[q], h[q], MaskUse::zoneout_h, o.zoneout_h, q);
+        }
+        out.output[(t * B + b) * P + q] = h[q] * dropped(MaskUse::output, o.dropout, o.variational ? 0 : t, b, q);
       }
     }
   }
@@ -245,10 +284,10 @@ void check_problem(Problem p) {
   const auto [T, B, I, H, P] = p.sizes;
   for (int k = 0; k < kInputs; ++k) {
     const bool gain = k >= 7 && k <= 9;
-    const double scale = k == 3 ? 1 / std::sqrt(I) : k == 4 ? 1 / std::sqrt(H) : gain ? 0.3 : 1;
+    const double scale = k == 3 ? 1 / std::sqrt(I) : k == 4 || k == 11 ? 1 / std::sqrt(H) : gain ? 0.3 : 1;
     p.in[k] = normal(input_size_of(p, k), scale, gain);
   }
-  const Values<double> d_outputs[3] = {normal(T * B * H), normal(B * H), normal(B * H)};
+  const Values<double> d_outputs[3] = {normal(T * B * P), normal(B * P), normal(B * H)};
 
   const Plain expected = equations(p);
   const Result<double> result = run<double>(p, true, 1, d_outputs), inference = run<double>(p, false, 1);
@@ -294,8 +333,8 @@ void check_layers() {
       {1, 1, 1, 1, 1}, {4, 3, 5, 7, 7}, {3, 20, 2, 17, 17}, {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}};
   int number = 0;
   for (const LayerSizes& sizes : shapes)
-    for (int variant = 0; variant < 12; ++variant) {
-      Problem p{sizes, {}, {}, "", {}};
+    for (int variant = 0; variant < 24; ++variant) {
+      Problem p{sizes, {}, {}, {}, "", {}};
       LayerOptions& o = p.options;
       o.seed = 0x9876543210abcdefull + number;
       o.stream = number % 5;
@@ -310,6 +349,18 @@ void check_layers() {
         std::uniform_int_distribution<int64_t> length(0, sizes.steps);
         for (int64_t b = 0; b < sizes.batch; ++b) p.lengths.push_back(length(generator));
       }
+      if (variant >= 12) {
+        const LayerNorm kinds[] = {LayerNorm::none, LayerNorm::ba2016, LayerNorm::carry};
+        o.layer_norm = kinds[variant % 3];
+        o.peephole = variant % 2;
+        o.candidate_dropout = variant % 5 ? 0.3 : 0;
+        o.weight_dropout = variant % 4 ? 0.25 : 0;
+        o.open_gates = variant % 5 == 2 ? variant % 8 : 0;
+        o.projection = variant % 4 >= 2;
+        if (o.projection) p.sizes.projection_size = (sizes.hidden_size + 1) / 2, o.zoneout_h = 0;
+        if (variant % 5 < 3)
+          for (int64_t k = 0; k < sizes.steps * sizes.batch; ++k) p.reset.push_back(generator() % 4 == 0);
+      }
       p.name = "layer " + std::to_string(sizes.steps) + "x" + std::to_string(sizes.batch) + "x" +
                std::to_string(sizes.input_size) + "x" + std::to_string(sizes.hidden_size) + " variant " +
                std::to_string(variant);
@@ -317,15 +368,19 @@ void check_layers() {
       ++number;
     }
   // More rows than a chunk of the backward pass and than an input projection hold.
-  Problem p{{700, 3, 2, 3, 3}, {}, {}, "many chunks", {}};
+  Problem p{{700, 3, 2, 3, 3}, {}, {}, {}, "many chunks", {}};
   p.options.layer_norm = LayerNorm::ba2016;
   p.options.recurrent_dropout = 0.2;
+  check_problem(p);
+  p.name = "many chunks with a projection";
+  p.sizes.projection_size = 2;
+  p.options.projection = true;
   check_problem(p);
 }
 
 // Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
 void check_failed_allocations() {
-  Problem p{{12, 3, 40, 90, 90}, {}, {}, "after a failed allocation", {}};
+  Problem p{{12, 3, 40, 90, 90}, {}, {}, {}, "after a failed allocation", {}};
   p.options.layer_norm = LayerNorm::ba2016;
   for (int k = 0; k < kInputs; ++k) p.in[k] = normal(input_size_of(p, k));
   const Values<double> d_outputs[3] = {normal(12 * 3 * 90), normal(3 * 90), normal(3 * 90)};
