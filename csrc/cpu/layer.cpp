@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and so at most that many tasks ...
 constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
-// Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over the
-// sums of the weight gradients. Twice the hidden size, within these bounds.
+// Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over
+// the sums of the weight gradients. Twice the hidden size, within these bounds.
 constexpr int64_t kLeastChunkRows = 256, kMostChunkRows = 1024;
 constexpr int64_t kUnpackedRows = 8;       // steps x rows up to which the forward pass uses the weights as they lie
 constexpr int64_t kMergedRows = 16;        // sequences from which a step makes both products at once ...

@@ -140,8 +140,8 @@ LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, i
   for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
 }
 
-// 32-bit words in lanes of 64 bits. Whatever the upper halves hold is never looked at: a product takes the lower halves.
-// A type of its own, so that the shared mathematics finds these functions.
+// 32-bit words in lanes of 64 bits. Whatever the upper halves hold is never looked at: a product takes the lower
+// halves. A type of its own, so that the shared mathematics finds these functions.
 struct Words {
   typedef uint64_t Lanes __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
   static constexpr int kLanes = LSTM_FUSED_VECTOR_BYTES / sizeof(uint64_t);

@@ -39,8 +39,7 @@ LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, c
       constexpr int R = decltype(constant)::value;
       T* const out = sums + first * stride;
       for (int i = 0; i < R; ++i)  // the next tile's sums
-        for (int j = 0; j < kPanelVectors; ++j)
-          __builtin_prefetch(out + (R + i) * stride + j * kLanes<T>, 1);
+        for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out + (R + i) * stride + j * kLanes<T>, 1);
       gemm_tile<T, R>(
           PackedRows<T, R>{packed + first * rows}, rows, d_gates, stride,
           [&](int i, int j)
