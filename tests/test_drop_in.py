@@ -1,0 +1,246 @@
+"""What code written for nn.LSTM does to a module, done to both: hooks, tying, freezing, clipping, saving, moving."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from testing import assert_close, assert_same_bits, random
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lstm_fused import FusedLSTM, FusedLSTMCell
+
+T, B, I, H = 5, 4, 3, 3  # noqa: E741
+
+
+def pair(num_layers=2, **options):
+    theirs = nn.LSTM(I, H, num_layers, dtype=torch.float64, **options)
+    return theirs, FusedLSTM.from_torch(theirs)
+
+
+def x(requires_grad=False):
+    return random(T, B, I, seed=1).requires_grad_(requires_grad)
+
+
+def test_weight_tying():
+    """Two layers with one weight: one gradient, the sum of both; one tensor in a copy and after a move."""
+    results = []
+    for module in pair():
+        module.weight_hh_l1 = module.weight_hh_l0
+        module.weight_ih_l1 = module.weight_ih_l0
+        module = copy.deepcopy(module)
+        assert module.weight_hh_l1 is module.weight_hh_l0
+        output, _ = module(x())
+        output.square().sum().backward()
+        results.append([output, module.weight_hh_l0.grad, module.weight_ih_l0.grad])
+        assert len(list(module.parameters())) == 6
+    assert_close(results[1], results[0])
+
+
+def test_a_weight_may_be_replaced():
+    """By another parameter, or by a tensor made from one, as code that drops or normalises weights does."""
+    results = []
+    for module in pair(1):
+        module.weight_hh_l0 = nn.Parameter(2 * module.weight_hh_l0.detach())
+        first = module(x())[0]
+        raw = module.weight_hh_l0
+        del module.weight_hh_l0
+        module.weight_hh_l0 = raw * 0.5
+        second = module(x())[0]
+        results.append([first, second, *torch.autograd.grad(second.sum(), raw)])
+    assert_close(results[1], results[0])
+
+
+def test_hooks():
+    results = []
+    for module in pair():
+        seen = []
+        module.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+        module.register_forward_hook(lambda module, args, output: (output[0] + 1, output[1]))
+        module.register_full_backward_hook(lambda module, into, out: seen.extend([*into, out[0]]))  # noqa: B023
+        handle = module.weight_hh_l0.register_hook(lambda gradient: gradient * 3)
+        leaf = x(requires_grad=True)
+        output, _ = module(leaf)
+        output.square().sum().backward()
+        handle.remove()
+        results.append([output, leaf.grad, module.weight_hh_l0.grad, *seen])
+    assert len(results[0]) == 5
+    assert_close(results[1], results[0])
+
+
+def test_gradients_are_clipped_and_applied():
+    results = []
+    for module in pair():
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x())[0].square().sum().backward()
+            norm = nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+            optimizer.step()
+        results.append([norm, *module.parameters()])
+    assert_close(results[1], results[0])
+
+
+class Record(TorchDispatchMode):
+    """The names and options of our ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "lstm_fused":
+            self.calls.append((func._opname, kwargs or {}))
+        return func(*args, **kwargs or {})
+
+
+def test_gradients_that_nobody_wants_are_not_computed():
+    module = FusedLSTM(I, H, 2, dtype=torch.float64)
+
+    def calls(input):
+        with Record() as record:
+            module.zero_grad()
+            output, _ = module(input)
+            if output.requires_grad:
+                output.sum().backward()
+        return [
+            name + "".join(f" {k}" for k in ("want_input", "want_weights") if options.get(k))
+            for name, options in record.calls
+        ]
+
+    forward, backward = ["lstm_layer"] * 2, "lstm_layer_backward"
+    assert calls(x()) == [*forward, f"{backward} want_input want_weights", f"{backward} want_weights"]
+    assert calls(x(True)) == [*forward, *[f"{backward} want_input want_weights"] * 2]
+    module.requires_grad_(False)
+    assert calls(x()) == ["lstm_layer_inference"] * 2
+    assert calls(x(True)) == [*forward, *[f"{backward} want_input"] * 2]
+    for name, parameter in module.named_parameters():  # a first layer that stays as it was trained
+        parameter.requires_grad_(name.endswith("l1"))
+    assert calls(x()) == ["lstm_layer_inference", "lstm_layer", f"{backward} want_weights"]
+
+
+@pytest.mark.parametrize("frozen", ["weight_hh_l0", "bias_ih_l1", "weight_ih"])
+def test_frozen_parameters(frozen):
+    results = []
+    for module in pair():
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+        module(x())[0].square().sum().backward()
+        assert all((p.grad is None) == (frozen in name) for name, p in module.named_parameters())
+        results.append([p.grad for p in module.parameters() if p.requires_grad])
+    assert_close(results[1], results[0])
+
+
+def test_copies():
+    """Pickled, copied, saved: the same numbers, nothing shared, options and mode kept."""
+    module = FusedLSTM(I, H, 2, layer_norm=True, zoneout=(0.1, 0.2), recurrent_dropout=0.3, dropout=0.2)
+    cell = FusedLSTMCell(I, H, layer_norm=True, zoneout=0.1, dtype=torch.float64).eval()
+    for original, input in ((module, x().float()), (cell, x()[0])):
+        file = io.BytesIO()
+        torch.save(original, file)
+        file.seek(0)
+        copies = [pickle.loads(pickle.dumps(original)), copy.deepcopy(original), torch.load(file, weights_only=False)]
+        for made in copies:
+            assert repr(made) == repr(original)
+            assert made.training == original.training
+            assert_same_bits([made(input, seed=3)[0]], [original(input, seed=3)[0]])
+            next(made.parameters()).data.zero_()
+        assert all(p.abs().sum() > 0 for name, p in original.named_parameters() if name.startswith("weight"))
+
+
+def test_state_dicts_on_disk():
+    """Read back by either, also with weights_only; keys that fit nothing are an error."""
+    theirs, ours = pair(bidirectional=True)
+    for source, target in ((theirs, ours), (ours, theirs)):
+        nn.init.normal_(source.weight_ih_l0)
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        file.seek(0)
+        target.load_state_dict(torch.load(file, weights_only=True))
+        assert_close(target(x()), source(x()))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        FusedLSTM(I, H).load_state_dict(ours.state_dict())
+
+
+def test_moves():
+    """to(), double(), half-built on meta and filled in later; gradients and buffers go along."""
+    module = FusedLSTM(I, H, 2, layer_norm=True)
+    expected = module(x().float())[0]
+    assert_close(copy.deepcopy(module).to(torch.float64)(x())[0].float(), expected)
+    with torch.device("meta"):
+        empty = FusedLSTM(I, H, 2, layer_norm=True)
+    shapes, _ = empty(torch.empty(T, B, I, device="meta"))
+    assert (shapes.shape, shapes.device.type) == ((T, B, H), "meta")
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(module.state_dict())
+    assert_same_bits([filled(x().float())[0]], [expected])
+    assigned = FusedLSTM(I, H, 2, layer_norm=True, device="meta")
+    assigned.load_state_dict(module.state_dict(), assign=True)
+    assert_same_bits([assigned(x().float())[0]], [expected])
+
+
+def test_parametrizations():
+    results = []
+    for module in pair(1):
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
+        nn.utils.parametrizations.weight_norm(module, "weight_ih_l0")
+        output, _ = module.eval()(x())
+        output.square().sum().backward()
+        results.append([output, *(p.grad for p in module.parameters())])
+    assert_close(results[1], results[0])
+
+
+def test_functional_call():
+    """With other weights, differentiated with respect to them, and with a parameter that is tied."""
+    results = []
+    for module in pair():
+        weights = {name: (2 * p).detach().requires_grad_() for name, p in module.named_parameters()}
+        before = copy.deepcopy(module.state_dict())
+        output, _ = torch.func.functional_call(module, weights, (x(),))
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(weights.values()))])
+        assert_same_bits(module.state_dict(), before)
+    assert_close(results[1], results[0])
+
+
+def test_backward_in_eval():
+    """Gradients need no training mode (cuDNN's do); zoneout then is its expected value."""
+    results = []
+    for module in pair():
+        module.eval()
+        leaf = x(requires_grad=True)
+        results.append(torch.autograd.grad(module(leaf)[0].square().sum(), [leaf, *module.parameters()]))
+    assert_close(results[1], results[0])
+
+
+def test_deterministic_algorithms():
+    """Everything is deterministic already: the mode changes no bit and refuses nothing."""
+    module = FusedLSTM(I, H, 2, layer_norm=True, dropout=0.3, recurrent_dropout=0.2, bidirectional=True)
+
+    def step():
+        packed = pack_padded_sequence(x().float(), [5, 2, 1, 3], enforce_sorted=False)
+        output, _ = module(packed, seed=5)
+        return [output.data, *torch.autograd.grad(output.data.square().sum(), list(module.parameters()))]
+
+    expected = step()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same_bits(step(), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_container_can_hold_it():
+    """apply(), named_modules(), requires_grad_(), half of a Sequential."""
+
+    class First(nn.Module):
+        def forward(self, pair):
+            return pair[0]
+
+    model = nn.Sequential(FusedLSTM(I, H), First(), nn.Linear(H, 2)).double()
+    model.apply(lambda module: module.reset_parameters() if isinstance(module, FusedLSTM) else None)
+    assert model(x()).shape == (T, B, 2)
+    assert next(name for name, _ in model.named_parameters()) == "0.weight_ih_l0"
