@@ -147,6 +147,25 @@ def test_compile_with_dynamic_sizes(device):
         assert_close(compiled(x, seed=seed), module(x, seed=seed))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_new_sizes_hardly_ever_compile_anew(training, device):
+    """20 different (T, B): the first as they are, the second with dynamic sizes, which serve all others."""
+    module, _ = example(device, **OPTIONS["regularised"])
+    module.train(training)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(module, fullgraph=True, backend=count)
+    for k in range(20):
+        T, B = 2 + k, 2 + (7 * k) % 20
+        output, _ = compiled(random(T, B, 3, seed=1).float().to(device))
+        assert output.shape == (T, B, 10)
+    assert len(graphs) <= 3  # one compilation and at most two more
+
+
 @pytest.mark.slow
 def test_compile_with_inductor(device):
     module, x = example(device, **OPTIONS["regularised"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import ops, reference
+from . import convert, ops, reference
 from .lstm import FusedLSTM, FusedLSTMCell
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "ops", "reference"]
+__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "convert", "ops", "reference"]
 
 
 def build_info() -> dict[str, Any]:

@@ -199,6 +199,8 @@ def _call(
         tensors = _autocast(tensors)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
         return reference(*tensors, **options)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active() and _in_func_gradient():
+        return reference(*tensors, **options)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
     given = len(tensors)
@@ -218,6 +220,15 @@ def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether forward-mode differentiation passes through: the ops have no rule for it, the reference needs none."""
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def _in_func_gradient() -> bool:
+    """Whether ``torch.func.grad`` or its kin is at work, perhaps inside or outside of a ``vmap``: as with tangents.
+
+    ``vmap`` alone needs no such care: torch calls the op once for every slice.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 # Fake kernels: the shapes of what the ops give. They do not get arguments that have their default.

@@ -1,0 +1,134 @@
+"""Weights from other packages into :class:`FusedLSTM`, and back to ``nn.LSTM``.
+
+Every function takes plain tensors or arrays by the names that the package gives them and needs none of the packages.
+Here a gate's weights are rows, in the order i, f, g, o; there they are columns of ``[in, 4H]``, in an order of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .lstm import FusedLSTM
+
+# haste's order is i, g, f, o: which block of its columns becomes which of our rows.
+_FROM_HASTE = (0, 2, 1, 3)
+_FROM_KERAS = (0, 1, 2, 3)
+
+
+def to_torch(lstm: FusedLSTM) -> nn.LSTM:
+    """An ``nn.LSTM`` that computes the same, with a copy of the weights, its mode and what of it is trained.
+
+    Raises:
+        ValueError: an option is on that nn.LSTM has not.
+    """
+    plain = FusedLSTM(1, 1)
+    options = {
+        name: value
+        for name, value in vars(lstm).items()
+        if name in _NEW_OPTIONS and value != getattr(plain, name) and not (name == "variational" and not lstm.dropout)
+    }
+    if options:
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"lstm must have no option that nn.LSTM lacks to become one, got {shown}")
+    weight = lstm.weight_ih_l0
+    made = nn.LSTM(
+        lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first, lstm.dropout,
+        lstm.bidirectional, lstm.proj_size, weight.device, weight.dtype,
+    )  # fmt: skip
+    made.load_state_dict(lstm.state_dict())
+    for name, parameter in lstm.named_parameters():
+        made.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return made.train(lstm.training)
+
+
+# What changes the numbers, apart from parameters. eps acts with layer norm only, forget_bias at initialisation only.
+_NEW_OPTIONS = {
+    "layer_norm", "variational", "recurrent_dropout", "recurrent_dropout_on", "zoneout", "weight_dropout", "peephole",
+    "open_gates",
+}  # fmt: skip
+
+
+def from_haste(
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any,
+    gamma: Any = None,
+    gamma_h: Any = None,
+    beta_h: Any = None,
+    **options: Any,
+) -> FusedLSTM:
+    """haste's ``LSTM``, and with the last three its ``LayerNormLSTM`` (layer norm ``"ba2016"``); gates i, g, f, o.
+
+    Args:
+        kernel, recurrent_kernel, bias: [I, 4H], [H, 4H], [4H].
+        gamma, gamma_h, beta_h: [2, 4H] (of the input's and of the hidden state's product), [H], [H].
+        options: of :class:`FusedLSTM`. haste's ``zoneout=z`` is ``zoneout=(z, 0.0)`` here.
+    """
+    norms = (gamma, gamma_h, beta_h)
+    if any(x is None for x in norms) and any(x is not None for x in norms):
+        raise ValueError("gamma, gamma_h and beta_h must be given together")
+    state = _state(kernel, recurrent_kernel, bias, _FROM_HASTE)
+    H = state["weight_hh_l0"].shape[1]
+    if gamma is not None:
+        gains = _tensor("gamma", gamma, (2, 4 * H))
+        state["weight_ln_ih_l0"], state["weight_ln_hh_l0"] = (_reorder(gain, _FROM_HASTE) for gain in gains)
+        state["weight_ln_c_l0"] = _tensor("gamma_h", gamma_h, (H,))
+        state["bias_ln_c_l0"] = _tensor("beta_h", beta_h, (H,))
+        options = {"layer_norm": "ba2016"} | options
+    return _module(state, options)
+
+
+def from_keras(weights: Sequence[Any], **options: Any) -> FusedLSTM:
+    """A Keras ``LSTM`` from its ``get_weights()``: kernel [I, 4H], recurrent_kernel [H, 4H] and, if there, bias [4H].
+
+    Its order of gates is ours. It must have Keras's default activations, ``tanh`` and ``sigmoid``. ``batch_first`` is
+    True unless told, as in Keras; ``unit_forget_bias`` is in the bias already.
+    """
+    if not 2 <= len(weights) <= 3:
+        raise ValueError(f"weights must be kernel, recurrent_kernel and perhaps bias, got {len(weights)} of them")
+    kernel, recurrent_kernel, *bias = weights
+    state = _state(kernel, recurrent_kernel, bias[0] if bias else None, _FROM_KERAS)
+    return _module(state, {"batch_first": True} | options)
+
+
+def _tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
+    """A tensor of this shape; None: any size."""
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dim() != len(shape) or any(n is not None and n != m for n, m in zip(shape, tensor.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+    return tensor
+
+
+def _reorder(rows: Tensor, order: tuple[int, ...]) -> Tensor:
+    """[4H, ...] with its blocks of a gate in this order."""
+    blocks = rows.chunk(4)
+    return torch.cat([blocks[k] for k in order])
+
+
+def _state(kernel: Any, recurrent_kernel: Any, bias: Any, order: tuple[int, ...]) -> dict[str, Tensor]:
+    recurrent = _tensor("recurrent_kernel", recurrent_kernel, (None, None))
+    H = recurrent.shape[0]
+    recurrent = _tensor("recurrent_kernel", recurrent_kernel, (H, 4 * H))
+    state = {
+        "weight_ih_l0": _reorder(_tensor("kernel", kernel, (None, 4 * H)).T, order),
+        "weight_hh_l0": _reorder(recurrent.T, order),
+    }
+    if bias is not None:
+        state["bias_ih_l0"] = _reorder(_tensor("bias", bias, (4 * H,)), order)
+        state["bias_hh_l0"] = torch.zeros_like(state["bias_ih_l0"])
+    return state
+
+
+def _module(state: dict[str, Tensor], options: dict[str, Any]) -> FusedLSTM:
+    weight = state["weight_ih_l0"]
+    module = FusedLSTM(
+        weight.shape[1], weight.shape[0] // 4, bias="bias_ih_l0" in state, device=weight.device, dtype=weight.dtype,
+        **options,
+    )  # fmt: skip
+    module.load_state_dict(state)
+    return module
