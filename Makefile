@@ -12,8 +12,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 # A change in any of these installs the package anew; Python files are used where they are.
-BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.h' -o -name '*.cpp')
-CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp')
+BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-all test-kernels test-compat bench lint format clean

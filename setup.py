@@ -2,6 +2,7 @@
 
 - lstm_fused._ops: the ops, on torch's stable C++ interface and Python's limited one, so that one binary serves every
   torch from 2.10 on and every Python from 3.10 on. The kernels in it are compiled once per instruction set.
+- lstm_fused._cuda: the same ops on a GPU, likewise; built where LSTM_FUSED_CUDA says so (see cuda_build).
 - lstm_fused._C: how the build was made (pybind11, no torch headers).
 """
 
@@ -14,8 +15,8 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
-from lstm_fused_build import cuda_reason, runtime_requirement, stop  # noqa: E402
-from lstm_fused_flags import FLAGS, HAVE, ISAS, STABLE  # noqa: E402
+from lstm_fused_build import cuda_build, runtime_requirement, stop  # noqa: E402
+from lstm_fused_flags import CUDA_ARCHITECTURES, CUDA_FLAGS, FLAGS, HAVE, ISAS, STABLE  # noqa: E402
 
 KERNELS = "csrc/cpu/kernels.cpp"
 BUILD_INFO = "csrc/build_info.cpp"
@@ -26,11 +27,29 @@ def relative(paths) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
+def cuda_extension(cpp_extension, headers: list[str]) -> Extension:
+    """lstm_fused._cuda. Thanks to torch's stable interface it links with a torch for the CPU too."""
+    sources = relative([*(ROOT / "csrc" / "cuda").glob("*.cpp"), *(ROOT / "csrc" / "cuda").glob("*.cu")])
+    extension = cpp_extension.CUDAExtension(
+        "lstm_fused._cuda",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        depends=headers,
+        extra_compile_args={"cxx": [*COMPILE, *STABLE, "-DUSE_CUDA"], "nvcc": CUDA_FLAGS},
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+        py_limited_api=True,
+    )
+    absent = ("c10_cuda", "torch_cuda", "cudart")  # in a torch for the CPU; the first two come with libtorch
+    extension.libraries = [name for name in extension.libraries if name not in absent] + ["cudart_static", "rt", "dl"]
+    return extension
+
+
 def build_arguments() -> dict:
     """The setup() arguments that need torch."""
     try:
         import pybind11
         import torch
+        from torch.utils import cpp_extension
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         stop(f"building needs torch and pybind11, but not both can be imported here ({error})")
@@ -72,22 +91,31 @@ def build_arguments() -> dict:
         extra_compile_args=[*COMPILE, *STABLE, *HAVE],
         py_limited_api=True,
     )
+    modules = [ops]
+    toolkit, cuda_reason = cuda_build(torch.version.cuda)
+    if toolkit:
+        cpp_extension.CUDA_HOME = str(toolkit)  # which torch for the CPU leaves out
+        if not torch.cuda.device_count():  # otherwise torch compiles for the GPU that is there
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        cuda_reason = f"nvcc {cuda_reason}, {os.environ.get('TORCH_CUDA_ARCH_LIST', 'the GPU of this machine')}"
+        modules.append(cuda_extension(cpp_extension, headers))
     facts = {
         "TORCH": torch.__version__,
         "PYBIND11": pybind11.__version__,
         "FLAGS": " ".join(FLAGS),
-        "CUDA_REASON": cuda_reason(),
+        "CUDA_REASON": cuda_reason,
     }
     info = Extension(
         "lstm_fused._C",
         [BUILD_INFO, "csrc/cpu/isa.cpp"],
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         depends=headers,
-        define_macros=[(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()],
+        define_macros=[(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()]
+        + [("LSTM_FUSED_HAVE_CUDA", str(int(toolkit is not None)))],
         extra_compile_args=[*COMPILE, *HAVE],
         language="c++",
     )
-    return {"ext_modules": [ops, info], "cmdclass": {"build_ext": Build}}
+    return {"ext_modules": [*modules, info], "cmdclass": {"build_ext": Build}}
 
 
 # An sdist and the metadata alone need no torch.

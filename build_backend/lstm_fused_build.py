@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import site
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,6 @@ from setuptools import build_meta
 TORCH_MINIMUM = (2, 10)  # the first with the stable C++ interface that the ops are written in
 TORCH_RUNTIME = "torch>=2.10"  # one binary serves them all
 TORCH_TESTED = "torch>=2.10,<2.14"  # what to fetch where there is none
-NO_CUDA_KERNELS = "this version has no CUDA kernels yet"
 
 
 def stop(sentence: str):
@@ -85,14 +85,56 @@ def check_compiler() -> None:
     os.environ["CXX"] = found
 
 
-def cuda_reason() -> str:
-    """Why no CUDA module is built."""
+def cuda_wanted() -> str:
     wanted = os.environ.get("LSTM_FUSED_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
         stop(f"LSTM_FUSED_CUDA must be auto, 0 or 1, got '{wanted}'")
-    if wanted == "1":
-        stop(f"LSTM_FUSED_CUDA=1 asks for a CUDA module, but {NO_CUDA_KERNELS}")
-    return NO_CUDA_KERNELS
+    return wanted
+
+
+def cuda_toolkit() -> tuple[Path | None, str]:
+    """The CUDA toolkit's folder and version; or None, and what is missing, to follow "there is no CUDA module: "."""
+    on_path = shutil.which("nvcc")
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    folders = [Path(named)] if named else [Path("/usr/local/cuda")]
+    if on_path and not named:  # what is on PATH may be a script somewhere else
+        folders.insert(0, Path(on_path).resolve().parents[1])
+    compilers = [folder / "bin" / "nvcc" for folder in folders if (folder / "bin" / "nvcc").exists()]
+    if not compilers:
+        return (
+            None,
+            f"there is no nvcc in {named}/bin" if named else "there is no nvcc on PATH and CUDA_HOME is not set",
+        )
+    for nvcc in compilers:
+        folder = nvcc.parents[1]
+        if (folder / "include" / "cuda_runtime.h").exists():
+            told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+            version = re.search(r"release (\d+\.\d+)", told)
+            return (folder, version.group(1)) if version else (None, f"{nvcc} does not tell its version")
+    return None, f"the CUDA toolkit in {compilers[0].parents[1]} has no headers (include/cuda_runtime.h)"
+
+
+def cuda_build(torch_cuda: str | None) -> tuple[Path | None, str]:
+    """The toolkit to build the CUDA module with and its version; or None, and why none is built.
+
+    ``torch_cuda``: the CUDA that torch is built for. By itself (auto) the module is built for a CUDA torch, with a
+    toolkit of the same major version; LSTM_FUSED_CUDA=1 builds it for a CPU torch too, to see that it can be.
+    """
+    wanted = cuda_wanted()
+    if wanted == "0":
+        return None, "LSTM_FUSED_CUDA=0"
+    if wanted == "auto" and torch_cuda is None:
+        return None, "torch is built without CUDA"
+    folder, version = cuda_toolkit()
+    reason = version
+    if folder and torch_cuda and version.split(".")[0] != torch_cuda.split(".")[0]:
+        reason = f"the CUDA toolkit in {folder} is version {version}, but torch is built for CUDA {torch_cuda}"
+        folder = None
+    if folder is None and wanted == "1":
+        stop(
+            f"LSTM_FUSED_CUDA=1 asks for a CUDA module, but {reason}; set CUDA_HOME to a toolkit that fits, or unset it"
+        )
+    return folder, reason
 
 
 def runtime_requirement() -> str:
@@ -110,7 +152,7 @@ def build_requirements() -> list[str]:
     has = setuptools.__version__
     if int(has.split(".")[0]) < 77:  # without build isolation nobody looks at build-system.requires
         stop(f"needs setuptools>=77 to build, but this environment has {has}; pip install -U setuptools")
-    cuda_reason()
+    cuda_wanted()
     check_compiler()
     version = torch_version(sys.path) or torch_version(target_folders())
     if version is None:

@@ -34,7 +34,7 @@ py::dict build_info() {
   info["flags"] = LSTM_FUSED_FLAGS;
   info["isas"] = isas;
   info["isa"] = isa_name(isa_in_use());
-  info["cuda"] = false;
+  info["cuda"] = static_cast<bool>(LSTM_FUSED_HAVE_CUDA);
   info["cuda_reason"] = LSTM_FUSED_CUDA_REASON;
   return info;
 }

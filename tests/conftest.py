@@ -1,8 +1,20 @@
 """Fixtures that all tests share."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import testing
 import torch
+
+if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels, see tests/cuda
+    sys.path.insert(0, str(Path(__file__).parent / "cuda"))
+    from emulation import Emulator
+
+    import lstm_fused  # noqa: F401  whose CPU kernels make way
+
+    Emulator(Path(os.environ["LSTM_FUSED_EMULATED"])).schedule(int(os.environ.get("LSTM_FUSED_EMULATED_SEED", "0")))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What a build says about itself, what an import pulls in, and when the build backend refuses."""
 
 import ast
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -47,7 +48,8 @@ def test_build_info():
     assert "-ffast-math" not in info["flags"]
     assert info["isas"][0] == "baseline"
     assert info["isa"] in info["isas"]
-    assert (info["cuda"], info["cuda_reason"]) == (False, "this version has no CUDA kernels yet")
+    assert info["cuda"] == (importlib.util.find_spec("lstm_fused._cuda") is not None)
+    assert info["cuda_reason"]
 
 
 def test_works_without_the_record_of_the_build():
@@ -166,15 +168,56 @@ def test_unknown_cuda_value(value):
     assert refusal(LSTM_FUSED_CUDA=value) == f"LSTM_FUSED_CUDA must be auto, 0 or 1, got '{value}'"
 
 
-def test_no_cuda_kernels_yet():
-    sentence = "LSTM_FUSED_CUDA=1 asks for a CUDA module, but this version has no CUDA kernels yet"
-    assert refusal(LSTM_FUSED_CUDA="1") == sentence
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch):
+    """A CUDA toolkit of this version, with or without headers; or none."""
+
+    def pretend(version: str | None, headers: bool = True) -> Path:
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "include").mkdir()
+        if version:
+            nvcc = tmp_path / "bin" / "nvcc"
+            nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {version}, V{version}.88\n")
+            nvcc.chmod(0o755)
+        if headers:
+            (tmp_path / "include" / "cuda_runtime.h").touch()
+        return tmp_path
+
+    return pretend
 
 
-@pytest.mark.parametrize("value", ["auto", "0"])
-def test_no_cuda_wanted(value, monkeypatch):
-    monkeypatch.setenv("LSTM_FUSED_CUDA", value)
-    assert backend.cuda_reason() == "this version has no CUDA kernels yet"
+@pytest.mark.parametrize(
+    ("wanted", "torch_cuda", "built"),
+    [("auto", "13.0", True), ("auto", "13.2", True), ("auto", None, False), ("1", None, True), ("0", "13.0", False)],
+)
+def test_when_the_cuda_module_is_built(wanted, torch_cuda, built, toolkit, monkeypatch):
+    monkeypatch.setenv("LSTM_FUSED_CUDA", wanted)
+    folder = toolkit("13.0")
+    assert backend.cuda_build(torch_cuda)[0] == (folder if built else None)
+
+
+NO_TOOLKIT = {
+    "no nvcc": (None, True, "there is no nvcc in "),
+    "no headers": ("13.0", False, " has no headers (include/cuda_runtime.h)"),
+    "another major version": ("12.8", True, " is version 12.8, but torch is built for CUDA 13.0"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TOOLKIT)
+def test_why_no_cuda_module_is_built(case, toolkit, monkeypatch):
+    """By itself the package then builds without it and knows why; asked for, that is one sentence and the end."""
+    version, headers, sentence = NO_TOOLKIT[case]
+    toolkit(version, headers)
+    monkeypatch.setenv("LSTM_FUSED_CUDA", "auto")
+    folder, reason = backend.cuda_build("13.0")
+    assert folder is None
+    assert sentence in reason
+    monkeypatch.setenv("LSTM_FUSED_CUDA", "1")
+    with pytest.raises(SystemExit) as stopped:
+        backend.cuda_build("13.0")
+    assert sentence in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 def test_no_compiler(tmp_path):

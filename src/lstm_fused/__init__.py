@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import convert, ops, reference
+from . import convert, cuda, ops, reference
 from .lstm import FusedLSTM, FusedLSTMCell
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "convert", "ops", "reference"]
+__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "convert", "cuda", "ops", "reference"]
 
 
 def build_info() -> dict[str, Any]:

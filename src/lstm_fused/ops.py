@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
-from . import checks, reference
+from . import checks, cuda, reference
 
 _OPS = torch.ops.lstm_fused
 # The one overload of each: choosing it anew in every call takes half a microsecond.
@@ -126,6 +126,8 @@ def lstm_layer(
             "eps": eps,
             "stream": stream,
         }
+    if input.is_cuda and cuda.road(input.device, tensors, options) == "cudnn":
+        return cuda.cudnn_layer(tensors)
     return _call(reference.lstm_layer, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
 
 
@@ -239,10 +241,17 @@ def _has_norm(tensors: tuple[Any, ...]) -> bool:
     return len(tensors) > _WEIGHT_LN_IH and tensors[_WEIGHT_LN_IH] is not None
 
 
-def _saved_shapes(leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[tuple[int, ...], ...]:
-    """Of gates, recurrent and stats."""
+def _accumulators(input: Tensor, *shape: int) -> Tensor:
+    """Of the type in which statistics and the cell state are kept."""
+    return input.new_empty(shape, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[Tensor, ...]:
+    """Gates, recurrent and stats."""
     gates = (*leading, 4 * hidden_size)
-    return gates, gates if norm else (0,), (*leading, 6) if norm else (0,)
+    if not norm:
+        return input.new_empty(gates), input.new_empty(0), input.new_empty(0)
+    return input.new_empty(gates), input.new_empty(gates), _accumulators(input, *leading, 6)
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
@@ -250,8 +259,9 @@ def _(*tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any
     input, h_0, c_0 = tensors[:3]
     (T, B, _), P, H, norm = input.shape, h_0.shape[1], c_0.shape[1], _has_norm(tensors)
     keeps_hidden = training and dropout > 0
-    shapes = ((T, B, P), (B, P), (B, H), (T, B, P) if keeps_hidden else (0,), (T, B, H))
-    return tuple(input.new_empty(shape) for shape in (*shapes, *_saved_shapes((T, B), H, norm)))
+    shapes = ((T, B, P), (B, P), (B, H), (T, B, P) if keeps_hidden else (0,))
+    results = tuple(input.new_empty(shape) for shape in shapes)
+    return *results, _accumulators(input, T, B, H), *_saved(input, (T, B), H, norm)
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer_inference")
@@ -263,7 +273,7 @@ def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) ->
 def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     input, h_0, c_0 = tensors[:3]
     B, H, norm = input.shape[0], c_0.shape[1], _has_norm(tensors)
-    return tuple(input.new_empty(shape) for shape in (h_0.shape, c_0.shape, *_saved_shapes((B,), H, norm)))
+    return input.new_empty(h_0.shape), input.new_empty(c_0.shape), *_saved(input, (B,), H, norm)
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell_plain")

@@ -1,0 +1,99 @@
+// Numbers on the device: what is stored, what is computed with, and how a few neighbours move between the two.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lstm_fused::cuda {
+
+// Functions of both kinds of numbers; the templates of lstm/cell.h take the activations from here.
+struct Math {
+  static __device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+  static __device__ __forceinline__ double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
+  static __device__ __forceinline__ float tanh(float x) { return tanhf(x); }
+  static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+  static __device__ __forceinline__ float sqrt(float x) { return sqrtf(x); }
+  static __device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }
+};
+
+// Arithmetic, statistics and the cell state: float32, or float64 where the tensors are.
+template <typename T>
+struct AccumulatorOf {
+  using Type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using Type = double;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::Type;
+
+// Neighbouring units that one thread takes: 128 bits of float32 or float64. Half types move 64 bits: a step is bound by
+// its latency, which grows with the units a thread computes one after the other, and one Philox draw serves four.
+template <typename T>
+constexpr int kLanes = sizeof(T) == 8 ? 2 : 4;
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+struct Narrow {
+  static __device__ __forceinline__ T from(Accumulator<T> x) { return x; }
+};
+template <>
+struct Narrow<__half> {
+  static __device__ __forceinline__ __half from(float x) { return __float2half_rn(x); }
+};
+template <>
+struct Narrow<__nv_bfloat16> {
+  static __device__ __forceinline__ __nv_bfloat16 from(float x) { return __float2bfloat16_rn(x); }
+};
+
+template <typename A, int V>
+struct Lanes {
+  A value[V];
+  __device__ __forceinline__ A& operator[](int lane) { return value[lane]; }
+  __device__ __forceinline__ A operator[](int lane) const { return value[lane]; }
+};
+
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Packed {
+  T value[V];
+};
+
+// x[j .. j + V), of which the first n exist; the others are 0. `aligned`: whole, and at a multiple of its own size.
+template <int V, typename T>
+__device__ __forceinline__ Lanes<Accumulator<T>, V> load(const T* x, int64_t j, int64_t n, bool aligned) {
+  Lanes<Accumulator<T>, V> lanes{};
+  if (aligned) {
+    const Packed<T, V> packed = *reinterpret_cast<const Packed<T, V>*>(x + j);
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane) lanes[lane] = widen(packed.value[lane]);
+  } else {
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane)
+      if (lane < n) lanes[lane] = widen(x[j + lane]);
+  }
+  return lanes;
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store(T* x, int64_t j, int64_t n, bool aligned, const Lanes<Accumulator<T>, V>& lanes) {
+  if (aligned) {
+    Packed<T, V> packed;
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane) packed.value[lane] = Narrow<T>::from(lanes[lane]);
+    *reinterpret_cast<Packed<T, V>*>(x + j) = packed;
+  } else {
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane)
+      if (lane < n) x[j + lane] = Narrow<T>::from(lanes[lane]);
+  }
+}
+
+}  // namespace lstm_fused::cuda

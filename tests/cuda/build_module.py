@@ -1,0 +1,132 @@
+"""The real CUDA module, built as setup.py builds it, alone and beside the package: for sm_80, sm_90 and sm_100.
+
+    python tests/cuda/build_module.py [--report FILE]
+
+Needs nvcc and no GPU. Prints what ptxas says of every kernel: registers, and bytes that do not fit into them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "cuda_module"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+HOT = ("plain_kernel", "layer_norm_kernel")  # one launch a step
+
+
+@dataclass
+class Kernel:
+    architecture: str
+    source: str
+    name: str
+    registers: int
+    spilled: int  # bytes
+
+    @property
+    def hot(self) -> bool:
+        """Not the variant for rows that do not fit into registers."""
+        return self.name.startswith(HOT) and "false" not in self.name
+
+
+def setup_with_the_cuda_module_alone() -> None:
+    """setup.py in this process, without its other extension modules."""
+    import setuptools
+
+    whole = setuptools.setup
+
+    def setup(ext_modules=(), **arguments):
+        return whole(ext_modules=[e for e in ext_modules if e.name == "lstm_fused._cuda"], **arguments)
+
+    setuptools.setup = setup
+    sys.argv = ["setup.py", "-q", "build_ext", f"--build-lib={FOLDER}", f"--build-temp={FOLDER / 'objects'}"]
+    runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
+
+
+def build() -> tuple[Path, str]:
+    """The module's path, and everything the compilers said about what is in it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    environment = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0;10.0+PTX"}
+    result = subprocess.run(
+        [sys.executable, __file__, "--setup"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if result.returncode:
+        raise RuntimeError(f"the CUDA module does not build:\n{result.stdout[-5000:]}")
+    log = FOLDER / "compilers.log"
+    said = result.stdout
+    if "ptxas info" not in said and log.exists():  # nothing had changed
+        said = log.read_text()
+    log.write_text(said)
+    (module,) = FOLDER.rglob("_cuda*.so")
+    return module, said
+
+
+def kernels(said: str) -> list[Kernel]:
+    """What ptxas said of each kernel."""
+    names = re.findall(r"Compiling entry function '(\w+)' for 'sm_\w+'", said)
+    plain = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    readable = dict(zip(names, plain.splitlines(), strict=True))
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    found = []
+    for name, architecture, stores, loads, registers in re.findall(pattern, said, re.DOTALL):
+        short = re.sub(r"^void |lstm_fused::cuda::|\(anonymous namespace\)::|\(.*\)$", "", readable[name])
+        source = (
+            "backward" if "BackwardStep" in readable[name] else "forward" if "ForwardStep" in readable[name] else ""
+        )
+        short = re.sub(r"\(.*", "", short)
+        found.append(Kernel(architecture, source, short, int(registers), int(stores) + int(loads)))
+    return found
+
+
+def table(found: list[Kernel]) -> str:
+    lines = ["| kernel | " + " | ".join(ARCHITECTURES) + " |", "|---|" + "---|" * len(ARCHITECTURES)]
+    cells = {(k.source, k.name, k.architecture): k for k in found}
+    for source, name in dict.fromkeys(
+        (k.source, k.name) for k in sorted(found, key=lambda k: (not k.hot, k.source, k.name))
+    ):
+        row = [cells.get((source, name, architecture)) for architecture in ARCHITECTURES]
+        texts = ["" if k is None else f"{k.registers}" + (f", {k.spilled} B spilled" if k.spilled else "") for k in row]
+        lines.append(f"| {source} `{name}` | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, help="where to write the table, as Markdown")
+    parser.add_argument("--setup", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.setup:
+        return setup_with_the_cuda_module_alone()
+    start = time.time()
+    module, said = build()
+    found = kernels(said)
+    text = table(found)
+    print(f"{module.relative_to(ROOT)}, {module.stat().st_size >> 10} KB, {time.time() - start:.0f} s\n\n{text}")
+    if arguments.report:
+        head = (
+            "# Registers of the CUDA kernels\n\nWhat ptxas says (`python tests/cuda/build_module.py`): registers of a "
+        )
+        head += "thread, and bytes that did not fit into them. The first rows are those of the kernels that run every "
+        head += "step.\n\n"
+        arguments.report.write_text(head + text + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

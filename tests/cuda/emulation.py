@@ -1,0 +1,86 @@
+"""The CUDA backend compiled for the CPU: csrc/cuda as it is, with the emulator in the place of CUDA's header.
+
+``torch.ops.load_library(build())`` puts it in the place of the CPU's kernels for the rest of the process, so whoever
+calls :mod:`lstm_fused.ops` with CPU tensors runs the CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+CXX = os.environ.get("CXX", "c++")
+
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # CUDA's "#pragma unroll" is unknown here
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def build(name: str = "plain", csrc: Path = ROOT / "csrc", flags: tuple[str, ...] = ()) -> Path:
+    """Compile the backend in ``csrc`` and link it into a library; returns its path. Unchanged sources: the last one."""
+    folder = ROOT / "build" / "cuda_emulated" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [*sorted((csrc / "cuda").glob("*.cu")), *sorted((csrc / "cuda").glob("*.cpp"))]
+    sources = [source for source in sources if source.name != "module.cpp"]  # which registers for CUDA
+    sources += [HERE / "emulated_ops.cpp", HERE / "emulator" / "emulator.cpp"]
+    compile_ = [
+        *(CXX, "-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", *WARNINGS, *flags),
+        *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+        *(f"-I{HERE / 'emulator'}", f"-I{csrc}"),
+        *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+    ]
+    link = [CXX, "-shared", *flags, "-Wl,-Bsymbolic"]
+    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu"]
+    headers = [*csrc.rglob("*.h"), *(HERE / "emulator").glob("*.h")]
+    state = hashlib.sha256(repr((compile_, link, torch.__version__)).encode())
+    for path in sorted([*sources, *headers]):
+        state.update(path.read_bytes())
+    library, stamp = folder / "cuda_emulated.so", folder / "state"
+    if library.exists() and stamp.exists() and stamp.read_text() == state.hexdigest():
+        return library
+
+    def compile_object(source: Path) -> str:
+        target = str(folder / f"{source.name}.o")
+        subprocess.run([*compile_, "-x", "c++", "-c", str(source), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(compile_object, sources))
+    subprocess.run([*link, *objects, "-o", str(library), *libraries], check=True)
+    stamp.write_text(state.hexdigest())
+    return library
+
+
+class Emulator:
+    """The library, loaded: what runs, and how it is scheduled."""
+
+    def __init__(self, library: Path) -> None:
+        torch.ops.load_library(str(library))
+        self.library = ctypes.CDLL(str(library))
+        self.library.lstm_fused_emulator_launches.restype = ctypes.c_int64
+
+    def schedule(self, seed: int) -> None:
+        """0: threads and blocks in order; otherwise shuffled."""
+        self.library.lstm_fused_emulator_seed(seed)
+
+    def launches(self) -> int:
+        """Kernels run so far."""
+        return self.library.lstm_fused_emulator_launches()
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """For a process that loads a library built with SANITIZE."""
+    library = subprocess.run([CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    return os.environ | {
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's
+        "PYTHONMALLOC": "malloc",
+    }

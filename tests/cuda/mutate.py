@@ -1,0 +1,258 @@
+"""Do the tests of the emulated CUDA kernels bite? Each barrier removed, each index shifted by one, one at a time.
+
+    python tests/cuda/mutate.py [--report FILE]
+
+Every mutant is compiled into one library, as a question asked at run time: is this the one? The cases of cases.py then
+run once for each, in a process of its own, until one fails; what survives all of them runs again under the address
+sanitizer, with more schedules. A mutant is caught when a result is wrong, the sanitizer or the emulator stops it, or it
+does not end. What is left is listed with its line: either it changes nothing that anybody could see, and EQUIVALENT
+says why, or a test is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import emulation
+import torch
+from cases import cases as all_cases
+from cases import check
+
+ROOT = emulation.ROOT
+MUTATED = ROOT / "build" / "cuda_mutants" / "csrc"
+SOURCES = ("forward.cu", "backward.cu", "sums.cu", "reduce.h", "units.h", "masks.h", "types.h", "kernels.h")
+SHIFT = MUTATED.parent / "shift.h"
+SHIFT_SOURCE = """
+#pragma once
+inline int lstm_fused_mutant = 0, lstm_fused_by = 0;
+inline int lstm_fused_shift(int site) { return site != 0 && site == lstm_fused_mutant ? lstm_fused_by : 0; }
+extern "C" __attribute__((visibility("default"), used)) inline void lstm_fused_mutate(int mutant, int by) {
+  lstm_fused_mutant = mutant;
+  lstm_fused_by = by;
+}
+"""
+SEEDS = ([0, 1], [1, 2, 3, 4])  # of the schedules, in the first pass and in the second
+PATIENCE = 15  # seconds that the cases of one mutant may take
+
+# Survivors that no test can catch, by file and a part of the line.
+EQUIVALENT: dict[tuple[str, str], str] = {}
+
+
+@dataclass
+class Site:
+    file: str
+    line: int
+    text: str  # the line
+    what: str  # the expression that is shifted, or the barrier
+    barrier: bool
+
+
+def matching(text: str, start: int) -> int:
+    """Where the bracket that opens at ``start`` closes."""
+    pairs, depth = {"(": ")", "[": "]", "{": "}", "<": ">"}, 0
+    opening, closing = text[start], pairs[text[start]]
+    for position in range(start, len(text)):
+        depth += (text[position] == opening) - (text[position] == closing)
+        if depth == 0:
+            return position
+    raise ValueError(f"no end to the bracket in {text[start : start + 60]!r}")
+
+
+def arguments(text: str, start: int) -> list[tuple[int, int]]:
+    """The spans of the arguments of a call whose parenthesis opens at ``start``."""
+    end, spans, begin, depth = matching(text, start), [], start + 1, 0
+    for position in range(start + 1, end + 1):
+        if (text[position] == "," and depth == 0) or position == end:
+            spans.append((begin, position))
+            begin = position + 1
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+    return spans
+
+
+def blank(text: str) -> str:
+    """The same length, without comments, macros and strings."""
+    pattern = r"//[^\n]*|^[ \t]*#(?:[^\n\\]|\\\n)*|\"[^\"\n]*\""
+    return re.sub(pattern, lambda match: re.sub(r"[^\n]", " ", match.group()), text, flags=re.MULTILINE)
+
+
+def indices(code: str) -> list[tuple[int, int]]:
+    """Spans of what is used as an index: subscripts, places in rows, offsets of pointers, numbers of threads."""
+    spans = set()
+    for match in re.finditer(r"[\w\])]\[", code):  # x[...], not a declaration of an array, not a lambda
+        before = re.search(r"(\w+)[\s*&>]*[\s*&>]\w+$", code[: match.start() + 1].splitlines()[-1])
+        declares = (
+            before
+            and before.group(1) not in ("return", "else")
+            and not re.search(r"[=(,?:+\-]\s*\w+$", code[: match.start() + 1])
+        )
+        inside = (match.end(), matching(code, match.end() - 1))
+        if not declares and code[inside[0] : inside[1]].strip() and code[match.start()] != ")":
+            spans.add(inside)
+    for match in re.finditer(r"\b(?:load|store)<V>\(", code):
+        first, second = arguments(code, match.end() - 1)[:2]
+        spans.add(second)
+        if "+" in code[slice(*first)]:
+            spans.add(first)
+    for match in re.finditer(r"\bkept\.(?:put|get)\(", code):
+        spans.update(arguments(code, match.end() - 1)[:2])
+    for match in re.finditer(r"\b(?:block_sum|kept)\(", code):
+        for span in arguments(code, match.end() - 1)[:2]:
+            if "+" in code[slice(*span)]:
+                spans.add(span)
+    for match in re.finditer(r"\* const \w+ = ", code):  # a row, or a part of one
+        end = code.index(";", match.end())
+        if "+" in code[match.end() : end] and "[&]" not in code[match.end() : end]:
+            spans.add((match.end(), end))
+    for match in re.finditer(r"\b(?:threadIdx|blockIdx)\.[xyz]\b", code):
+        spans.add(match.span())
+    return sorted(spans)
+
+
+def mutate() -> list[Site]:
+    """Write the mutated sources; returns the places."""
+    shutil.rmtree(MUTATED, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", MUTATED)
+    sites: list[Site] = []
+    for name in SOURCES:
+        path = MUTATED / "cuda" / name
+        text = path.read_text()
+        code = blank(text)
+        lines = text.splitlines()
+        inserts: list[tuple[int, int, str]] = []  # position, order at that position, text
+
+        def site(
+            position: int, what: str, barrier: bool, name: str = name, text: str = text, lines: list[str] = lines
+        ) -> int:
+            line = text.count("\n", 0, position)
+            sites.append(Site(name, line + 1, lines[line].strip(), " ".join(what.split()), barrier))
+            return len(sites)
+
+        for begin, end in indices(code):
+            number = site(begin, text[begin:end], False)
+            # Wider spans open first and close last.
+            inserts.append((begin, -end, "(("))
+            inserts.append((end, -begin - len(text), f") + lstm_fused_shift({number}))"))
+        for match in re.finditer(r"__syncthreads\(\);", code):
+            number = site(match.start(), "__syncthreads()", True)
+            inserts.append((match.start(), 0, f"if (lstm_fused_shift({number}) == 0) "))
+        for match in re.finditer(r"\bblock_sum\((?=\w+, shared)", code):  # the barrier in the middle of this one sum
+            number = site(match.start(), "the barrier of this sum", True)
+            inserts.append((matching(code, match.end() - 1), 0, f", {number}"))
+        for position, _, inserted in sorted(inserts, key=lambda insert: insert[:2], reverse=True):
+            text = text[:position] + inserted + text[position:]
+        if name == "reduce.h":
+            text = text.replace("A* shared) {", "A* shared, int site = 0) {")
+            text = text.replace("__syncthreads();", "if (lstm_fused_shift(site) == 0) __syncthreads();")
+        path.write_text(text)
+    SHIFT.write_text(SHIFT_SOURCE)
+    return sites
+
+
+def build(name: str, flags: list[str]) -> Path:
+    return emulation.build(name, MUTATED, ("-w", "-include", str(SHIFT), *flags))
+
+
+def outcome(number: int, by: int, cases: list[Any], seeds: list[int], emulator: emulation.Emulator) -> str:
+    """In a process of its own: "" when all cases pass, otherwise what stopped them."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(PATIENCE)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)  # what sanitizer and emulator say
+        emulator.library.lstm_fused_mutate(number, by)
+        for case in cases:
+            for seed in seeds:
+                emulator.schedule(seed)
+                try:
+                    check(case)
+                except BaseException:
+                    os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return "no end" if os.WTERMSIG(status) == signal.SIGALRM else "stopped"
+    return {0: "", 1: "wrong"}.get(os.WEXITSTATUS(status), "stopped")
+
+
+def run_all(library: Path, mutants: list[tuple[int, int]], seeds: list[int]) -> dict[tuple[int, int], str]:
+    """Every mutant (place, shift), and how it was caught."""
+    torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
+    torch.set_num_threads(1)  # a forked process has no other
+    emulator = emulation.Emulator(library)
+    cases = sorted(all_cases(), key=lambda case: -len(case.name))  # those with most options first
+    assert not outcome(0, 0, cases, seeds, emulator), "the cases fail without any mutant"
+    results = {}
+    for done, (number, by) in enumerate(mutants):
+        results[number, by] = outcome(number, by, cases, seeds, emulator)
+        if done % 100 == 99:
+            print(f"{done + 1} of {len(mutants)} mutants", file=sys.stderr, flush=True)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, help="where to write what is printed, too")
+    parser.add_argument("--pass", dest="second", type=Path, help=argparse.SUPPRESS)  # the second pass, by itself
+    arguments = parser.parse_args()
+    if arguments.second:  # reads the mutants, writes how they were caught
+        library, mutants = json.loads(arguments.second.read_text())
+        results = run_all(Path(library), [tuple(mutant) for mutant in mutants], SEEDS[1])
+        arguments.second.write_text(json.dumps([[*mutant, how] for mutant, how in results.items()]))
+        return 0
+
+    start, sites = time.time(), mutate()
+    mutants = [(number, by) for number, site in enumerate(sites, 1) for by in ((1,) if site.barrier else (1, -1))]
+    results = run_all(build("mutants", []), mutants, SEEDS[0])
+    left = [mutant for mutant, how in results.items() if not how]
+    first_pass = len(left)
+    if left:
+        library = build("mutants_sanitized", emulation.SANITIZE)
+        exchange = MUTATED.parent / "second_pass.json"
+        exchange.write_text(json.dumps([str(library), left]))
+        command = [sys.executable, __file__, "--pass", str(exchange)]
+        subprocess.run(command, env=emulation.sanitizer_environment(), check=True)
+        results |= {
+            (number, by): how and f"{how} (second pass)" for number, by, how in json.loads(exchange.read_text())
+        }
+
+    def excuse(site: Site) -> str | None:
+        return next((why for (file, part), why in EQUIVALENT.items() if file == site.file and part in site.text), None)
+
+    lines, unexplained = [], 0
+    survivors = [mutant for mutant, how in results.items() if not how]
+    for number, by in survivors:
+        site = sites[number - 1]
+        why = excuse(site)
+        unexplained += why is None
+        what = f"without {site.what}" if site.barrier else f"{site.what} {by:+d}"
+        lines.append(f"- {site.file}:{site.line}, {what}: {why or 'NOT CAUGHT'}\n  `{site.text}`")
+    barriers = sum(site.barrier for site in sites)
+    head = [
+        f"{len(mutants)} mutants: {barriers} barriers removed, {len(sites) - barriers} indices shifted by +1 and by -1",
+        f"caught: {len(mutants) - len(survivors)} ({len(mutants) - first_pass} by results alone, "
+        f"{first_pass - len(survivors)} more with the address sanitizer and more schedules)",
+        f"not caught: {len(survivors)}, of which {len(survivors) - unexplained} change nothing that could be seen",
+        f"{time.time() - start:.0f} s",
+    ]
+    report = "\n".join([*head, "", *lines])
+    print(report)
+    if arguments.report:
+        arguments.report.write_text(report + "\n")
+    return bool(unexplained)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The CUDA kernels without a GPU: run by the emulator against the reference, and compiled by nvcc for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import build_module
+import emulation
+import lstm_fused_build as backend
+import pytest
+
+HERE = Path(__file__).resolve().parent
+OPS_TESTS = ("test_ops.py", "test_masks.py", "test_gradcheck.py", "test_random_cases.py")
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *command], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    return result.stdout
+
+
+def test_small_cases():
+    """In a process of their own: there the emulated kernels take the place of the CPU's."""
+    assert "passed" in run(HERE / "cases.py", emulation.build())
+
+
+@pytest.mark.slow
+def test_small_cases_under_the_address_sanitizer():
+    library = emulation.build("sanitized", flags=tuple(emulation.SANITIZE))
+    seeds = ("--seeds", "0", "1", "2", "3")
+    assert "passed" in run(HERE / "cases.py", library, *seeds, **emulation.sanitizer_environment())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "7"])
+@pytest.mark.parametrize("file", OPS_TESTS)
+def test_the_ops_tests_with_the_emulated_kernels(file, seed):
+    """Every pair of options, odd sizes, odd tensors, masks, derivatives: the tests of the CPU's kernels, on these."""
+    emulated = {"LSTM_FUSED_EMULATED": str(emulation.build()), "LSTM_FUSED_EMULATED_SEED": seed}
+    assert "passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", HERE.parent / file, **emulated)
+
+
+def test_the_module_builds():
+    """For every architecture, with no GPU and a torch for the CPU; the kernels of the steps keep to their registers."""
+    folder, reason = backend.cuda_toolkit()
+    if folder is None:
+        pytest.skip(f"the CUDA module was not built: {reason}")
+    module, said = build_module.build()
+    assert module.stat().st_size > 0
+    hot = [kernel for kernel in build_module.kernels(said) if kernel.hot]
+    assert {kernel.architecture for kernel in hot} == set(build_module.ARCHITECTURES)
+    assert len(hot) == 3 * 4 * 4  # architectures; forward and backward, with and without layer norm; dtypes
+    assert [kernel for kernel in hot if kernel.spilled] == []
