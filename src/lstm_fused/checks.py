@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,19 +50,51 @@ def zoneout_rates(value: float | tuple[float, float]) -> tuple[float, float]:
     return rate("zoneout[0]", value[0]), rate("zoneout[1]", value[1])
 
 
-def layer_norm_kind(value: bool | str) -> bool | str:
-    """``False`` or ``"ba2016"``."""
-    if isinstance(value, str) and value == "carry":
-        raise ValueError("layer_norm must be False, True or 'ba2016' ('carry' does not exist yet), got 'carry'")
-    if not isinstance(value, (bool, str)) or value not in (False, True, "ba2016"):
-        raise ValueError(f"layer_norm must be False, True or 'ba2016', got {value!r}")
-    return "ba2016" if value else False
+def layer_norm_kind(value: bool | str, bias: bool) -> bool | str:
+    """``False``, ``"ba2016"`` or ``"carry"``."""
+    if not isinstance(value, (bool, str)) or value not in (False, True, "ba2016", "carry"):
+        raise ValueError(f"layer_norm must be False, True, 'ba2016' or 'carry', got {value!r}")
+    if value == "carry" and not bias:
+        raise ValueError("layer_norm must not be 'carry' without biases (bias=False), since its norms have them")
+    return "ba2016" if value is True else value
 
 
-def no_projection(value: int) -> int:
-    if not isinstance(value, int) or value != 0:
-        raise ValueError(f"proj_size must be 0 (there is no projection yet), got {value!r}")
-    return 0
+def projection_size(value: int, hidden_size: int, zoneout_h: float) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"proj_size must be an int, got {type(value).__name__}")
+    if not 0 <= value < hidden_size:
+        raise ValueError(f"proj_size must be 0 or a positive int below hidden_size ({hidden_size}), got {value}")
+    if value and zoneout_h:
+        raise ValueError(
+            f"zoneout of h must be 0 with a projection, since h before it and the previous h differ in size, got {zoneout_h}"
+        )
+    return value
+
+
+def dropout_place(value: str) -> str:
+    if value not in ("hidden", "candidate"):
+        raise ValueError(f"recurrent_dropout_on must be 'hidden' or 'candidate', got {value!r}")
+    return value
+
+
+def gate_names(value: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``"i"``, ``"f"`` and ``"o"`` that are named, in this order."""
+    names = list(value) if isinstance(value, Iterable) else [value]
+    if not all(name in ("i", "f", "o") for name in names):
+        raise ValueError(f"open_gates must name gates among 'i', 'f' and 'o', got {value!r}")
+    return tuple(name for name in ("i", "f", "o") if name in names)
+
+
+def reset_tensor(reset: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """bool, of this shape, on the input's device."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset must be a bool tensor, got {type(reset).__name__}")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset must be a bool tensor, got {reset.dtype}")
+    if reset.shape != shape:
+        raise RuntimeError(f"reset must have shape {list(shape)}, got {list(reset.shape)}")
+    if reset.device != device:
+        raise RuntimeError(f"reset must be on the device of the input, {device}, got {reset.device}")
 
 
 def forget_bias(value: float | None, bias: bool) -> float | None:
@@ -98,15 +130,21 @@ def input_tensor(value: Tensor, input_size: int, ranks: tuple[int, int], weight:
         _same_kind("input", value, weight, ValueError)
 
 
-def state(hx: Any, shape: tuple[int, ...], weight: Tensor, ranks: tuple[int, ...] | None = None) -> None:
-    """``hx``: None, or ``(h_0, c_0)`` of this shape. ``ranks``: those that nn.LSTMCell knows, no others."""
+def state(
+    hx: Any, leading: tuple[int, ...], sizes: tuple[int, int], weight: Tensor, ranks: tuple[int, ...] | None = None
+) -> None:
+    """``hx``: None, or ``(h_0, c_0)``, of shape ``leading`` and then one of ``sizes`` each.
+
+    ``ranks``: those that nn.LSTMCell knows, no others.
+    """
     if hx is None:
         return
     pair = isinstance(hx, (tuple, list)) and len(hx) == 2
     if not pair or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
         got = type(hx).__name__ + (f" of {len(hx)}" if isinstance(hx, (tuple, list)) else "")
         raise TypeError(f"hx must be a tuple of two tensors, (h_0, c_0), got {got}")
-    for name, x in (("h_0", hx[0]), ("c_0", hx[1])):
+    for name, x, size in (("h_0", hx[0], sizes[0]), ("c_0", hx[1], sizes[1])):
+        shape = (*leading, size)
         if x.shape != shape:
             error = RuntimeError if ranks is None or x.dim() in ranks else ValueError
             raise error(f"{name} in hx must have shape {list(shape)}, got {list(x.shape)}")

@@ -1,10 +1,10 @@
-"""FusedLSTM and FusedLSTMCell: ``nn.LSTM`` and ``nn.LSTMCell`` with layer norm, recurrent dropout and zoneout."""
+"""FusedLSTM and FusedLSTMCell: ``nn.LSTM`` and ``nn.LSTMCell`` with every regulariser inside the recurrence."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,13 @@ State = tuple[Tensor, Tensor]
 _WEIGHTS = ("weight_ih", "weight_hh")
 _BIASES = ("bias_ih", "bias_hh")
 _NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")
-_PARAMETERS = _WEIGHTS + _BIASES + _NORMS
+_NORM_BIASES = ("bias_ln_ih", "bias_ln_hh")  # of "carry", in place of the biases
+_PROJECTION = ("weight_hr",)
+_PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
+_PARAMETERS = _WEIGHTS + _BIASES + _NORMS + _NORM_BIASES + _PROJECTION + _PEEPHOLES
+_UNIFORM = _WEIGHTS + _BIASES + _PROJECTION + _PEEPHOLES
+
+_GATE_BITS = {"i": 1, "f": 2, "o": 4}  # of the ops' open_gates
 
 
 class _FusedBase(nn.Module):
@@ -30,20 +36,31 @@ class _FusedBase(nn.Module):
         input_size: int,
         hidden_size: int,
         bias: bool,
+        *,
         layer_norm: bool | str,
         recurrent_dropout: float,
+        recurrent_dropout_on: str,
         zoneout: float | tuple[float, float],
+        weight_dropout: float,
+        peephole: bool,
         forget_bias: float | None,
+        open_gates: Iterable[str],
         eps: float,
+        proj_size: int = 0,
     ) -> None:
         super().__init__()
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.bias = checks.boolean("bias", bias)
-        self.layer_norm = checks.layer_norm_kind(layer_norm)
+        self.layer_norm = checks.layer_norm_kind(layer_norm, bias)
         self.recurrent_dropout = checks.rate("recurrent_dropout", recurrent_dropout)
+        self.recurrent_dropout_on = checks.dropout_place(recurrent_dropout_on)
         self.zoneout = checks.zoneout_rates(zoneout)
+        self.weight_dropout = checks.rate("weight_dropout", weight_dropout)
+        self.peephole = checks.boolean("peephole", peephole)
         self.forget_bias = checks.forget_bias(forget_bias, bias)
+        self.open_gates = checks.gate_names(open_gates)
+        self.proj_size = checks.projection_size(proj_size, hidden_size, self.zoneout[0])
         self.eps = checks.epsilon(eps)
         # Of each layer and direction: the names of its parameters as the ops take them, down to the last that it has.
         self._names: list[tuple[str, ...]] = []
@@ -53,10 +70,24 @@ class _FusedBase(nn.Module):
         raise NotImplementedError
 
     def _register(self, suffix: str, input_size: int, device: Any, dtype: Any) -> None:
-        H = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PARAMETERS, (4 * H,))
-        shapes |= {"weight_ih": (4 * H, input_size), "weight_hh": (4 * H, H), "weight_ln_c": (H,), "bias_ln_c": (H,)}
-        absent = (() if self.bias else _BIASES) + (() if self.layer_norm else _NORMS)
+        H, P = self.hidden_size, self._output_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (4 * H, input_size),
+            "weight_hh": (4 * H, P),
+            **dict.fromkeys(_BIASES, (4 * H,)),
+            "weight_hr": (P, H),  # here nn.LSTM has it
+            **dict.fromkeys(_NORMS[:2] + _NORM_BIASES, (4 * H,)),
+            **dict.fromkeys(_NORMS[2:] + _PEEPHOLES, (H,)),
+        }
+        carries = self.layer_norm == "carry"
+        kept = {
+            _BIASES: self.bias and not carries,
+            _NORMS: bool(self.layer_norm),
+            _NORM_BIASES: carries,
+            _PROJECTION: self.proj_size > 0,
+            _PEEPHOLES: self.peephole,
+        }
+        absent = {name for names, keep in kept.items() if not keep for name in names}
         for name, shape in shapes.items():
             value = None if name in absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name + suffix, value)
@@ -74,17 +105,42 @@ class _FusedBase(nn.Module):
         bound = 1 / math.sqrt(self.hidden_size)
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         for suffix in self._suffixes():
-            for name in _WEIGHTS + (_BIASES if self.bias else ()):
-                nn.init.uniform_(getattr(self, name + suffix), -bound, bound)
-            for name in _NORMS if self.layer_norm else ():
-                nn.init.constant_(getattr(self, name + suffix), float(name.startswith("weight")))
+            parameters = {
+                name: getattr(self, name + suffix)
+                for name in (*_WEIGHTS, *_BIASES, *_PROJECTION, *_NORMS, *_NORM_BIASES, *_PEEPHOLES)
+            }
+            for name, parameter in parameters.items():
+                if parameter is not None and name in _UNIFORM:
+                    nn.init.uniform_(parameter, -bound, bound)
+                elif parameter is not None:
+                    nn.init.constant_(parameter, float(name.startswith("weight")))
             if self.forget_bias is not None:
-                nn.init.constant_(getattr(self, "bias_ih" + suffix)[forget], self.forget_bias)
-                nn.init.zeros_(getattr(self, "bias_hh" + suffix)[forget])
+                added, zeroed = _NORM_BIASES if self.layer_norm == "carry" else _BIASES
+                nn.init.constant_(parameters[added][forget], self.forget_bias)
+                nn.init.zeros_(parameters[zeroed][forget])
+
+    @property
+    def _output_size(self) -> int:
+        """P: of h."""
+        return self.proj_size or self.hidden_size
+
+    def _recurrence_options(self) -> dict[str, Any]:
+        """The arguments of an op that the layer and the cell share."""
+        on_hidden = self.recurrent_dropout_on == "hidden"
+        return {
+            "recurrent_dropout": self.recurrent_dropout if on_hidden else 0.0,
+            "candidate_dropout": 0.0 if on_hidden else self.recurrent_dropout,
+            "weight_dropout": self.weight_dropout,
+            "zoneout_h": self.zoneout[0],
+            "zoneout_c": self.zoneout[1],
+            "open_gates": sum(_GATE_BITS[gate] for gate in self.open_gates) if self.open_gates else 0,
+            "training": self.training,
+            "eps": self.eps,
+        }
 
     def _random(self) -> bool:
         """Whether a call draws masks now."""
-        return self.training and (self.recurrent_dropout > 0 or max(self.zoneout) > 0)
+        return self.training and (self.recurrent_dropout > 0 or self.weight_dropout > 0 or max(self.zoneout) > 0)
 
     def _seed(self, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
         """The seed as the ops take it: int64, 0-dim; drawn from torch's generator only when something needs it."""
@@ -97,8 +153,12 @@ class _FusedBase(nn.Module):
         shown = {
             "layer_norm": (self.layer_norm, False),
             "recurrent_dropout": (self.recurrent_dropout, 0),
+            "recurrent_dropout_on": (self.recurrent_dropout_on, "hidden"),
             "zoneout": (self.zoneout, (0, 0)),
+            "weight_dropout": (self.weight_dropout, 0),
+            "peephole": (self.peephole, False),
             "forget_bias": (self.forget_bias, None),
+            "open_gates": (self.open_gates, ()),
             "eps": (self.eps, 1e-5),
         }
         return "".join(f", {name}={value!r}" for name, (value, default) in shown.items() if value != default)
@@ -111,14 +171,22 @@ class FusedLSTM(_FusedBase):
     equations stand in :func:`lstm_fused.reference.lstm_cell`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in ``nn.LSTM``
-            (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
-        proj_size: only 0.
-        layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016).
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as in
+            ``nn.LSTM`` (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
+        layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016); ``"carry"``:
+            the normalised cell is carried to the next step, and the norms of the products have biases, in place of
+            ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
         variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
-        recurrent_dropout: rate, on the hidden state before ``weight_hh``, one mask for all steps (the same paper).
-        zoneout: rate, or ``(rate_h, rate_c)``: units that keep their previous value (Krueger et al. 2016).
+        recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one mask
+            for all steps (the same paper), with ``"candidate"`` on g, a fresh mask a step (Semeniuta et al. 2016).
+        zoneout: rate, or ``(rate_h, rate_c)``: units that keep their previous value (Krueger et al. 2016); with a
+            projection only of the cell.
+        weight_dropout: rate, on ``weight_hh`` itself, one mask a call (DropConnect; Merity et al. 2018). The parameter
+            is not changed.
+        peephole: gates see the cell, i and f the previous one, o the new one, through ``weight_ci``, ``weight_cf`` and
+            ``weight_co`` [H] (Gers & Schmidhuber 2000).
         forget_bias: initial total bias of the forget gate (Jozefowicz et al. 2015); ``None``: as ``nn.LSTM``.
+        open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for.
         eps: of the layer norms.
 
     All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.
@@ -140,17 +208,24 @@ class FusedLSTM(_FusedBase):
         layer_norm: bool | str = False,
         variational: bool = False,
         recurrent_dropout: float = 0.0,
+        recurrent_dropout_on: str = "hidden",
         zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        open_gates: Iterable[str] = (),
         eps: float = 1e-5,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, layer_norm, recurrent_dropout, zoneout, forget_bias, eps)
+        super().__init__(
+            input_size, hidden_size, bias, layer_norm=layer_norm, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout, weight_dropout=weight_dropout,
+            peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps, proj_size=proj_size,
+        )  # fmt: skip
         self.num_layers = checks.positive_int("num_layers", num_layers)
         self.batch_first = checks.boolean("batch_first", batch_first)
         self.dropout = checks.rate("dropout", dropout)
         self.bidirectional = checks.boolean("bidirectional", bidirectional)
         self.variational = checks.boolean("variational", variational)
-        self.proj_size = checks.no_projection(proj_size)
         if self.dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
@@ -159,7 +234,7 @@ class FusedLSTM(_FusedBase):
             )
         for index, suffix in enumerate(self._suffixes()):
             first = index < self.num_directions
-            self._register(suffix, input_size if first else self.num_directions * hidden_size, device, dtype)
+            self._register(suffix, input_size if first else self.num_directions * self._output_size, device, dtype)
         self.reset_parameters()
 
     @classmethod
@@ -204,20 +279,23 @@ class FusedLSTM(_FusedBase):
         hx: State | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
         seed: int | Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
-        """Run the whole stack over a batch of sequences. Sizes: D directions, L layers.
+        """Run the whole stack over a batch of sequences. Sizes: D directions, L layers, P = proj_size or H.
 
         Args:
             input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] for one sequence, or a ``PackedSequence``.
-            hx: ``(h_0, c_0)``, each [L * D, B, H] ([L * D, H] for one sequence); zeros when not given.
+            hx: ``(h_0, c_0)``, [L * D, B, P] and [L * D, B, H] (no B for one sequence); zeros when not given.
             lengths: [B], the number of real steps of each sequence, 0..T; a list of ints, or an integer tensor on any
                 device.
+            reset: bool [T, B], laid out as the input ([T] for one sequence): where the state, also that of ``hx``, is
+                zero before a step in running order, as at the start of an episode or a document.
             seed: of the random masks, an int or an int64 0-dim tensor; drawn from torch's generator when needed and not
                 given. The same seed gives the same masks.
 
         Returns:
-            ``output, (h_n, c_n)``: output [T, B, D * H] (or as the input is laid out), zero past a sequence's length;
+            ``output, (h_n, c_n)``: output [T, B, D * P] (or as the input is laid out), zero past a sequence's length;
             h_n and c_n shaped as ``hx``, those after the last real step (of the reverse direction: after step 0).
 
         Raises:
@@ -226,25 +304,32 @@ class FusedLSTM(_FusedBase):
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
-            return self._forward_packed(input, hx, seed)
+            return self._forward_packed(input, hx, reset, seed)
         parameters = self._all_parameters()
         weight, L = parameters[0][0], len(parameters)
         checks.input_tensor(input, self.input_size, (2, 3), weight)
         if lengths is not None:
             lengths = checks.lengths_tensor(lengths, input.device)
+        if reset is not None:
+            checks.reset_tensor(reset, tuple(input.shape[:-1]), input.device)
+        sizes = (self._output_size, self.hidden_size)
         if input.dim() == 2:
-            checks.state(hx, (L, self.hidden_size), weight)
+            checks.state(hx, (L,), sizes, weight)
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, parameters, lengths, seed)
+            reset = None if reset is None else reset.unsqueeze(1)
+            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, parameters, lengths, reset, seed)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         if self.batch_first:
             input = input.transpose(0, 1)
-        checks.state(hx, (L, input.shape[1], self.hidden_size), weight)
-        output, state = self._run(input, hx, parameters, lengths, seed)
+            reset = None if reset is None else reset.T
+        checks.state(hx, (L, input.shape[1]), sizes, weight)
+        output, state = self._run(input, hx, parameters, lengths, reset, seed)
         return output.transpose(0, 1) if self.batch_first else output, state
 
-    def _forward_packed(self, input: PackedSequence, hx: State | None, seed: int | Tensor | None) -> Any:
-        """Run it padded, in the caller's order of sequences, as are hx and the masks; pack the output as the input."""
+    def _forward_packed(
+        self, input: PackedSequence, hx: State | None, reset: Tensor | None, seed: int | Tensor | None
+    ) -> Any:
+        """Run it padded, in the caller's order of sequences, as are hx, reset and the masks; pack the output again."""
         parameters = self._all_parameters()
         weight = parameters[0][0]
         checks.packed(input)
@@ -252,8 +337,10 @@ class FusedLSTM(_FusedBase):
         if padded.dim() != 3:
             raise RuntimeError(f"input must be a PackedSequence of 2-D data, got {input.data.dim()}-D")
         checks.input_tensor(padded, self.input_size, (2, 3), weight)
-        checks.state(hx, (len(parameters), padded.shape[1], self.hidden_size), weight)
-        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), seed)
+        checks.state(hx, (len(parameters), padded.shape[1]), (self._output_size, self.hidden_size), weight)
+        if reset is not None:
+            checks.reset_tensor(reset, tuple(padded.shape[:2]), padded.device)
+        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), reset, seed)
         if input.sorted_indices is not None:
             output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
         return input._replace(data=pack_padded_sequence(output, lengths).data), state
@@ -264,16 +351,19 @@ class FusedLSTM(_FusedBase):
         hx: State | None,
         parameters: list[list[Tensor | None]],
         lengths: Tensor | None,
+        reset: Tensor | None,
         seed: int | Tensor | None,
     ) -> tuple[Tensor, State]:
-        """input [T, B, I] -> output [T, B, D * H], (h_n, c_n) [L * D, B, H]."""
+        """input [T, B, I] -> output [T, B, D * P], (h_n, c_n) [L * D, B, P and H]."""
         if hx is None:
-            zeros = parameters[0][0].new_zeros(input.shape[1], self.hidden_size)
-            h_0 = c_0 = [zeros] * len(parameters)
+            h_0 = c_0 = [parameters[0][0].new_zeros(input.shape[1], self.hidden_size)] * len(parameters)
+            if self.proj_size:
+                h_0 = [parameters[0][0].new_zeros(input.shape[1], self.proj_size)] * len(parameters)
         else:
             h_0, c_0 = hx[0].unbind(), hx[1].unbind()
         if seed is not None or self.training:
             seed = self._seed(seed, input.device)
+        options = self._recurrence_options()
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             outputs = []
@@ -285,16 +375,13 @@ class FusedLSTM(_FusedBase):
                     c_0[stream],
                     *parameters[stream],
                     lengths=lengths,
+                    reset=reset,
                     seed=seed,
                     reverse=direction == 1,
                     dropout=self.dropout if layer < self.num_layers - 1 else 0.0,
                     variational=self.variational,
-                    recurrent_dropout=self.recurrent_dropout,
-                    zoneout_h=self.zoneout[0],
-                    zoneout_c=self.zoneout[1],
-                    training=self.training,
-                    eps=self.eps,
                     stream=stream,
+                    **options,
                 )
                 outputs.append(output)
                 h_n.append(h)
@@ -306,7 +393,7 @@ class FusedLSTM(_FusedBase):
 
     def extra_repr(self) -> str:
         shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
-        shown["variational"] = False
+        shown |= {"proj_size": 0, "variational": False}
         on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
         return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
 
@@ -328,11 +415,19 @@ class FusedLSTMCell(_FusedBase):
         *,
         layer_norm: bool | str = False,
         recurrent_dropout: float = 0.0,
+        recurrent_dropout_on: str = "hidden",
         zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        peephole: bool = False,
         forget_bias: float | None = None,
+        open_gates: Iterable[str] = (),
         eps: float = 1e-5,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, layer_norm, recurrent_dropout, zoneout, forget_bias, eps)
+        super().__init__(
+            input_size, hidden_size, bias, layer_norm=layer_norm, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout, weight_dropout=weight_dropout,
+            peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps,
+        )  # fmt: skip
         self._register("", input_size, device, dtype)
         self.reset_parameters()
 
@@ -340,13 +435,20 @@ class FusedLSTMCell(_FusedBase):
         return [""]
 
     def forward(
-        self, input: Tensor, hx: State | None = None, *, seed: int | Tensor | None = None, step: int = 0
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        reset: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        step: int = 0,
     ) -> State:
         """One step: ``(h_1, c_1)``, each [B, H] or [H].
 
         Args:
             input: [B, I], or [I] for one sequence.
             hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros when not given.
+            reset: bool [B] or []: whose previous state is taken as zero.
             seed: as in :class:`FusedLSTM`. Without one every call draws new masks, those of ``recurrent_dropout`` too.
             step: the number of this step in its sequence, from 0; chooses the masks of zoneout.
 
@@ -359,23 +461,23 @@ class FusedLSTMCell(_FusedBase):
         if hx is None:
             hx = (weight.new_zeros(*input.shape[:-1], self.hidden_size),) * 2
         batched = input.dim() == 2
-        shape = (input.shape[0], self.hidden_size) if batched else (self.hidden_size,)
-        checks.state(hx, shape, weight, ranks=(1, 2))
+        leading = (input.shape[0],) if batched else ()
+        checks.state(hx, leading, (self.hidden_size,) * 2, weight, ranks=(1, 2))
+        if reset is not None:
+            checks.reset_tensor(reset, leading, input.device)
         if seed is not None or self.training:
             seed = self._seed(seed, input.device)
         if not batched:
             input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+            reset = None if reset is None else reset.unsqueeze(0)
         h, c = ops.lstm_cell(
             input,
             *hx,
             *parameters,
+            reset=reset,
             seed=seed,
             step=checks.step_number(step),
-            recurrent_dropout=self.recurrent_dropout,
-            zoneout_h=self.zoneout[0],
-            zoneout_c=self.zoneout[1],
-            training=self.training,
-            eps=self.eps,
+            **self._recurrence_options(),
         )
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
