@@ -44,7 +44,12 @@ CONSTRUCTORS = [
     (FusedLSTM, {"zoneout": 1}, ValueError, "zoneout must be a number in [0, 1), got 1"),
     (FusedLSTM, {"zoneout": (0.1, NAN)}, ValueError, "zoneout[1] must be a number in [0, 1), got nan"),
     (FusedLSTM, {"zoneout": (0.1,)}, ValueError, "zoneout must be a rate or a pair (rate_h, rate_c), got 1 values"),
-    (FusedLSTM, {"layer_norm": "ba2017"}, ValueError, "layer_norm must be False, True, 'ba2016' or 'carry', got 'ba2017'"),
+    (
+        FusedLSTM,
+        {"layer_norm": "ba2017"},
+        ValueError,
+        "layer_norm must be False, True, 'ba2016' or 'carry', got",
+    ),
     (FusedLSTM, {"layer_norm": "carry", "bias": False}, ValueError, "layer_norm must not be 'carry' without biases"),
     (FusedLSTM, {"layer_norm": None}, ValueError, "layer_norm must be False, True, 'ba2016' or 'carry', got None"),
     (FusedLSTM, {"proj_size": 5}, ValueError, "proj_size must be 0 or a positive int below hidden_size (5), got 5"),

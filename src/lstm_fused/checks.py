@@ -66,7 +66,7 @@ def projection_size(value: int, hidden_size: int, zoneout_h: float) -> int:
         raise ValueError(f"proj_size must be 0 or a positive int below hidden_size ({hidden_size}), got {value}")
     if value and zoneout_h:
         raise ValueError(
-            f"zoneout of h must be 0 with a projection, since h before it and the previous h differ in size, got {zoneout_h}"
+            f"zoneout of h must be 0 with a projection, which gives the previous h another size, got {zoneout_h}"
         )
     return value
 

@@ -177,8 +177,8 @@ class FusedLSTM(_FusedBase):
             the normalised cell is carried to the next step, and the norms of the products have biases, in place of
             ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
         variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
-        recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one mask
-            for all steps (the same paper), with ``"candidate"`` on g, a fresh mask a step (Semeniuta et al. 2016).
+        recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one
+            mask for all steps (the same paper), with ``"candidate"`` on g, a fresh mask a step (Semeniuta et al. 2016).
         zoneout: rate, or ``(rate_h, rate_c)``: units that keep their previous value (Krueger et al. 2016); with a
             projection only of the cell.
         weight_dropout: rate, on ``weight_hh`` itself, one mask a call (DropConnect; Merity et al. 2018). The parameter
