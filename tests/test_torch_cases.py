@@ -28,8 +28,6 @@ def cases(kind, device, dtype=torch.float64, training=True, requires_grad=True):
     assert inputs
     for case in inputs:
         arguments, options = case.constructor_input.args, case.constructor_input.kwargs
-        if options.get("proj_size"):
-            continue  # FusedLSTM has no projection yet
         theirs, ours = (
             module(*arguments, **options, device=device, dtype=dtype).train(training) for module in (kind, OURS[kind])
         )

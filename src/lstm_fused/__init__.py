@@ -6,8 +6,9 @@ from typing import Any
 
 from . import convert, cuda, ops, reference
 from .lstm import FusedLSTM, FusedLSTMCell
+from .trace import Trace
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "build_info", "convert", "cuda", "ops", "reference"]
+__all__ = ["FusedLSTM", "FusedLSTMCell", "Trace", "build_info", "convert", "cuda", "ops", "reference"]
 
 
 def build_info() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import checks, ops
+from .trace import Recorder, Trace
 
 State = tuple[Tensor, Tensor]
 
@@ -301,10 +302,39 @@ class FusedLSTM(_FusedBase):
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
         """
+        return self._forward(input, hx, lengths, reset, seed, ops.lstm_layer)
+
+    def trace(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Trace:
+        """As :meth:`forward`, and what went on inside: the gates, cells and hidden states of every layer and direction.
+
+        The numbers are those of forward (with the same ``seed``, where masks are drawn); there are no gradients.
+        """
+        recorder = Recorder()
+        with torch.no_grad():
+            output, state = self._forward(input, hx, lengths, reset, seed, recorder)
+        return Trace(output, state, tuple(recorder.gates), tuple(recorder.cells), tuple(recorder.hidden))
+
+    def _forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        lengths: Tensor | Sequence[int] | None,
+        reset: Tensor | None,
+        seed: int | Tensor | None,
+        run_layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[Tensor | PackedSequence, State]:
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None with a PackedSequence, which has its own")
-            return self._forward_packed(input, hx, reset, seed)
+            return self._forward_packed(input, hx, reset, seed, run_layer)
         parameters = self._all_parameters()
         weight, L = parameters[0][0], len(parameters)
         checks.input_tensor(input, self.input_size, (2, 3), weight)
@@ -317,17 +347,22 @@ class FusedLSTM(_FusedBase):
             checks.state(hx, (L,), sizes, weight)
             hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
             reset = None if reset is None else reset.unsqueeze(1)
-            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, parameters, lengths, reset, seed)
+            output, (h_n, c_n) = self._run(input.unsqueeze(1), hx, parameters, lengths, reset, seed, run_layer)
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         if self.batch_first:
             input = input.transpose(0, 1)
             reset = None if reset is None else reset.T
         checks.state(hx, (L, input.shape[1]), sizes, weight)
-        output, state = self._run(input, hx, parameters, lengths, reset, seed)
+        output, state = self._run(input, hx, parameters, lengths, reset, seed, run_layer)
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _forward_packed(
-        self, input: PackedSequence, hx: State | None, reset: Tensor | None, seed: int | Tensor | None
+        self,
+        input: PackedSequence,
+        hx: State | None,
+        reset: Tensor | None,
+        seed: int | Tensor | None,
+        run_layer: Callable[..., Any],
     ) -> Any:
         """Run it padded, in the caller's order of sequences, as are hx, reset and the masks; pack the output again."""
         parameters = self._all_parameters()
@@ -340,7 +375,7 @@ class FusedLSTM(_FusedBase):
         checks.state(hx, (len(parameters), padded.shape[1]), (self._output_size, self.hidden_size), weight)
         if reset is not None:
             checks.reset_tensor(reset, tuple(padded.shape[:2]), padded.device)
-        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), reset, seed)
+        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), reset, seed, run_layer)
         if input.sorted_indices is not None:
             output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
         return input._replace(data=pack_padded_sequence(output, lengths).data), state
@@ -353,6 +388,7 @@ class FusedLSTM(_FusedBase):
         lengths: Tensor | None,
         reset: Tensor | None,
         seed: int | Tensor | None,
+        run_layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[Tensor, State]:
         """input [T, B, I] -> output [T, B, D * P], (h_n, c_n) [L * D, B, P and H]."""
         if hx is None:
@@ -369,7 +405,7 @@ class FusedLSTM(_FusedBase):
             outputs = []
             for direction in range(self.num_directions):
                 stream = layer * self.num_directions + direction
-                output, h, c = ops.lstm_layer(
+                output, h, c = run_layer(
                     input,
                     h_0[stream],
                     c_0[stream],
@@ -392,8 +428,8 @@ class FusedLSTM(_FusedBase):
         return input, (torch.stack(h_n), torch.stack(c_n))
 
     def extra_repr(self) -> str:
-        shown = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0, "bidirectional": False}
-        shown |= {"proj_size": 0, "variational": False}
+        shown = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
+        shown |= {"bidirectional": False, "variational": False}
         on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
         return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
 

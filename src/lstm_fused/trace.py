@@ -1,0 +1,125 @@
+"""What goes on inside a :class:`FusedLSTM`: every gate, cell and hidden state of one pass.
+
+The recurrence runs once, in the kernel, which gives the cells and the hidden states. Knowing them, the gates of all
+steps are one batched computation of the reference's formulas, whatever the options.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+
+_PARAMETERS = (
+    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c",
+    "bias_ln_ih", "bias_ln_hh", "weight_hr", "weight_ci", "weight_cf", "weight_co",
+)  # fmt: skip
+
+
+class Trace(NamedTuple):
+    """One pass; ``gates``, ``cells`` and ``hidden`` have an entry for each layer and direction, ordered as ``h_n``.
+
+    Time comes first in them, whatever ``batch_first``; one sequence without a batch is a batch of one. Past a
+    sequence's length all are zero. Nothing here is differentiable.
+    """
+
+    output: Any  # as forward returns it
+    state: tuple[Tensor, Tensor]  # (h_n, c_n), likewise
+    gates: tuple[Tensor, ...]  # [T, B, 4, H]: i, f, g, o after their activations
+    cells: tuple[Tensor, ...]  # [T, B, H]: c_t, as the next step gets it
+    hidden: tuple[Tensor, ...]  # [T, B, P]: h_t, as the next step gets it, before the output's dropout
+
+
+class Recorder:
+    """Stands in for :func:`lstm_fused.ops.lstm_layer` and keeps what went by."""
+
+    def __init__(self) -> None:
+        self.gates: list[Tensor] = []
+        self.cells: list[Tensor] = []
+        self.hidden: list[Tensor] = []
+
+    def __call__(
+        self, input: Tensor, h_0: Tensor, c_0: Tensor, *parameters: Tensor | None, **arguments: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = dict.fromkeys(_PARAMETERS) | dict(zip(_PARAMETERS, parameters, strict=False))
+        tensors = {name: arguments.pop(name, None) for name in ("lengths", "reset", "seed")}
+        layer = torch.ops.lstm_fused.lstm_layer
+        output, h_n, c_n, hidden, cells, *_ = layer(input, h_0, c_0, *weights.values(), *tensors.values(), **arguments)
+        if not (arguments["training"] and arguments["dropout"] > 0):
+            hidden = output
+        self.gates.append(_gates(input, h_0, c_0, hidden, cells, weights, tensors, arguments))
+        self.cells.append(cells)
+        self.hidden.append(hidden)
+        return output, h_n, c_n
+
+
+def _gates(
+    input: Tensor, h_0: Tensor, c_0: Tensor, hidden: Tensor, cells: Tensor,
+    weights: dict[str, Tensor | None], tensors: dict[str, Tensor | None], options: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """The equations of :func:`lstm_fused.reference.lstm_cell` for all steps at once: [T, B, 4, H]."""
+    T = cells.shape[0]
+    lengths, reset, seed = tensors["lengths"], tensors["reset"], tensors["seed"]
+    past = None
+    if lengths is not None:
+        past = torch.arange(T, device=input.device).unsqueeze(1) >= lengths  # [T, B]
+        input = input.masked_fill(past.unsqueeze(-1), 0)
+    h = _previous(hidden, h_0, past, options["reverse"])
+    c = _previous(cells, c_0, past, options["reverse"])
+    if reset is not None:
+        h, c = (x.masked_fill(reset.unsqueeze(-1), 0) for x in (h, c))
+
+    def dropped(x: Tensor, use: str, rate: float, t: int) -> Tensor:  # [B, H]
+        hit = reference.hits(seed, use, rate, t, x, stream=options["stream"])
+        return x * (~hit).to(x.dtype) / (1 - rate)
+
+    def rate(name: str) -> float:
+        return options.get(name, 0.0) if options["training"] else 0.0
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        weight = weights[f"weight_ln_{name}"]
+        return (
+            x if weight is None else F.layer_norm(x, x.shape[-1:], weight, weights[f"bias_ln_{name}"], options["eps"])
+        )
+
+    if rate("recurrent_dropout") > 0 and T > 0:
+        h = torch.stack([dropped(x, "hidden", rate("recurrent_dropout"), 0) for x in h])
+    weight_hh = reference._weight_dropout(
+        weights["weight_hh"], options.get("weight_dropout", 0.0), seed, options["training"], options["stream"]
+    )
+    z = norm(F.linear(input, weights["weight_ih"]), "ih") + norm(F.linear(h, weight_hh), "hh")
+    if weights["bias_ih"] is not None:
+        z = z + weights["bias_ih"] + weights["bias_hh"]
+    z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
+
+    def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
+        if options.get("open_gates", 0) & reference.GATES[name]:
+            return torch.ones_like(z)
+        return (z if peephole is None else z + peephole * c).sigmoid()
+
+    i, f, g = gate("i", z_i, weights["weight_ci"], c), gate("f", z_f, weights["weight_cf"], c), z_g.tanh()
+    new_c = c  # that of before zoneout and layer norm; only a peephole needs it
+    if weights["weight_co"] is not None:
+        m_g = g
+        if rate("candidate_dropout") > 0 and T > 0:
+            m_g = torch.stack([dropped(x, "candidate", rate("candidate_dropout"), t) for t, x in enumerate(g)])
+        new_c = f * c + i * m_g
+    gates = torch.stack((i, f, g, gate("o", z_o, weights["weight_co"], new_c)), dim=2)
+    return gates if past is None else gates.masked_fill(past[..., None, None], 0)
+
+
+def _previous(states: Tensor, first: Tensor, past: Tensor | None, reverse: bool) -> Tensor:
+    """What each step came from, [T, B, H]: the state of the step before, of the first real one the initial state."""
+    if states.shape[0] == 0:
+        return states
+    if not reverse:
+        return torch.cat((first.unsqueeze(0), states[:-1]))
+    following = torch.cat((states[1:], first.unsqueeze(0)))
+    if past is None:
+        return following
+    ended = torch.cat((past[1:], past.new_ones(1, past.shape[1])))
+    return torch.where(ended.unsqueeze(-1), first, following)
