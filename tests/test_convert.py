@@ -80,6 +80,84 @@ def test_keras(use_bias):
     assert_close(results(module, x.swapaxes(0, 1)), (output.transpose(0, 1), h_n, c_n))
 
 
+def carry_step(weight_ih, weight_hh, gains, biases, eps, bias=0.0):
+    """The normalised cell is carried on, and the hidden state sees it. Rows of [4H, in], in the order i, f, g, o."""
+
+    def norm(x, k):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * gains[k] + biases[k]
+
+    def step(x, h, c):
+        z = norm(x @ weight_ih.T, 0) + norm(h @ weight_hh.T, 1) + bias
+        i, f, g, o = np.split(z, 4, axis=-1)
+        c = norm(sigmoid(f) * c + sigmoid(i) * np.tanh(g), 2)
+        return sigmoid(o) * np.tanh(c), c
+
+    return step
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_tensorflow_addons(use_bias):
+    """Its eps is 1e-3; batches first."""
+    x, kernel, recurrent_kernel, bias, *norms = arrays(
+        (T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,), *[(4 * H,)] * 4, (H,), (H,)
+    )
+    weights = [kernel, recurrent_kernel, *[bias][:use_bias], *norms]
+    module = convert.from_tensorflow_addons(weights)
+    step = carry_step(kernel.T, recurrent_kernel.T, norms[::2], norms[1::2], 1e-3, bias * use_bias)
+    output, h_n, c_n = loop(x, step)
+    assert_close(results(module, x.swapaxes(0, 1)), (output.transpose(0, 1), h_n, c_n))
+
+
+def scripted_state_dict(layers, directions, norm):
+    """As custom_lstms.py names it: what is in a ModuleList of layers, in one of directions when there are two."""
+    state = {}
+    for layer in range(layers):
+        for direction in range(directions):
+            prefix = f"layers.{layer}." + (f"directions.{direction}." if directions == 2 else "") + "cell."
+            inputs = I if layer == 0 else directions * H
+            shapes = {"weight_ih": (4 * H, inputs), "weight_hh": (4 * H, H)}
+            sizes = {"layernorm_i": 4 * H, "layernorm_h": 4 * H, "layernorm_c": H}
+            shapes |= {f"{name}.{kind}": (n,) for name, n in sizes.items() for kind in ("weight", "bias") if norm}
+            shapes |= {name: (4 * H,) for name in ("bias_ih", "bias_hh") if not norm}
+            seeds = range(100 * layer + 50 * direction, 1000)
+            state |= {
+                prefix + n: random(*s, seed=k, scale=0.6) for (n, s), k in zip(shapes.items(), seeds, strict=False)
+            }
+    return state
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (3, 1), (2, 2)])
+def test_torchscript(layers, directions, norm):
+    state = scripted_state_dict(layers, directions, norm)
+    (x,) = arrays((T, B, I))
+    output, h_n, c_n = x, [], []
+    for layer in range(layers):
+        outputs = []
+        for direction in range(directions):
+            prefix = f"layers.{layer}." + (f"directions.{direction}." if directions == 2 else "") + "cell."
+            w = {name.removeprefix(prefix): value.numpy() for name, value in state.items() if name.startswith(prefix)}
+            if norm:
+                gains, biases = ([w[f"layernorm_{k}.{kind}"] for k in "ihc"] for kind in ("weight", "bias"))
+                step = carry_step(w["weight_ih"], w["weight_hh"], gains, biases, 1e-5)
+            else:  # haste's equations, in the other order of gates
+                i, f, g, o = range(0, 4 * H, H)
+                rows = np.concatenate([np.arange(k, k + H) for k in (i, g, f, o)])
+                bias = (w["bias_ih"] + w["bias_hh"])[rows]
+                step = haste_step(w["weight_ih"][rows].T, w["weight_hh"][rows].T, bias)
+            y, h, c = loop(output[::-1] if direction else output, step)
+            outputs.append(y.numpy()[::-1] if direction else y.numpy())
+            h_n.append(h)
+            c_n.append(c)
+        output = np.concatenate(outputs, -1)
+    module = convert.from_torchscript(state)
+    assert_close(results(module, x), (torch.from_numpy(output), torch.cat(h_n), torch.cat(c_n)))
+    if (layers, directions) == (1, 1):  # its layer and its cell alone
+        for prefix in ("layers.0.", "layers.0.cell."):
+            alone = convert.from_torchscript({name.removeprefix(prefix): x for name, x in state.items()})
+            assert_same_bits(alone.state_dict(), module.state_dict())
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_there_and_back(bias, bidirectional):
@@ -127,3 +205,11 @@ def test_wrong_shapes():
         convert.from_haste(x, r, b, np.ones((2, 4 * H)))
     with pytest.raises(ValueError, match="weights must be kernel, recurrent_kernel and perhaps bias, got 1 of them"):
         convert.from_keras([x])
+    with pytest.raises(ValueError, match="a gamma and a beta of three norms, got 3 of them"):
+        convert.from_tensorflow_addons([x, r, b])
+    with pytest.raises(ValueError, match=r"beta of kernel_norm must have shape \[24\], got \[6\]"):
+        convert.from_tensorflow_addons([x, r, b, b, np.zeros(H), b, b, np.zeros(H), np.zeros(H)])
+    with pytest.raises(ValueError, match=r"names of custom_lstms\.py, .*got 'layers.0.cell.weight_ch'"):
+        convert.from_torchscript({"layers.0.cell.weight_ch": torch.ones(3)})
+    with pytest.raises(ValueError, match="weight_ih and weight_hh of its first layer, got"):
+        convert.from_torchscript({"layers.1.cell.weight_ih": torch.ones(3)})

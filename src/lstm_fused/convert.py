@@ -1,12 +1,14 @@
 """Weights from other packages into :class:`FusedLSTM`, and back to ``nn.LSTM``.
 
 Every function takes plain tensors or arrays by the names that the package gives them and needs none of the packages.
-Here a gate's weights are rows, in the order i, f, g, o; there they are columns of ``[in, 4H]``, in an order of its own.
+Here a gate's weights are rows, in the order i, f, g, o; in haste and Keras they are columns of ``[in, 4H]``, in an
+order of their own. What the weights tell (sizes, layers, directions, biases, kind of layer norm) is no option to give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +69,8 @@ def from_haste(
     Args:
         kernel, recurrent_kernel, bias: [I, 4H], [H, 4H], [4H].
         gamma, gamma_h, beta_h: [2, 4H] (of the input's and of the hidden state's product), [H], [H].
-        options: of :class:`FusedLSTM`. haste's ``zoneout=z`` is ``zoneout=(z, 0.0)`` here.
+        options: of :class:`FusedLSTM`. haste's ``zoneout=z`` is ``zoneout=(z, 0.0)`` here, its ``dropout``
+            ``weight_dropout``.
     """
     norms = (gamma, gamma_h, beta_h)
     if any(x is None for x in norms) and any(x is not None for x in norms):
@@ -79,7 +82,6 @@ def from_haste(
         state["weight_ln_ih_l0"], state["weight_ln_hh_l0"] = (_reorder(gain, _FROM_HASTE) for gain in gains)
         state["weight_ln_c_l0"] = _tensor("gamma_h", gamma_h, (H,))
         state["bias_ln_c_l0"] = _tensor("beta_h", beta_h, (H,))
-        options = {"layer_norm": "ba2016"} | options
     return _module(state, options)
 
 
@@ -94,6 +96,66 @@ def from_keras(weights: Sequence[Any], **options: Any) -> FusedLSTM:
     kernel, recurrent_kernel, *bias = weights
     state = _state(kernel, recurrent_kernel, bias[0] if bias else None, _FROM_KERAS)
     return _module(state, {"batch_first": True} | options)
+
+
+def from_tensorflow_addons(weights: Sequence[Any], **options: Any) -> FusedLSTM:
+    """A Keras ``RNN`` of TensorFlow Addons' ``LayerNormLSTMCell`` from its ``get_weights()``: layer norm ``"carry"``.
+
+    Args:
+        weights: kernel [I, 4H], recurrent_kernel [H, 4H], bias [4H] (unless ``use_bias=False``), then gamma and beta of
+            kernel_norm [4H], of recurrent_norm [4H] and of state_norm [H]. Its order of gates is ours.
+        options: of :class:`FusedLSTM`. As there, ``batch_first`` is True and ``eps`` is 1e-3 unless told;
+            ``recurrent_dropout`` is the same on both sides.
+    """
+    if not 8 <= len(weights) <= 9:
+        raise ValueError(
+            "weights must be kernel, recurrent_kernel, perhaps bias, and a gamma and a beta of three norms, "
+            f"got {len(weights)} of them"
+        )
+    kernel, recurrent_kernel, *bias = weights[:-6]
+    state = _state(kernel, recurrent_kernel, None, _FROM_KERAS)
+    H = state["weight_hh_l0"].shape[1]
+    shapes = {"kernel_norm": (4 * H,), "recurrent_norm": (4 * H,), "state_norm": (H,)}
+    for k, (norm, name) in enumerate(zip(shapes, ("ih", "hh", "c"), strict=True)):
+        gamma, beta = weights[-6:][2 * k : 2 * k + 2]
+        state[f"weight_ln_{name}_l0"] = _tensor(f"gamma of {norm}", gamma, shapes[norm])
+        state[f"bias_ln_{name}_l0"] = _tensor(f"beta of {norm}", beta, shapes[norm])
+    if bias:  # beside the norms' own biases; only the sum of all acts
+        state["bias_ln_ih_l0"] = state["bias_ln_ih_l0"] + _tensor("bias", bias[0], (4 * H,))
+    return _module(state, {"batch_first": True, "eps": 1e-3} | options)
+
+
+# Of PyTorch's custom_lstms.py: layers.0.cell.weight_ih, layers.1.directions.0.cell.layernorm_i.weight and so on; a
+# layer or a cell alone has the end of such a name.
+_SCRIPTED = re.compile(r"(?:layers\.(\d+)\.)?(?:directions\.([01])\.)?(?:cell\.)?((?:layernorm_[ihc]\.)?\w+)")
+_FROM_SCRIPTED = {name: name for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")} | {
+    f"layernorm_{theirs}.{kind}": f"{kind}_ln_{ours}"
+    for theirs, ours in (("i", "ih"), ("h", "hh"), ("c", "c"))
+    for kind in ("weight", "bias")
+}
+
+
+def from_torchscript(state_dict: Mapping[str, Tensor], **options: Any) -> FusedLSTM:
+    """The LSTMs of PyTorch's ``benchmarks/fastrnns/custom_lstms.py``, and what was made after them.
+
+    Args:
+        state_dict: of what ``script_lnlstm`` (layer norm ``"carry"``) or ``script_lstm`` gives, with any number of
+            layers and both directions, or of one of their layers or cells.
+        options: of :class:`FusedLSTM`. ``decompose_layernorm=True`` there has no eps: here a small one is close to it.
+    """
+    state = {}
+    for key, tensor in state_dict.items():
+        match = _SCRIPTED.fullmatch(key)
+        if match is None or match[3] not in _FROM_SCRIPTED:
+            raise ValueError(
+                "state_dict must have the names of custom_lstms.py, such as 'layers.0.cell.layernorm_i.weight', "
+                f"got {key!r}"
+            )
+        reverse = "_reverse" if match[2] == "1" else ""
+        state[f"{_FROM_SCRIPTED[match[3]]}_l{match[1] or 0}{reverse}"] = tensor.detach()
+    if "weight_ih_l0" not in state or "weight_hh_l0" not in state:
+        raise ValueError(f"state_dict must have weight_ih and weight_hh of its first layer, got {sorted(state_dict)}")
+    return _module(state, options)
 
 
 def _tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
@@ -126,10 +188,18 @@ def _state(kernel: Any, recurrent_kernel: Any, bias: Any, order: tuple[int, ...]
 
 
 def _module(state: dict[str, Tensor], options: dict[str, Any]) -> FusedLSTM:
-    weight = state["weight_ih_l0"]
+    weight, recurrent = state["weight_ih_l0"], state["weight_hh_l0"]
+    kinds = {"bias_ln_ih_l0": "carry", "weight_ln_ih_l0": "ba2016"}
     module = FusedLSTM(
-        weight.shape[1], weight.shape[0] // 4, bias="bias_ih_l0" in state, device=weight.device, dtype=weight.dtype,
+        weight.shape[1],
+        recurrent.shape[1],
+        num_layers=sum(re.fullmatch(r"weight_ih_l\d+", name) is not None for name in state),
+        bias="bias_ih_l0" in state or "bias_ln_ih_l0" in state,
+        bidirectional="weight_ih_l0_reverse" in state,
+        layer_norm=next((kind for name, kind in kinds.items() if name in state), False),
+        device=weight.device,
+        dtype=weight.dtype,
         **options,
-    )  # fmt: skip
+    )
     module.load_state_dict(state)
     return module
