@@ -16,10 +16,10 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-kernels test-compat bench lint format clean
+.PHONY: help train test test-all test-kernels test-compat bench bench-quick lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed-train ## set up and train the default language model; leaves runs/char_lm/version_N
 	$(BIN)/lstm-fused fit -c char_lm $(ARGS)
@@ -39,8 +39,11 @@ test-kernels:
 test-compat: $(VENV)/.installed-dev
 	$(BIN)/python tests/compat/run.py
 
-bench: $(VENV)/.installed-dev ## speed against nn.LSTM: CSV and a picture
+bench: $(VENV)/.installed-dev ## speed and memory against nn.LSTM: a page, a CSV and a picture in benchmarks/results/
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.installed-dev ## the same of fewer shapes, in under 3 minutes
+	$(BIN)/python -m benchmarks --scale quick $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .

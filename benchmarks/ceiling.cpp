@@ -10,6 +10,7 @@ using namespace lstm_fused::cpu::native;
 
 extern "C" double ceiling_gflops() {
   constexpr int64_t kRows = 8 * kTileRows, kDepth = 256, kColumns = 8 * kPanelColumns<float>;
+  constexpr int64_t kPanel = kDepth * kPanelColumns<float>;
   static float a[kRows * kDepth], panels[kDepth * kColumns], out[kRows * kColumns];
   for (float& v : a) v = static_cast<float>(std::rand()) / RAND_MAX - 0.5f;
   for (float& v : panels) v = static_cast<float>(std::rand()) / RAND_MAX - 0.5f;
@@ -20,7 +21,7 @@ extern "C" double ceiling_gflops() {
   for (int repeat = 0; repeat < 40; ++repeat) {
     const auto start = std::chrono::steady_clock::now();
     for (int call = 0; call < 8; ++call)
-      gemm_rows<float>(kRows, rows, kDepth, panels, PlainColumns{kColumns}, nullptr, outs);
+      gemm_rows<float>(kRows, rows, kDepth, panels, kPanel, PlainColumns{kColumns}, nullptr, outs);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     if (seconds.count() < best) best = seconds.count();
   }

@@ -2,85 +2,44 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-import lstm_fused
-
-HERE = Path(__file__).resolve().parent
+SAMPLE = 5e-3  # seconds; of shorter calls several make a sample, so that their weights are in the caches as in a loop
+MOST_ROUNDS = 100
 
 
-@dataclass
+@dataclass(frozen=True)
 class Timing:
-    """Seconds of one call."""
+    """Seconds of one call: best and median of the clock asked for, and the best of the wall clock."""
 
     best: float
     median: float
+    wall: float
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], seconds: float, most: int = 40) -> dict[str, Timing]:
-    """Time the candidates turn by turn for about `seconds`, at least 5 rounds (3 where a round takes seconds)."""
-    for run in candidates.values():
+def interleaved(
+    runs: dict[str, Callable[[], object]], seconds: float, rounds: int, clock: Callable[[], float]
+) -> dict[str, Timing]:
+    """Time the calls turn by turn for about `seconds`, at least `rounds` times each."""
+    calls = {}
+    for name, run in runs.items():
+        run()  # whatever is made ready at the first call; TorchScript optimises at the second
+        before = time.perf_counter()
         run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+        calls[name] = max(1, round(SAMPLE / (time.perf_counter() - before)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    walls: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
-    for done in range(most):
-        for name, run in candidates.items():
-            before = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - before)
-        spent = time.perf_counter() - start
-        if done + 1 >= (3 if spent > 4 * seconds else 5) and spent > seconds:
+    for done in range(MOST_ROUNDS):
+        if done >= rounds and time.perf_counter() - start > seconds:
             break
-    return {name: Timing(min(values), statistics.median(values)) for name, values in times.items()}
-
-
-def ceiling() -> Callable[[], float]:
-    """A function that measures the matrix ceiling of one core now, in GFLOP/s: see ceiling.cpp."""
-    folder = Path(tempfile.mkdtemp(prefix="lstm_fused_bench_"))
-    library = folder / "ceiling.so"
-    command = [
-        os.environ.get("CXX", "c++"),
-        "-O3",
-        "-std=c++17",
-        "-march=native",
-        "-ffp-contract=fast",
-        "-shared",
-        "-fPIC",
-    ]
-    command.append(f"-I{HERE.parent / 'csrc'}")
-    if platform.machine() == "x86_64":
-        command.append("-mprefer-vector-width=512")
-    subprocess.run([*command, str(HERE / "ceiling.cpp"), "-o", str(library)], check=True)
-    function = ctypes.CDLL(str(library)).ceiling_gflops
-    function.restype = ctypes.c_double
-    return function
-
-
-def machine(threads: int) -> dict[str, str]:
-    """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = lines[0] if lines else name
-    info = lstm_fused.build_info()
-    return {
-        "CPU": name,
-        "threads": str(threads),
-        "instruction set": str(info.get("isa", "unknown")),
-        "lstm_fused": str(info.get("version", "unknown")),
-        "torch": torch.__version__,
-        "compiler": str(info.get("compiler", "unknown")),
-        "Python": platform.python_version(),
-    }
+        for name, run in runs.items():
+            wall, before = time.perf_counter(), clock()
+            for _ in range(calls[name]):
+                run()
+            times[name].append((clock() - before) / calls[name])
+            walls[name].append((time.perf_counter() - wall) / calls[name])
+    return {name: Timing(min(times[name]), statistics.median(times[name]), min(walls[name])) for name in runs}

@@ -1,0 +1,62 @@
+"""What the figures are measured on: its description, and its matrix ceiling."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import lstm_fused
+
+HERE = Path(__file__).resolve().parent
+
+
+def ceiling() -> Callable[[], float]:
+    """A function that measures the matrix ceiling of one core now, in GFLOP/s: see ceiling.cpp."""
+    command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"]
+    command += ["-shared", "-fPIC", f"-I{HERE.parent / 'csrc'}"]
+    if platform.machine() == "x86_64":
+        command.append("-mprefer-vector-width=512")
+    with tempfile.TemporaryDirectory(prefix="lstm_fused_bench_") as folder:
+        library = Path(folder) / "ceiling.so"
+        subprocess.run([*command, str(HERE / "ceiling.cpp"), "-o", str(library)], check=True)
+        function = ctypes.CDLL(str(library)).ceiling_gflops  # stays loaded
+    function.restype = ctypes.c_double
+    return function
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpuinfo(key: str) -> str:
+    """A line of Linux's list of what the first core is; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def has_bfloat16_products() -> bool:
+    return "avx512_bf16" in _cpuinfo("flags").split()
+
+
+def facts() -> dict[str, str]:
+    info = lstm_fused.build_info()
+    return {
+        "CPU": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": str(cores()),
+        "instruction set": str(info.get("isa", "unknown")),
+        "AVX-512-BF16": "yes" if has_bfloat16_products() else "no",
+        "threads": "1, unless the group says two",
+        "lstm_fused": str(info.get("version", "unknown")),
+        "torch": torch.__version__,
+        "compiler": str(info.get("compiler", "unknown")),
+        "Python": platform.python_version(),
+    }

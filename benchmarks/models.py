@@ -1,0 +1,83 @@
+"""What is compared: by name, a model of H inputs and H hidden units.
+
+The peers are ``nn.LSTM`` and the layer-normed LSTMs of peers.py; the others are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lstm_fused import FusedLSTM, ops
+
+from .peers import LayerNormLSTM
+
+RATE = 0.3  # of every dropout and zoneout
+
+PEER = "nn.LSTM"
+PLAIN = "plain"
+NORM = "layer norm + recurrent dropout"
+FULL = "layer norm + recurrent and output dropout"
+SCRIPT = "TorchScript LN-LSTM"
+EAGER = "eager LN-LSTM"
+LAYER_NORM = "layer norm"
+
+# Each kind of dropout, as the arguments of the op that switch it on.
+DROPOUTS: dict[str, dict[str, Any]] = {
+    "output dropout": {"dropout": RATE},
+    "variational output dropout": {"dropout": RATE, "variational": True},
+    "hidden state dropout": {"recurrent_dropout": RATE},
+    "candidate dropout": {"candidate_dropout": RATE},
+    "zoneout": {"zoneout_h": RATE, "zoneout_c": RATE},
+    "weight dropout": {"weight_dropout": RATE},
+}
+
+
+class Layer(nn.Module):
+    """One layer with arguments of the op: after its last layer, which may be its only one, FusedLSTM has no dropout."""
+
+    def __init__(self, hidden_size: int, dtype: torch.dtype | None = None, **options: Any) -> None:
+        super().__init__()
+        self.lstm = FusedLSTM(hidden_size, hidden_size, layer_norm=True, dtype=dtype)
+        self.options = options
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None, seed: Tensor | None = None) -> Tensor:
+        zeros = input.new_zeros(input.shape[1], self.lstm.hidden_size)
+        if seed is None and self.options:
+            seed = torch.randint(2**62, ())
+        weights = self.lstm.all_weights[0]
+        return ops.lstm_layer(input, zeros, zeros, *weights, lengths=lengths, seed=seed, **self.options)[0]
+
+
+def plain(H: int, **options: Any) -> FusedLSTM:
+    return FusedLSTM(H, H, **options)
+
+
+def norm(H: int, **options: Any) -> FusedLSTM:
+    return FusedLSTM(H, H, layer_norm=True, recurrent_dropout=RATE, **options)
+
+
+def full(H: int, dtype: torch.dtype | None = None) -> Layer:
+    return Layer(H, dtype, recurrent_dropout=RATE, dropout=RATE)
+
+
+# The models of a training step.
+TRAINED = {
+    PEER: lambda H: nn.LSTM(H, H),
+    PLAIN: plain,
+    NORM: norm,
+    FULL: full,
+    SCRIPT: lambda H: torch.jit.script(LayerNormLSTM(H, H, RATE, RATE)),
+    EAGER: lambda H: LayerNormLSTM(H, H, RATE, RATE),
+}
+
+
+def why_not(make: Any, *arguments: Any, dtype: torch.dtype = torch.float32, **options: Any) -> str | None:
+    """Why a model cannot be made or run, or None where it can."""
+    try:
+        make(8, *arguments, dtype=dtype, **options)(torch.zeros(2, 1, 8, dtype=dtype))
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    return None

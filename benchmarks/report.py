@@ -1,0 +1,98 @@
+"""The results as a CSV and as a Markdown page that starts with the targets."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+from .memory import GROUP as MEMORY
+from .models import PEER
+from .rows import Row, geometric_mean
+from .targets import Target
+
+HOW = f"""\
+All candidates of a shape are in one process and take turns; before anything is timed, every kind of candidate is
+validated against `{PEER}` or the specification, outputs and gradients. A training step is forward and backward, with
+gradients of the input and of all parameters; I = H. Times are of one call: on one thread CPU time of the process, which
+does not pass while another process has the core, on two threads wall time. Ratios and shares are of the best times.
+
+- *speed*: time of `{PEER}` over that of the candidate; more is faster.
+- *cost*: time (or memory) of the candidate over that of the one it names; less is better.
+- *GFLOP/s*: of the matrix products alone, whatever else is computed.
+- *share*: of the float32 matrix ceiling, which is measured before and after each shape: our register tile on operands
+  that stay in the second-level cache."""
+
+MEMORY_HOW = """\
+Each candidate in a process of its own: the peak of the resident memory over three steps, above what was resident before
+them, when all code was loaded and model and input were made. It counts activations, gradients and kept scratch."""
+
+# Of a table: heading, field of the row, and how its values are written.
+COLUMNS = (
+    ("shape", "shape", "{}"),
+    ("candidate", "candidate", "{}"),
+    ("threads", "threads", "{}"),
+    ("best ms", "best_ms", "{:.3f}"),
+    ("median ms", "median_ms", "{:.3f}"),
+    ("GFLOP/s", "gflops", "{:.1f}"),
+    ("share", "share_of_ceiling", "{:.3f}"),
+    ("speed", "speed_vs_nn_lstm", "{:.3f}"),
+    ("peak MiB", "peak_mib", "{:.1f}"),
+    ("cost", "cost", "{:.3f}"),
+    ("of", "baseline", "{}"),
+)
+PRECISION = {"best_ms": 4, "median_ms": 4, "best_wall_ms": 4, "gflops": 1, "peak_mib": 1}  # digits of the CSV; else 3
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            values = dataclasses.asdict(row)
+            floats = {key: round(v, PRECISION.get(key, 3)) for key, v in values.items() if isinstance(v, float)}
+            writer.writerow(values | floats)
+
+
+def write_markdown(rows: list[Row], targets: list[Target], facts: dict[str, str], path: Path) -> None:
+    verdict = {True: "yes", False: "**no**", None: "-"}
+    lines = ["# Measured on a CPU", "", f"![The results as a picture]({path.stem}.png)", ""]
+    lines += table(
+        ["target", "bound", "measured", "met"], [[t.what, t.bound, t.measured, verdict[t.met]] for t in targets]
+    )
+    lines += ["Every shape has to meet a bound, the worst is shown; *geometric mean* is over the shapes.", ""]
+    lines += [*(f"- {key}: {value}" for key, value in facts.items()), "", HOW, ""]
+    for group in dict.fromkeys(row.group for row in rows):
+        lines += [f"## {group[0].upper()}{group[1:]}", ""]
+        lines += [MEMORY_HOW, ""] if group == MEMORY else []
+        lines += group_tables([row for row in rows if row.group == group])
+    path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def group_tables(rows: list[Row]) -> list[str]:
+    """One of all rows, and of several shapes one of the candidates' geometric means."""
+    columns = [column for column in COLUMNS if any(getattr(row, column[1]) is not None for row in rows)]
+    cells = [[text(getattr(row, field), form) for _, field, form in columns] for row in rows]
+    lines = table([heading for heading, _, _ in columns], cells)
+    if len({row.shape for row in rows}) > 1:
+        kinds = [c for c in columns if c[1] in ("speed_vs_nn_lstm", "cost")]
+        means = []
+        for name in dict.fromkeys(row.candidate for row in rows):
+            of_name = [row for row in rows if row.candidate == name]
+            means.append([name, *(mean_text([getattr(row, field) for row in of_name]) for _, field, _ in kinds)])
+        lines += table(["geometric mean", *(heading for heading, _, _ in kinds)], means)
+    return lines
+
+
+def text(value: object, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def mean_text(values: list[float | None]) -> str:
+    return "" if None in values else f"{geometric_mean(values):.3f}"
+
+
+def table(headings: list[str], rows: Iterable[list[str]]) -> list[str]:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]

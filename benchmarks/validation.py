@@ -1,0 +1,142 @@
+"""Results first: a fast wrong answer is no answer. Outputs and gradients of every kind of candidate, on two shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lstm_fused import FusedLSTM, FusedLSTMCell, reference
+
+from .models import DROPOUTS, RATE, Layer, full, norm, plain, why_not
+from .options import Packed, half_lengths
+from .peers import LayerNormLSTM
+
+SHAPES = ((5, 3, 7), (35, 20, 192))  # T, B, H
+SEED = 1
+
+
+def validate() -> None:
+    """Raises an AssertionError that says which values differ."""
+    for T, B, H in SHAPES:
+        x, weight = torch.randn(T, B, H), torch.randn(T, B, H)
+        _against_torch(x, weight)
+        _against_the_reference(x, weight)
+        _peers_against_the_reference(x, weight)
+        if why_not(plain, dtype=torch.bfloat16) is None:
+            _bfloat16_against_the_reference(x, weight)
+        if why_not(plain, recompute=True) is None:
+            _recomputed(x, weight)
+
+
+def _against_torch(x: Tensor, weight: Tensor) -> None:
+    T, B, H = x.shape
+    for arguments in ({}, {"num_layers": 2}, {"bidirectional": True}):
+        theirs = nn.LSTM(H, H, **arguments)
+        ours = FusedLSTM.from_torch(theirs)
+        weights = torch.cat([weight] * (2 if theirs.bidirectional else 1), -1)
+        _compare(*(_results(model, x, weights) for model in (ours, theirs)))
+    half = half_lengths(T, B)
+    weights = weight.flatten(0, 1)[: int(half.sum())]
+    theirs = nn.LSTM(H, H)
+    ours = FusedLSTM.from_torch(theirs)
+    _compare(*(_results(Packed(model), x, weights, lengths=half) for model in (ours, theirs)))
+    with torch.no_grad():
+        _compare([ours.eval()(x)[0]], [theirs.eval()(x)[0]])
+        theirs_cell, ours_cell = nn.LSTMCell(H, H), FusedLSTMCell(H, H)
+        ours_cell.load_state_dict(theirs_cell.state_dict())
+        state = (weight[0], weight[1])
+        _compare(ours_cell(x[0], state), theirs_cell(x[0], state))
+
+
+def _against_the_reference(x: Tensor, weight: Tensor) -> None:
+    """Layer norm with every kind of dropout, and with lengths."""
+    T, B, H = x.shape
+    seed, half = torch.tensor(SEED), half_lengths(T, B)
+    for options in ({}, *DROPOUTS.values(), {"recurrent_dropout": RATE, "dropout": RATE}):
+        for lengths in (None, half):
+            layer = Layer(H, **options)
+            got = _results(layer, x, weight, lengths=lengths, seed=seed)
+            _compare(got, _reference(layer.lstm, x, weight, lengths, **options))
+    module = norm(H)
+    _compare(_results(module, x, weight, seed=SEED), _reference(module, x, weight, recurrent_dropout=RATE))
+
+
+def _peers_against_the_reference(x: Tensor, weight: Tensor) -> None:
+    H = x.shape[-1]
+    lstm, loop = FusedLSTM(H, H, layer_norm=True), LayerNormLSTM(H, H, 0.0, 0.0)
+    loop.cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    for peer in (loop, torch.jit.script(loop)):
+        _compare(_results(peer, x, weight), _reference(lstm, x, weight))
+
+
+def _bfloat16_against_the_reference(x: Tensor, weight: Tensor) -> None:
+    """The reference computes in float32 from the same rounded numbers."""
+    H, half = x.shape[-1], torch.bfloat16
+    for layer, options in ((full(H, half), full(H).options), (plain(H, dtype=half), {})):
+        got = _results(layer, x.to(half), weight.to(half), seed=torch.tensor(SEED))
+        exact = (layer.lstm if isinstance(layer, Layer) else layer).float()
+        want = _reference(exact, x.to(half).float(), weight.to(half).float(), **options)
+        _compare([value.float() for value in got], want, share=0.03)
+
+
+def _recomputed(x: Tensor, weight: Tensor) -> None:
+    H = x.shape[-1]
+    for make in (plain, norm):
+        kept, recomputed = make(H), make(H, recompute=True)
+        recomputed.load_state_dict(kept.state_dict())
+        _compare(*(_results(model, x, weight, seed=SEED) for model in (recomputed, kept)))
+
+
+def _results(model: nn.Module, x: Tensor, weight: Tensor, **arguments: object) -> list[Tensor]:
+    """The output, and its gradients, times `weight`, to the input and to all parameters."""
+    x = x.clone().requires_grad_()
+    output = model(x, **arguments)
+    output = output[0] if isinstance(output, tuple) else output
+    return [output, *torch.autograd.grad(output, [x, *model.parameters()], weight)]
+
+
+def _reference(
+    lstm: FusedLSTM, x: Tensor, weight: Tensor, lengths: Tensor | None = None, **options: object
+) -> list[Tensor]:
+    """The same of the specification with the parameters of `lstm`."""
+    x, zeros = x.clone().requires_grad_(), x.new_zeros(x.shape[1:])
+    weights = lstm.all_weights[0]
+    seed = torch.tensor(SEED)
+    output = reference.lstm_layer(x, zeros, zeros, *weights, lengths=lengths, seed=seed, **options)[0]
+    return [output, *torch.autograd.grad(output, [x, *weights], weight)]
+
+
+def _compare(got: object, want: object, share: float = 1e-4) -> None:
+    """Within a share of the largest value."""
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=share, atol=share * b.detach().abs().max().item())
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    error: float  # root mean square, against float64, as a share of nn.LSTM's: of the output or gradient that is worst
+    same_bits: bool  # on one thread and on two
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    return (value.detach().double() - exact.detach()).square().mean().sqrt().item()
+
+
+def accuracy(T: int, B: int, H: int) -> Accuracy:
+    x, weight = torch.randn(T, B, H), torch.randn(T, B, H)
+    theirs = nn.LSTM(H, H)
+    results = [_results(model, x, weight) for model in (FusedLSTM.from_torch(theirs), theirs)]
+    exact = _results(theirs.double(), x.double(), weight.double())
+    ours, others = ([_error(a, b) for a, b in zip(result, exact, strict=True)] for result in results)
+
+    layer, bits = full(H), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        bits.append(_results(layer, x, weight, seed=torch.tensor(SEED)))
+    torch.set_num_threads(1)
+    return Accuracy(
+        error=max(a / b for a, b in zip(ours, others, strict=True)),
+        same_bits=all(torch.equal(a, b) for a, b in zip(*bits, strict=True)),
+    )

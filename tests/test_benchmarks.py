@@ -1,0 +1,88 @@
+"""The benchmarks on tiny shapes: every group runs and is reported; and whether a target is met is judged rightly."""
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import memory
+from benchmarks.__main__ import GROUPS
+from benchmarks.models import FULL, PEER, PLAIN
+from benchmarks.report import write_csv
+from benchmarks.rows import Row
+from benchmarks.targets import targets
+from benchmarks.validation import Accuracy
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_group_runs(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--scale", "smoke", "--out", str(tmp_path), "--only", *GROUPS]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (table,) = tmp_path.glob("*.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert all(float(row["best_ms"]) > 0 for row in rows)
+    groups = {row["group"] for row in rows}
+    page = table.with_suffix(".md").read_text()
+    assert all(f"\n## {group[0].upper()}{group[1:]}\n" in page for group in groups)
+    assert table.with_suffix(".png").stat().st_size > 10_000
+    skipped = [line for line in result.stdout.splitlines() if " is skipped: " in line]  # with the reason
+    assert len(groups) + len(skipped) == len(GROUPS) + 1  # "structures" makes two
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_peak_memory():
+    """At least the gates, cells and output that backward needs, and the gradients; not another order of magnitude."""
+    T, B, H = 128, 64, 64
+    floats = T * B * (4 * H + H + H + H)  # the last: the gradient of the input
+    assert 0.9 < memory.in_a_process(PLAIN, (T, B, H)) * 2**20 / (4 * floats) < 2
+
+
+ROW = Row("training step", "T=64 B=32 H=256", PEER, best_ms=10.0, share_of_ceiling=0.85)
+
+
+def reached(rows):
+    return {(t.what, t.bound): t for t in targets(rows, Accuracy(error=1.5, same_bits=True))}
+
+
+def test_targets_are_judged_by_the_worst_shape_and_by_the_mean():
+    rows = [
+        replace(ROW, shape=shape, candidate=name, best_ms=ms, share_of_ceiling=share)
+        for shape, times in {"T=1 B=1 H=8": (10, 4, 12), "T=1 B=1 H=256": (10, 10, 8)}.items()
+        for (name, ms), share in zip(zip((PEER, PLAIN, FULL), times, strict=True), (0.1, 0.91, 0.1), strict=True)
+    ]
+    found = reached(rows)
+    plain, full = f"training, {PLAIN}: speed, plain nn.LSTM = 1", f"training, {FULL}: speed, plain nn.LSTM = 1"
+    assert (found[plain, "at least 1.05"].met, found[plain, "at least 1.05"].measured) == (
+        False,
+        "1.000 (T=1 B=1 H=256)",
+    )
+    assert (found[f"{plain}, geometric mean", "at least 1.25"].measured) == "1.581"
+    assert found[f"{plain}, geometric mean", "at least 1.25"].met
+    assert not found[full, "at least 0.95"].met
+    assert not found[f"{full}, geometric mean", "at least 1.1"].met
+    assert found["training, plain, H >= 256: share of the matrix ceiling", "at least 0.9"].met
+    assert found["error against float64: nn.LSTM's = 1", "at most 2"].met
+
+
+def test_targets_of_costs():
+    group, name = "dropout on top of layer norm", "zoneout"
+    for cost, met in ((1.1, True), (1.11, False)):
+        rows = [replace(ROW, group=group, candidate=name, baseline="layer norm", cost=cost)]
+        assert reached(rows)[f"{name}: time, the layer-normed step without = 1", "at most 1.1"].met is met
+
+
+def test_what_is_not_measured_is_neither_met_nor_missed():
+    found = reached([])
+    assert {t.met for t in found.values() if t.measured == "not measured"} == {None}
+    assert [t.measured for t in found.values() if t.met is not None] == ["1.500", "yes"]
+
+
+def test_csv(tmp_path):
+    write_csv([replace(ROW, best_ms=1.23456789)], tmp_path / "table.csv")
+    (row,) = csv.DictReader((tmp_path / "table.csv").open())
+    assert (row["candidate"], row["best_ms"], row["peak_mib"]) == (PEER, "1.2346", "")
