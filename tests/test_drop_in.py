@@ -6,10 +6,9 @@ import pickle
 
 import pytest
 import torch
-from testing import assert_close, assert_same_bits, random
+from testing import assert_close, assert_same_bits, random, recorded
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_fused import FusedLSTM, FusedLSTMCell
 
@@ -84,31 +83,18 @@ def test_gradients_are_clipped_and_applied():
     assert_close(results[1], results[0])
 
 
-class Record(TorchDispatchMode):
-    """The names and options of our ops that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "lstm_fused":
-            self.calls.append((func._opname, kwargs or {}))
-        return func(*args, **kwargs or {})
-
-
 def test_gradients_that_nobody_wants_are_not_computed():
     module = FusedLSTM(I, H, 2, dtype=torch.float64)
 
     def calls(input):
-        with Record() as record:
+        with recorded() as record:
             module.zero_grad()
             output, _ = module(input)
             if output.requires_grad:
                 output.sum().backward()
         return [
             name + "".join(f" {k}" for k in ("want_input", "want_weights") if options.get(k))
-            for name, options in record.calls
+            for name, options in record
         ]
 
     forward, backward = ["lstm_layer"] * 2, "lstm_layer_backward"

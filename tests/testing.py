@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ("cpu",)
 DTYPES = (torch.float64, torch.float32)
@@ -199,3 +201,18 @@ def assert_same_bits(
     pairs = zip(*(x.values() if isinstance(x, dict) else x for x in (actual, expected)), strict=True)
     for a, e in pairs:  # as integers: -0 is not 0, and a NaN is itself
         assert torch.equal(a.flatten().view(torch.uint8), e.flatten().view(torch.uint8))
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The names and options of our ops that run inside, in their order."""
+    calls = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "lstm_fused":
+                calls.append((func._opname, kwargs or {}))
+            return func(*args, **kwargs or {})
+
+    with Record():
+        yield calls

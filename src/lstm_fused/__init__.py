@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import convert, cuda, ops, reference
+from . import convert, cuda, ops, reference, vmap  # noqa: F401  vmap registers its rules
 from .lstm import FusedLSTM, FusedLSTMCell
 from .trace import Trace
 

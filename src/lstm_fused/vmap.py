@@ -1,0 +1,76 @@
+"""``torch.vmap`` over the ops: N slices are N * B sequences of one call, wherever that is the same.
+
+It is not where masks are drawn, which are a function of a sequence's place in its batch and must be those of the slice
+alone, and not where the weights differ from slice to slice: there, and in backward ops, the op runs once a slice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OPS = torch.ops.lstm_fused
+_RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
+
+# Which dimension B is, of the arguments (by their place) and of the results.
+_LAYER_ROWS = {0: 1, 1: 0, 2: 0, 17: 0, 18: 1}  # input, h_0, c_0, lengths, reset
+_LAYER_RESULT_ROWS = (1, 0, 0, 1, 1, 1, 1, 1)
+_CELL_ROWS = {0: 0, 1: 0, 2: 0, 17: 0}  # input, h_0, c_0, reset
+_CELL_RESULT_ROWS = (0, 0, 0, 0, 0)
+
+Dims = tuple[int | None, ...]  # of each argument, the dimension of the slices; None: it is the same for all
+
+
+def _slice_by_slice(op: Any, size: int, in_dims: Dims, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if size == 0:
+        raise RuntimeError("vmap must be over at least one slice where the op runs once for each, got none")
+    results = [
+        op(*(x if dim is None else x.select(dim, n) for x, dim in zip(arguments, in_dims, strict=True)), **options)
+        for n in range(size)
+    ]
+    stacked = tuple(torch.stack(result) for result in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _together(
+    op: Any, size: int, in_dims: Dims, arguments: tuple[Any, ...], options: dict[str, Any],
+    rows: dict[int, int], result_rows: tuple[int, ...],
+) -> Any:  # fmt: skip
+    def merged(x: Tensor, dim: int | None, row: int) -> Tensor:  # [.., N * B, ..]
+        x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+        return x.movedim(0, row).flatten(row, row + 1)
+
+    h_0, dim = arguments[1], in_dims[1]
+    B = h_0.shape[0] if dim is None else h_0.movedim(dim, 0).shape[1]
+    given = zip(arguments, in_dims, strict=True)
+    results = op(
+        *(merged(x, dim, rows[k]) if k in rows and x is not None else x for k, (x, dim) in enumerate(given)), **options
+    )
+    shaped, out_dims = [], []
+    for result, row in zip(results, result_rows, strict=False):
+        kept = result.dim() > 1  # otherwise it is empty, for all slices
+        shaped.append(result.unflatten(row, (size, B)) if kept else result)
+        out_dims.append(row if kept else None)
+    return tuple(shaped), tuple(out_dims)
+
+
+def _register(name: str, rows: dict[int, int], result_rows: tuple[int, ...]) -> None:
+    op = getattr(_OPS, name).default
+
+    @torch.library.register_vmap(f"lstm_fused::{name}")
+    def rule(info: Any, in_dims: Dims, *arguments: Any, **options: Any) -> Any:
+        random = options.get("training", True) and any(options.get(rate, 0) > 0 for rate in _RATES)
+        same = all(dim is None for place, dim in enumerate(in_dims) if place not in rows)
+        if random or not same:
+            return _slice_by_slice(op, info.batch_size, in_dims, arguments, options)
+        return _together(op, info.batch_size, in_dims, arguments, options, rows, result_rows)
+
+
+for _name in ("lstm_layer", "lstm_layer_inference"):
+    _register(_name, _LAYER_ROWS, _LAYER_RESULT_ROWS)
+for _name in ("lstm_cell", "lstm_cell_inference", "lstm_cell_plain"):
+    _register(_name, _CELL_ROWS, _CELL_RESULT_ROWS)
+for _name in ("lstm_layer_backward", "lstm_cell_backward"):
+    _register(_name, {}, ())
