@@ -19,6 +19,7 @@ if PLATFORM.endswith("x86_64"):
     ]
 HAVE = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in ISAS]  # read by csrc/cpu/isa.cpp
 
-# -Xptxas -v: the registers of every kernel, and whether any was spilled; a test reads it.
-CUDA_FLAGS = ["-O3", "-std=c++17", "--threads=2", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA"]
+# --threads: as many architectures of a file at a time. -Xptxas -v: the registers of every kernel, and whether any was
+# spilled; a test reads it.
+CUDA_FLAGS = ["-O3", "-std=c++17", "--threads=3", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"  # A100, H100, B200 and what comes after; where no GPU says otherwise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-CXX = os.environ.get("CXX", "c++")
+CXX = shlex.split(os.environ.get("CXX") or "c++")  # program and options
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # CUDA's "#pragma unroll" is unknown here
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -32,12 +33,12 @@ def build(name: str = "plain", csrc: Path = ROOT / "csrc", flags: tuple[str, ...
     sources = [source for source in sources if source.name != "module.cpp"]  # which registers for CUDA
     sources += [HERE / "emulated_ops.cpp", HERE / "emulator" / "emulator.cpp"]
     compile_ = [
-        *(CXX, "-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", *WARNINGS, *flags),
+        *(*CXX, "-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", *WARNINGS, *flags),
         *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
         *(f"-I{HERE / 'emulator'}", f"-I{csrc}"),
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
     ]
-    link = [CXX, "-shared", *flags, "-Wl,-Bsymbolic"]
+    link = [*CXX, "-shared", *flags, "-Wl,-Bsymbolic"]
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu"]
     headers = [*csrc.rglob("*.h"), *(HERE / "emulator").glob("*.h")]
     state = hashlib.sha256(repr((compile_, link, torch.__version__)).encode())
@@ -78,7 +79,7 @@ class Emulator:
 
 def sanitizer_environment() -> dict[str, str]:
     """For a process that loads a library built with SANITIZE."""
-    library = subprocess.run([CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    library = subprocess.run([*CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     return os.environ | {
         "LD_PRELOAD": library.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's

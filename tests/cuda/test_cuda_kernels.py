@@ -1,6 +1,7 @@
 """The CUDA kernels without a GPU: run by the emulator against the reference, and compiled by nvcc for real."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,16 @@ def run(*command: str | Path, **environment: str) -> str:
     return result.stdout
 
 
+compiles = pytest.mark.skipif(shutil.which(emulation.CXX[0]) is None, reason=f"there is no {emulation.CXX[0]}")
+
+
+@compiles
 def test_small_cases():
-    """In a process of their own: there the emulated kernels take the place of the CPU's."""
-    assert "passed" in run(HERE / "cases.py", emulation.build())
+    """In a process of their own: there the emulated kernels take the place of the CPU's. In order, and shuffled."""
+    assert "passed" in run(HERE / "cases.py", emulation.build(), "--seeds", "0", "1")
 
 
+@compiles
 @pytest.mark.slow
 def test_small_cases_under_the_address_sanitizer():
     library = emulation.build("sanitized", flags=tuple(emulation.SANITIZE))
@@ -34,6 +40,7 @@ def test_small_cases_under_the_address_sanitizer():
     assert "passed" in run(HERE / "cases.py", library, *seeds, **emulation.sanitizer_environment())
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", ["0", "7"])
 @pytest.mark.parametrize("file", OPS_TESTS)
