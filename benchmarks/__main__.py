@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from . import cases, machine, memory, options, report, rows
+from . import cases, machine, memory, options, others, report, rows
 from .picture import picture
-from .targets import targets
+from .targets import NOT_MEASURED, targets
 from .validation import accuracy, validate
 
 # By name, in the order in which they run: two threads last, because torch's second one idles on a while.
@@ -31,6 +31,7 @@ GROUPS: dict[str, Callable[[cases.Scale], Iterator[cases.Case]]] = {
     "lengths": options.lengths,
     "dropout": options.dropouts,
     "bfloat16": options.bfloat16,
+    "others": others.others,
     "threads": cases.two_threads,
 }
 MEMORY = "memory"
@@ -61,14 +62,14 @@ def show(of_a_case: list[rows.Row]) -> list[rows.Row]:
     return of_a_case
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", choices=cases.SCALES, default="full", help="smoke: tiny shapes, does it run?")
-    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups")
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups; no picture then")
     parser.add_argument("--out", type=Path, default=machine.HERE / "results", help="folder for the results")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args()
 
     start = time.perf_counter()
     torch.set_num_threads(1)
@@ -79,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(", ".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
     found = measure(names, cases.SCALES[chosen.scale])
     reached = targets(found, accuracy(35, 20, 192))
+    if chosen.only:
+        reached = [target for target in reached if target.measured != NOT_MEASURED]
     for target in reached:
         verdict = {True: "met", False: "NOT MET", None: "-"}[target.met]
         print(f"{verdict:8} {target.what}, {target.bound}: {target.measured}")
@@ -86,9 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     name = "_".join(["cpu", *([] if chosen.scale == "full" else [chosen.scale]), *(chosen.only or [])])
     report.write_csv(found, chosen.out / f"{name}.csv")
-    report.write_markdown(found, reached, facts, chosen.out / f"{name}.md")
-    picture(found, facts, chosen.out / f"{name}.png")
-    print(f"written in {time.perf_counter() - start:.0f} s: {chosen.out / name}.csv, .md, .png")
+    report.write_markdown(found, reached, facts, chosen.out / f"{name}.md", with_picture=not chosen.only)
+    if not chosen.only:
+        picture(found, facts, chosen.out / f"{name}.png")
+    print(f"written in {time.perf_counter() - start:.0f} s: {chosen.out / name}.*")
 
 
 if __name__ == "__main__":

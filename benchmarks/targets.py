@@ -11,6 +11,7 @@ from .models import DROPOUTS, FULL, NORM, PEER, PLAIN, SCRIPT
 from .rows import Row, geometric_mean
 from .validation import Accuracy
 
+NOT_MEASURED = "not measured"
 NOISE = 0.05  # by which two threads may look slower than one
 
 Ratios = dict[str, float]  # by shape
@@ -47,7 +48,7 @@ def worst(ratios: Ratios, worst_of: Callable[..., str]) -> tuple[float | None, s
 
 def target(what: str, bound: str, value: float | None, where: str, reached: Callable[[float], bool]) -> Target:
     if value is None:
-        return Target(what, bound, "not measured", None)
+        return Target(what, bound, NOT_MEASURED, None)
     return Target(what, bound, f"{value:.3f}{where}", reached(value))
 
 

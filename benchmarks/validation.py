@@ -36,18 +36,18 @@ def _against_torch(x: Tensor, weight: Tensor) -> None:
         theirs = nn.LSTM(H, H, **arguments)
         ours = FusedLSTM.from_torch(theirs)
         weights = torch.cat([weight] * (2 if theirs.bidirectional else 1), -1)
-        _compare(*(_results(model, x, weights) for model in (ours, theirs)))
+        compare(*(results(model, x, weights) for model in (ours, theirs)))
     half = half_lengths(T, B)
     weights = weight.flatten(0, 1)[: int(half.sum())]
     theirs = nn.LSTM(H, H)
     ours = FusedLSTM.from_torch(theirs)
-    _compare(*(_results(Packed(model), x, weights, lengths=half) for model in (ours, theirs)))
+    compare(*(results(Packed(model), x, weights, lengths=half) for model in (ours, theirs)))
     with torch.no_grad():
-        _compare([ours.eval()(x)[0]], [theirs.eval()(x)[0]])
+        compare([ours.eval()(x)[0]], [theirs.eval()(x)[0]])
         theirs_cell, ours_cell = nn.LSTMCell(H, H), FusedLSTMCell(H, H)
         ours_cell.load_state_dict(theirs_cell.state_dict())
         state = (weight[0], weight[1])
-        _compare(ours_cell(x[0], state), theirs_cell(x[0], state))
+        compare(ours_cell(x[0], state), theirs_cell(x[0], state))
 
 
 def _against_the_reference(x: Tensor, weight: Tensor) -> None:
@@ -57,10 +57,10 @@ def _against_the_reference(x: Tensor, weight: Tensor) -> None:
     for options in ({}, *DROPOUTS.values(), {"recurrent_dropout": RATE, "dropout": RATE}):
         for lengths in (None, half):
             layer = Layer(H, **options)
-            got = _results(layer, x, weight, lengths=lengths, seed=seed)
-            _compare(got, _reference(layer.lstm, x, weight, lengths, **options))
+            got = results(layer, x, weight, lengths=lengths, seed=seed)
+            compare(got, _reference(layer.lstm, x, weight, lengths, **options))
     module = norm(H)
-    _compare(_results(module, x, weight, seed=SEED), _reference(module, x, weight, recurrent_dropout=RATE))
+    compare(results(module, x, weight, seed=SEED), _reference(module, x, weight, recurrent_dropout=RATE))
 
 
 def _peers_against_the_reference(x: Tensor, weight: Tensor) -> None:
@@ -68,17 +68,17 @@ def _peers_against_the_reference(x: Tensor, weight: Tensor) -> None:
     lstm, loop = FusedLSTM(H, H, layer_norm=True), LayerNormLSTM(H, H, 0.0, 0.0)
     loop.cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
     for peer in (loop, torch.jit.script(loop)):
-        _compare(_results(peer, x, weight), _reference(lstm, x, weight))
+        compare(results(peer, x, weight), _reference(lstm, x, weight))
 
 
 def _bfloat16_against_the_reference(x: Tensor, weight: Tensor) -> None:
     """The reference computes in float32 from the same rounded numbers."""
     H, half = x.shape[-1], torch.bfloat16
     for layer, options in ((full(H, half), full(H).options), (plain(H, dtype=half), {})):
-        got = _results(layer, x.to(half), weight.to(half), seed=torch.tensor(SEED))
+        got = results(layer, x.to(half), weight.to(half), seed=torch.tensor(SEED))
         exact = (layer.lstm if isinstance(layer, Layer) else layer).float()
         want = _reference(exact, x.to(half).float(), weight.to(half).float(), **options)
-        _compare([value.float() for value in got], want, share=0.03)
+        compare([value.float() for value in got], want, share=0.03)
 
 
 def _recomputed(x: Tensor, weight: Tensor) -> None:
@@ -86,10 +86,10 @@ def _recomputed(x: Tensor, weight: Tensor) -> None:
     for make in (plain, norm):
         kept, recomputed = make(H), make(H, recompute=True)
         recomputed.load_state_dict(kept.state_dict())
-        _compare(*(_results(model, x, weight, seed=SEED) for model in (recomputed, kept)))
+        compare(*(results(model, x, weight, seed=SEED) for model in (recomputed, kept)))
 
 
-def _results(model: nn.Module, x: Tensor, weight: Tensor, **arguments: object) -> list[Tensor]:
+def results(model: nn.Module, x: Tensor, weight: Tensor, **arguments: object) -> list[Tensor]:
     """The output, and its gradients, times `weight`, to the input and to all parameters."""
     x = x.clone().requires_grad_()
     output = model(x, **arguments)
@@ -108,7 +108,7 @@ def _reference(
     return [output, *torch.autograd.grad(output, [x, *weights], weight)]
 
 
-def _compare(got: object, want: object, share: float = 1e-4) -> None:
+def compare(got: object, want: object, share: float = 1e-4) -> None:
     """Within a share of the largest value."""
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=share, atol=share * b.detach().abs().max().item())
@@ -127,14 +127,14 @@ def _error(value: Tensor, exact: Tensor) -> float:
 def accuracy(T: int, B: int, H: int) -> Accuracy:
     x, weight = torch.randn(T, B, H), torch.randn(T, B, H)
     theirs = nn.LSTM(H, H)
-    results = [_results(model, x, weight) for model in (FusedLSTM.from_torch(theirs), theirs)]
-    exact = _results(theirs.double(), x.double(), weight.double())
-    ours, others = ([_error(a, b) for a, b in zip(result, exact, strict=True)] for result in results)
+    found = [results(model, x, weight) for model in (FusedLSTM.from_torch(theirs), theirs)]
+    exact = results(theirs.double(), x.double(), weight.double())
+    ours, others = ([_error(a, b) for a, b in zip(values, exact, strict=True)] for values in found)
 
     layer, bits = full(H), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        bits.append(_results(layer, x, weight, seed=torch.tensor(SEED)))
+        bits.append(results(layer, x, weight, seed=torch.tensor(SEED)))
     torch.set_num_threads(1)
     return Accuracy(
         error=max(a / b for a, b in zip(ours, others, strict=True)),
