@@ -36,6 +36,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def load() -> str:
+    """How many threads ran or waited for a core, on average over a minute."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
 def _cpuinfo(key: str) -> str:
     """A line of Linux's list of what the first core is; empty elsewhere."""
     path = Path("/proc/cpuinfo")
@@ -55,6 +60,7 @@ def facts() -> dict[str, str]:
         "instruction set": str(info.get("isa", "unknown")),
         "AVX-512-BF16": "yes" if has_bfloat16_products() else "no",
         "threads": "1, unless the group says two",
+        "load before the run": load(),
         "lstm_fused": str(info.get("version", "unknown")),
         "torch": torch.__version__,
         "compiler": str(info.get("compiler", "unknown")),

@@ -15,7 +15,7 @@ from .models import DROPOUTS, FULL, LAYER_NORM, NORM, PEER, PLAIN, TRAINED, Laye
 def structures(scale: Scale) -> Iterator[Case]:
     """Two layers; two directions: twice the work of a layer."""
     for group, arguments in {"two layers": {"num_layers": 2}, "bidirectional": {"bidirectional": True}}.items():
-        for T, B, H in scale.structures[:1]:
+        for T, B, H in scale.structures:
             x, weight = sequences(T, B, H)
             if "bidirectional" in arguments:
                 weight = torch.cat([weight, weight], -1)

@@ -16,7 +16,8 @@ HOW = f"""\
 All candidates of a shape are in one process and take turns; before anything is timed, every kind of candidate is
 validated against `{PEER}` or the specification, outputs and gradients. A training step is forward and backward, with
 gradients of the input and of all parameters; I = H. Times are of one call: on one thread CPU time of the process, which
-does not pass while another process has the core, on two threads wall time. Ratios and shares are of the best times.
+does not pass while another process has the core, on two threads wall time, which does: it tells something only where
+the load before the run was near zero. Ratios and shares are of the best times.
 
 - *speed*: time of `{PEER}` over that of the candidate; more is faster.
 - *cost*: time (or memory) of the candidate over that of the one it names; less is better.
@@ -33,6 +34,7 @@ COLUMNS = (
     ("shape", "shape", "{}"),
     ("candidate", "candidate", "{}"),
     ("threads", "threads", "{}"),
+    ("clock", "clock", "{}"),
     ("best ms", "best_ms", "{:.3f}"),
     ("median ms", "median_ms", "{:.3f}"),
     ("GFLOP/s", "gflops", "{:.1f}"),

@@ -28,6 +28,7 @@ def test_every_group_runs(tmp_path):
     (table,) = tmp_path.glob("*.csv")
     rows = list(csv.DictReader(table.open()))
     assert all(float(row["best_ms"]) > 0 for row in rows)
+    assert all(row["clock"] == ("wall" if "two threads" in row["group"] else "CPU") for row in rows)
     groups = {row["group"] for row in rows}
     page = table.with_suffix(".md").read_text()
     assert all(f"\n## {group[0].upper()}{group[1:]}\n" in page for group in groups)
