@@ -55,6 +55,7 @@ struct BackwardScratch {
   T* d_cell;     // [stride] gradient of the normalised c'
   T* d_new;      // [rows, stride] gradient of h', projection only
   T* zeros;      // [stride]
+  Stream stream;
   BlockMasks<T> masks;
 
   BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
@@ -69,6 +70,7 @@ struct BackwardScratch {
     d_cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
     d_new = options.projection ? arena.take<T>(rows * stride) : nullptr;
     zeros = arena.take<T>(stride);
+    stream.ranges = arena.take<Stream::Range>(4 * rows);
     LayerOptions own = options;
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
@@ -276,9 +278,27 @@ LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T
     plain_row<Extra>(task, row, sums, H);
 }
 
+// Lists what the rows of step s will touch.
+template <typename T>
+void announce_step(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int64_t s, int64_t active) {
+  const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
+  const LayerSaved<T>& saved = task.out.saved;
+  Stream& stream = scratch.stream;
+  stream.count = 0;
+  for (int64_t r = 0; r < active; ++r) {
+    const int64_t row_steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
+    const int64_t position = time_of(task.options, row_steps, s) * B + b;
+    stream.add(saved.gates + position * 4 * H, 4 * H);
+    if (saved.recurrent) stream.add(saved.recurrent + position * 4 * H, 4 * H);
+    stream.add(task.grad.d_output + position * P, P);
+    if (s > 0) stream.add(saved.cells + (time_of(task.options, row_steps, s - 1) * B + b) * H, H);
+  }
+  stream.start(ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * 4 * H);
+}
+
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
 template <typename T>
-void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t active) {
+void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, stride = scratch.stride;
   const bool zoneout = task.options.zoneout_h > 0;
   const PlainColumns columns{P};
@@ -296,7 +316,7 @@ void hidden_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scra
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
           },
-          Prefetch::share(panel + 4 * H * kPanelColumns<T>, 4 * H, tile));
+          PrefetchAndStream{Prefetch::share(panel + 4 * H * kPanelColumns<T>, 4 * H, tile), &scratch.stream});
     });
   }
 }
@@ -397,6 +417,7 @@ void backward(const BackwardTask<T>& task) {
       else
         backward_row<false>(task, row, scratch, sums, H);
     }
+    announce_step(task, scratch, s - 1, s > 0 ? active : 0);
     hidden_gradient(task, scratch, active);
     // Nothing flows back through a reset.
     for (int64_t r = 0; task.in.reset && r < active; ++r)

@@ -37,6 +37,49 @@ struct Prefetch {
   LSTM_FUSED_INLINE Prefetch after(int64_t k) const { return {next + k * 64}; }
 };
 
+// Asks for memory that the next step will touch, a cache line at a time in the course of a product: all at once would wait
+// for one another.
+struct Stream {
+  struct Range {
+    const char *begin, *end;
+  };
+  Range* ranges;
+  int64_t count = 0;     // of ranges
+  int64_t next = 0;      // range
+  int64_t interval = 1;  // a line every so many k, a power of two
+  const char* line = nullptr;
+
+  template <typename T>
+  LSTM_FUSED_INLINE void add(const T* p, int64_t values) {
+    ranges[count++] = {reinterpret_cast<const char*>(p), reinterpret_cast<const char*>(p + values)};
+  }
+  // From the first range on, spread over `steps` values of k.
+  void start(int64_t steps) {
+    next = 0;
+    line = count > 0 ? ranges[0].begin : nullptr;
+    int64_t lines = 1;
+    for (int64_t k = 0; k < count; ++k) lines += (ranges[k].end - ranges[k].begin) / 64 + 1;
+    for (interval = 1; 2 * interval * lines <= steps; interval *= 2) {
+    }
+  }
+  LSTM_FUSED_INLINE void operator()(int64_t k) {
+    if ((k & (interval - 1)) != 0 || next == count) return;
+    __builtin_prefetch(line, 0, 2);
+    line += 64;
+    if (line >= ranges[next].end && ++next < count) line = ranges[next].begin;
+  }
+};
+
+// Both of them.
+struct PrefetchAndStream {
+  Prefetch prefetch;
+  Stream* stream;
+  LSTM_FUSED_INLINE void operator()(int64_t k) const {
+    prefetch(k);
+    (*stream)(k);
+  }
+};
+
 // Asks for n values that will be read in a while.
 template <typename T>
 LSTM_FUSED_FN void prefetch_row(const T* p, int64_t n) {
