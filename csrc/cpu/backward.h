@@ -150,8 +150,7 @@ LSTM_FUSED_FN Gates<Vec<T>> d_units_with_extras(const BackwardTask<T>& task, con
 template <bool Extra, typename T>
 LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& row, const ParameterSums& sums,
                              int64_t H) {
-  for (int64_t j = 0; j < H; j += kLanes<T>) {
-    const int64_t n = H - j;
+  for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> gates = {load(row.gates + j, n), load(row.gates + H + j, n), load(row.gates + 2 * H + j, n),
                                  load(row.gates + 3 * H + j, n)};
     const Vec<T> c_prev = load(row.c_prev + j, n);
@@ -175,7 +174,7 @@ LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& 
       store(row.d_gates_ih + gate * H + j, d_gates[gate], n);
       add_to<T>(row.sums + sums.bias + gate * sums.padded_hidden + j, d_gates[gate]);
     }
-  }
+  });
 }
 
 template <bool Extra, typename T>
@@ -188,8 +187,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
   // The gates and c' again, then the gradient of the normalised c' and its two sums.
   const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
   Vec<T> sum_d{}, sum_d_c{};
-  for (int64_t j = 0; j < H; j += kLanes<T>) {
-    const int64_t n = H - j;
+  for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> z = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
     Gates<Vec<T>> gates;
     const Vec<T> cell =
@@ -217,7 +215,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     store(gates_row + 3 * stride + j, d_z_o);
     store(scratch.cell + j, c_hat);
     store(scratch.d_cell + j, d_c_hat);
-  }
+  });
   const Vec<T> mean_d = broadcast(sum_lanes<T>(sum_d) / static_cast<T>(H));
   const Vec<T> mean_d_c = broadcast(sum_lanes<T>(sum_d_c) / static_cast<T>(H));
 
@@ -225,8 +223,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
   const Vec<T> x_mean = broadcast(row.stats[0]), x_rstd = broadcast(row.stats[1]);
   const Vec<T> h_mean = broadcast(row.stats[2]), h_rstd = broadcast(row.stats[3]);
   Vec<T> sum_x{}, sum_x_hat{}, sum_h{}, sum_h_hat{};
-  for (int64_t j = 0; j < H; j += kLanes<T>) {
-    const int64_t n = H - j;
+  for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> gates = {load(gates_row + j), load(gates_row + stride + j), load(gates_row + 2 * stride + j),
                                  Vec<T>{}};
     const Vec<T> d_cell = d_normalize(load(scratch.d_cell + j), load(scratch.cell + j), mean_d, mean_d_c, c_rstd);
@@ -253,20 +250,20 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
       sum_h_hat += d_h * h_hat;
       store(gates_row + gate * stride + j, d_gates[gate]);
     }
-  }
+  });
   const T count = static_cast<T>(4 * H);
   const Vec<T> mean_x = broadcast(sum_lanes<T>(sum_x) / count), mean_x_hat = broadcast(sum_lanes<T>(sum_x_hat) / count);
   const Vec<T> mean_h = broadcast(sum_lanes<T>(sum_h) / count), mean_h_hat = broadcast(sum_lanes<T>(sum_h_hat) / count);
 
   for (int64_t gate = 0; gate < 4; ++gate)
-    for (int64_t j = 0; j < H; j += kLanes<T>) {
-      const int64_t k = gate * H + j, n = H - j;
+    for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
+      const int64_t k = gate * H + j;
       const Vec<T> d_z = load(gates_row + gate * stride + j);
       const Vec<T> x_hat = normalize(load(row.gates + k, n), x_mean, x_rstd);
       const Vec<T> h_hat = normalize(load(row.recurrent + k, n), h_mean, h_rstd);
       store(row.d_gates_ih + k, d_normalize(d_z * load(in.weight_ln_ih + k, n), x_hat, mean_x, mean_x_hat, x_rstd), n);
       store(row.d_gates_hh + k, d_normalize(d_z * load(in.weight_ln_hh + k, n), h_hat, mean_h, mean_h_hat, h_rstd), n);
-    }
+    });
 }
 
 template <bool Extra, typename T>

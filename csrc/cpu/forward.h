@@ -279,24 +279,22 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int
   for (int64_t r = 0; r < active; ++r) {
     const StepRow<T>& row = scratch.rows[r];
     row_stats(row.recurrent, 4, H, task.options.eps, row.stats + 2);
-    for (int64_t j = 0; j < H; j += kLanes<T>) {
-      const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, H - j);
+    for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
+      const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
       Gates<Vec<T>> gates;
-      store(cell + j,
-            gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, H - j, z, load(row.c + j), gates));
+      store(cell + j, gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c + j), gates));
       store(o + j, gates.o);
-    }
+    });
     row_stats(cell, 1, H, task.options.eps, row.stats + 4);
     const Vec<T> mean = broadcast(row.stats[4]), rstd = broadcast(row.stats[5]);
-    for (int64_t j = 0; j < H; j += kLanes<T>) {
-      const int64_t n = H - j;
+    for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
       const Vec<T> c = load(cell + j);
       const Vec<T> normalized =
           normalize(c, mean, rstd) * load(task.in.weight_ln_c + j, n) + load(task.in.bias_ln_c + j, n);
       const bool carries_normalized = Extra && task.options.layer_norm == LayerNorm::carry;
       finish_units<Extra>(row, j, n, load(row.c + j), carries_normalized ? normalized : c,
                           load(o + j) * tanh(normalized));
-    }
+    });
   }
 }
 

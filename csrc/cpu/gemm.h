@@ -37,8 +37,8 @@ struct Prefetch {
   LSTM_FUSED_INLINE Prefetch after(int64_t k) const { return {next + k * 64}; }
 };
 
-// Asks for memory that the next step will touch, a cache line at a time in the course of a product: all at once would wait
-// for one another.
+// Asks for memory that the next step will touch, a cache line at a time in the course of a product: all at once would
+// wait for one another.
 struct Stream {
   struct Range {
     const char *begin, *end;

@@ -83,6 +83,15 @@ LSTM_FUSED_FN Vec<T> first_lanes(Vec<T> v, int64_t n) {
   return v;
 }
 
+// f(j, n) for vectors at j = 0, L, 2L, ... of `count` values, n of whose lanes are real. All but the last are whole,
+// which the compiler sees.
+template <typename T, class F>
+LSTM_FUSED_FN void for_each_vector_of(int64_t count, F f) {
+  int64_t j = 0;
+  for (; j + kLanes<T> <= count; j += kLanes<T>) f(j, int64_t{kLanes<T>});
+  if (j < count) f(j, count - j);
+}
+
 // The sum of all lanes, as a tree: a fixed order.
 template <typename T>
 LSTM_FUSED_FN T sum_lanes(Vec<T> v) {
