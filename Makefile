@@ -16,7 +16,7 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-kernels test-compat bench bench-quick lint format clean
+.PHONY: help train test test-all test-kernels test-compat bench bench-quick features lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-kernels:
 # One wheel on the oldest torch it serves and on the newest; fetches about 1.5 GB the first time.
 test-compat: $(VENV)/.installed-dev
 	$(BIN)/python tests/compat/run.py
+
+features: $(VENV)/.installed-dev ## docs/features.md anew: every feature, compiled, exported, differentiated twice and so on
+	$(BIN)/python tests/features.py
 
 bench: $(VENV)/.installed-dev ## speed and memory against nn.LSTM: a page, a CSV and a picture in benchmarks/results/
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -160,3 +160,13 @@ def test_leaves_no_trace():
     after = module(x)[0]
     assert_same_bits([after], [before])
     assert after.requires_grad
+
+
+def test_autocast():
+    """As forward: half precision is converted, and nothing is computed in it."""
+    module = FusedLSTM(I, H, 2, layer_norm=True)
+    x = random(T, B, I, seed=1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        trace = module.trace(x)
+        assert_same_bits([trace.output], [module(x)[0]])
+    assert_close(trace.gates, module.trace(x.float()).gates)

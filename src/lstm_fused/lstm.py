@@ -365,6 +365,11 @@ class FusedLSTM(_FusedBase):
         run_layer: Callable[..., Any],
     ) -> Any:
         """Run it padded, in the caller's order of sequences, as are hx, reset and the masks; pack the output again."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "input must be a padded tensor, with lengths, under torch.compile(fullgraph=True) and torch.export, "
+                "which cannot trace the sizes in it, got a PackedSequence"
+            )
         parameters = self._all_parameters()
         weight = parameters[0][0]
         checks.packed(input)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import checks, ops, reference
 
 _PARAMETERS = (
     "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c",
@@ -45,6 +45,9 @@ class Recorder:
     def __call__(
         self, input: Tensor, h_0: Tensor, c_0: Tensor, *parameters: Tensor | None, **arguments: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if checks.autocast_is_on(input):
+            with torch.autocast(input.device.type, enabled=False):
+                return self(*ops._autocast((input, h_0, c_0, *parameters)), **arguments)
         weights = dict.fromkeys(_PARAMETERS) | dict(zip(_PARAMETERS, parameters, strict=False))
         tensors = {name: arguments.pop(name, None) for name in ("lengths", "reset", "seed")}
         layer = torch.ops.lstm_fused.lstm_layer
@@ -114,12 +117,10 @@ def _gates(
 
 def _previous(states: Tensor, first: Tensor, past: Tensor | None, reverse: bool) -> Tensor:
     """What each step came from, [T, B, H]: the state of the step before, of the first real one the initial state."""
-    if states.shape[0] == 0:
-        return states
     if not reverse:
-        return torch.cat((first.unsqueeze(0), states[:-1]))
-    following = torch.cat((states[1:], first.unsqueeze(0)))
+        return torch.cat((first.unsqueeze(0), states))[:-1]
+    following = torch.cat((states, first.unsqueeze(0)))[1:]
     if past is None:
         return following
-    ended = torch.cat((past[1:], past.new_ones(1, past.shape[1])))
+    ended = torch.cat((past, past.new_ones(1, past.shape[1])))[1:]
     return torch.where(ended.unsqueeze(-1), first, following)

@@ -1,0 +1,314 @@
+"""Every feature on every road that PyTorch offers, tried: the table of docs/features.md.
+
+``python tests/features.py`` (``make features``) writes it, test_features.py tries every cell anew.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from testing import assert_close, random
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_leaves
+
+from lstm_fused import FusedLSTM, FusedLSTMCell, ops, reference
+
+PAGE = Path(__file__).parent.parent / "docs" / "features.md"
+T, B, I, H = 3, 3, 2, 6  # noqa: E741
+WORKS = "works"
+
+
+class Traced(nn.Module):
+    """``trace`` in the place of ``forward``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__()
+        self.lstm = FusedLSTM(*arguments, **options)
+
+    def forward(self, input: Tensor, seed: Tensor) -> Any:
+        return self.lstm.trace(input, seed=seed)
+
+
+class Feature(NamedTuple):
+    options: dict[str, Any] = {}  # noqa: RUF012
+    inputs: tuple[str, ...] = ()  # beside the input itself
+    kind: Callable[..., nn.Module] = FusedLSTM
+
+
+FEATURES = {
+    "no option": Feature(),
+    "`bias=False`": Feature({"bias": False}),
+    "`num_layers=2, dropout=`": Feature({"num_layers": 2, "dropout": 0.3}),
+    "`variational=True`": Feature({"num_layers": 2, "dropout": 0.3, "variational": True}),
+    "`bidirectional=True`": Feature({"bidirectional": True}),
+    "`batch_first=True`": Feature({"batch_first": True}),
+    "`proj_size=`": Feature({"proj_size": 2}),
+    '`layer_norm="ba2016"`': Feature({"layer_norm": True}),
+    '`layer_norm="carry"`': Feature({"layer_norm": "carry"}),
+    "`recurrent_dropout=`": Feature({"recurrent_dropout": 0.3}),
+    '`recurrent_dropout_on="candidate"`': Feature({"recurrent_dropout": 0.3, "recurrent_dropout_on": "candidate"}),
+    "`zoneout=`": Feature({"zoneout": (0.2, 0.3)}),
+    "`weight_dropout=`": Feature({"weight_dropout": 0.3}),
+    "`peephole=True`": Feature({"peephole": True}),
+    "`forget_bias=`": Feature({"forget_bias": 1.0}),
+    "`open_gates=`": Feature({"open_gates": "io"}),
+    "`hx` given": Feature({}, ("hx",)),
+    "`lengths=`": Feature({}, ("lengths",)),
+    "`reset=`": Feature({}, ("reset",)),
+    "all of these": Feature(
+        {
+            "num_layers": 2,
+            "dropout": 0.3,
+            "variational": True,
+            "bidirectional": True,
+            "batch_first": True,
+            "layer_norm": True,
+            "recurrent_dropout": 0.3,
+            "zoneout": 0.2,
+            "weight_dropout": 0.3,
+            "peephole": True,
+            "open_gates": "f",
+        },
+        ("hx", "lengths", "reset"),
+    ),
+    "a `PackedSequence`": Feature({"layer_norm": True}, ("packed",)),
+    "`trace()`": Feature({"layer_norm": True}, kind=Traced),
+    "`FusedLSTMCell`": Feature({"layer_norm": True, "zoneout": 0.2, "peephole": True}, ("reset",), kind=FusedLSTMCell),
+}
+
+
+def make(feature: Feature, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The module with random parameters, those that start as 0 or 1 too."""
+    module = feature.kind(I, H, dtype=dtype, **feature.options)
+    with torch.no_grad():
+        for k, parameter in enumerate(module.parameters()):
+            parameter.add_(random(*parameter.shape, seed=k, scale=0.3))
+    return module
+
+
+def arguments(
+    feature: Feature, dtype: torch.dtype = torch.float64, seed: int = 1, T: int = T, B: int = B
+) -> dict[str, Any]:
+    """Of a call of the module, all tensors, by name."""
+    options, cell = feature.options, feature.kind is FusedLSTMCell
+    rows = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    input, reset = random(T, B, I, seed=seed), random(T, B, seed=seed + 1) > 0.7
+    if options.get("batch_first"):
+        input, reset = input.transpose(0, 1), reset.T
+    inputs = {
+        "input": (input[0] if cell else input).to(dtype),
+        "seed": torch.tensor(5),
+        "hx": (random(rows, B, H, seed=seed + 2).to(dtype), random(rows, B, H, seed=seed + 3).to(dtype)),
+        "lengths": torch.arange(B) % T + 1,
+        "reset": reset[0] if cell else reset,
+    }
+    if "packed" in feature.inputs:
+        inputs["input"] = pack_padded_sequence(inputs["input"], inputs["lengths"].flip(0), enforce_sorted=False)
+    return {name: value for name, value in inputs.items() if name in ("input", "seed", *feature.inputs)}
+
+
+def data(given: dict[str, Any]) -> Tensor:
+    """The tensor in which the input's numbers are."""
+    input = given["input"]
+    return input.data if isinstance(input, PackedSequence) else input
+
+
+def with_data(given: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """The same arguments with other numbers in the input."""
+    input = given["input"]
+    return given | {"input": input._replace(data=x) if isinstance(input, PackedSequence) else x}
+
+
+def tensors(results: Any) -> list[Tensor]:
+    """All that a call gives."""
+    leaves = tree_leaves(results, is_leaf=lambda x: isinstance(x, PackedSequence))
+    return [x.data if isinstance(x, PackedSequence) else x for x in leaves]
+
+
+def loss(results: list[Tensor]) -> Tensor:
+    return sum((r * random(*r.shape, seed=70 + k).to(r.dtype)).sum() for k, r in enumerate(results))
+
+
+def with_gradients(call: Callable[..., Any], module: nn.Module, given: dict[str, Any]) -> list[Tensor]:
+    """What a call gives, and the gradients of the input and of all parameters where there are any."""
+    leaves = [data(given).detach().requires_grad_(), *module.parameters()]
+    results = tensors(call(**with_data(given, leaves[0])))
+    if not any(r.requires_grad for r in results):
+        return results
+    return results + list(torch.autograd.grad(loss(results), leaves, allow_unused=True, materialize_grads=True))
+
+
+def by_the_reference(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call with the specification in the place of the kernels."""
+
+    def patched(**given: Any) -> Any:
+        with (
+            mock.patch.object(ops, "lstm_layer", reference.lstm_layer),
+            mock.patch.object(ops, "lstm_cell", reference.lstm_cell),
+        ):
+            return call(**given)
+
+    return patched
+
+
+# Each road takes a feature and raises an error where it is closed.
+
+
+def eager(feature: Feature) -> None:
+    """A training step, and one in eval, against the specification."""
+    module, given = make(feature), arguments(feature)
+    for training in (True, False):
+        module.train(training)
+        plain = module.lstm if feature.kind is Traced else module  # a trace begins with what forward gives
+        expected = with_gradients(by_the_reference(plain), module, given)
+        if feature.kind is Traced:
+            expected = [x.detach() for x in expected[:3]]
+        assert_close(with_gradients(module, module, given)[: len(expected)], expected)
+
+
+def compiled(feature: Feature) -> None:
+    """A training step as one graph, against eager."""
+    torch.compiler.reset()
+    module, given = make(feature), arguments(feature)
+    call = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(call, module, given), with_gradients(module, module, given))
+
+
+def exported(feature: Feature) -> None:
+    """With dynamic T and B, in eval, run at other sizes than it was exported with."""
+    module = make(feature).eval()
+    steps, rows = torch.export.Dim("T", min=2, max=1000), torch.export.Dim("B", min=2, max=1000)
+    both = {0: rows, 1: steps} if feature.options.get("batch_first") else {0: steps, 1: rows}
+    if feature.kind is FusedLSTMCell:
+        both = {0: rows}
+    sizes = {"input": both, "reset": both, "lengths": {0: rows}, "hx": ({1: rows}, {1: rows}), "seed": None}
+    given = arguments(feature)
+    dynamic = {name: sizes[name] for name in given}
+    if "packed" in feature.inputs:
+        dynamic = None
+    input = given.pop("input")
+    program = torch.export.export(module, (input,), given, dynamic_shapes=dynamic).module()
+    other = arguments(feature, seed=30, T=7, B=4)
+    assert_close(
+        tensors(program(other.pop("input"), **other)), tensors(module(**arguments(feature, seed=30, T=7, B=4)))
+    )
+
+
+def autocast(feature: Feature) -> None:
+    """A training step of bfloat16 inputs, against one of the same numbers in float32."""
+    module, given = make(feature, torch.float32), arguments(feature, torch.bfloat16)
+    exact = with_data(given, data(given).float())
+    if "hx" in given:
+        exact["hx"] = tuple(x.float() for x in given["hx"])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = with_gradients(module, module, given)
+    expected = with_gradients(module, module, exact)
+    for g, e in zip(got, expected, strict=True):  # what two directions give to a bfloat16 input is rounded, then added
+        assert_close(g, e.to(g.dtype), 2**-7 if g.dtype == torch.bfloat16 else None)
+
+
+def twice(feature: Feature) -> None:
+    """A gradient penalty: the squared gradient of the input, differentiated by the parameters."""
+    module, given = make(feature), arguments(feature)
+    leaves = [data(given).detach().requires_grad_(), *module.parameters()]
+    given = with_data(given, leaves[0])
+
+    def penalty(call: Callable[..., Any]) -> list[Tensor]:
+        results = tensors(call(**given))
+        (slope,) = torch.autograd.grad(loss(results), leaves[0], create_graph=True)
+        return list(torch.autograd.grad(slope.square().sum(), leaves, allow_unused=True, materialize_grads=True))
+
+    assert_close(penalty(module), penalty(by_the_reference(module)))
+
+
+def vmapped(feature: Feature) -> None:
+    """Two batches at once, against one after the other."""
+    module, given = make(feature), arguments(feature)
+    inputs = torch.stack([data(arguments(feature, seed=seed)) for seed in (1, 9)])
+
+    def call(x: Tensor) -> list[Tensor]:
+        return tensors(module(**with_data(given, x)))
+
+    expected = [torch.stack(results) for results in zip(*(call(x) for x in inputs), strict=True)]
+    assert_close(list(torch.vmap(call)(inputs)), expected)
+
+
+ROADS: dict[str, Callable[[Feature], None]] = {
+    "eager": eager,
+    "`compile`": compiled,
+    "`export`": exported,
+    "autocast": autocast,
+    "double backward": twice,
+    "`vmap`": vmapped,
+}
+
+
+def sentence(error: Exception) -> str:
+    """The first line of what the user reads; of an error that torch.compile reports, the error's own."""
+    ours = re.search(r"raised exception \w+\('(.*?)'\)", str(error))
+    return ours[1] if ours else str(error).strip().splitlines()[0]
+
+
+def attempt(name: str, road: str) -> str:
+    """ "works", or the sentence that the user gets."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ROADS[road](FEATURES[name])
+    except AssertionError:
+        raise
+    except Exception as error:
+        return sentence(error)
+    return WORKS
+
+
+HEAD = """# What works where
+
+Written by `make features`, which tries every cell; the tests try them again. Each is a comparison, not only a call:
+
+| road | what is compared |
+|---|---|
+"""
+FOOT = """
+`trace()` gives no gradients, by design. Without `seed=`, options that draw masks need
+`torch.vmap(..., randomness="different")` or `"same"`, as torch's own dropout.
+"""
+
+
+def render(cells: dict[str, dict[str, str]]) -> str:
+    """The page: ``cells[name][road]``."""
+    sentences = list(dict.fromkeys(cell for row in cells.values() for cell in row.values() if cell != WORKS))
+    page = HEAD + "".join(f"| {road} | {function.__doc__} |\n" for road, function in ROADS.items())
+    page += "\n| | " + " | ".join(ROADS) + " |\n|---|" + "---|" * len(ROADS) + "\n"
+    for name, row in cells.items():
+        shown = (cell if cell == WORKS else f"({sentences.index(cell) + 1})" for cell in row.values())
+        page += f"| {name} | " + " | ".join(shown) + " |\n"
+    page += "\nWhere it does not work, the sentence that you get:\n\n" if sentences else ""
+    return page + "".join(f"{k}. {text}\n" for k, text in enumerate(sentences, 1)) + FOOT
+
+
+def parse(page: str) -> dict[str, dict[str, str]]:
+    """What :func:`render` rendered."""
+    sentences = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
+    lines = page.split("\n| | ")[1].splitlines()[2:]
+    cells = {}
+    for line in lines[: lines.index("")]:
+        name, *row = (cell.strip() for cell in line.strip("|").split(" | "))
+        row = [sentences.get(cell.strip("()"), cell) for cell in row]
+        cells[name] = dict(zip(ROADS, row, strict=True))
+    return cells
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    text = render({name: {road: attempt(name, road) for road in ROADS} for name in FEATURES})
+    PAGE.write_text(text)
+    sys.stdout.write(text)
