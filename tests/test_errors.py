@@ -210,7 +210,8 @@ def test_a_state_dict_that_does_not_fit():
 OP_CALLS = [
     ({"input": torch.zeros(4, 3)}, "input must have shape [T, B, I], got [4, 3]"),
     ({"input": torch.zeros(4, 2, 7)}, "weight_ih must have shape [4H, I] = [20, 7], got [20, 3]"),
-    ({"input": torch.zeros(4, 2, 3).half()}, "input must be float32 or float64"),
+    ({"input": torch.zeros(4, 2, 3).int()}, "input must be float32, float64, bfloat16 or float16, got "),
+    ({"input": torch.zeros(4, 2, 3).half()}, "h_0 must be float16, got float32"),
     ({"h_0": torch.zeros(2, 4)}, "h_0 must have shape [B, H] = [2, 5], got [2, 4]"),
     ({"c_0": torch.zeros(3, 5)}, "c_0 must have shape [B, H] = [2, 5], got [3, 5]"),
     ({"c_0": torch.zeros(2, 5).double()}, "c_0 must be float32, got float64"),

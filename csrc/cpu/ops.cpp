@@ -1,5 +1,5 @@
-// The CPU implementations of the ops: tensors are checked and taken apart here,
-// and nowhere below.
+// The CPU implementations of the ops: tensors are checked and taken apart here, and nowhere below. Half precision
+// (bfloat16, float16) is how tensors are kept: a call computes in float32 and rounds what it gives.
 #include <Python.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -52,6 +52,10 @@ std::string to_string(ScalarType type) {
       return "float32";
     case ScalarType::Double:
       return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
     case ScalarType::Long:
       return "int64";
     case ScalarType::Bool:
@@ -61,8 +65,7 @@ std::string to_string(ScalarType type) {
   }
 }
 
-// One sentence for the caller. STD_TORCH_CHECK would put this file's path in
-// front of it.
+// One sentence for the caller. STD_TORCH_CHECK would put this file's path in front of it.
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream sentence;
@@ -70,8 +73,8 @@ template <typename... Parts>
   throw std::runtime_error(sentence.str());
 }
 
-// Where a part costs something to make (a shape's text), `if (...) fail(...)`:
-// a step of one sequence takes microseconds.
+// Where a part costs something to make (a shape's text), `if (...) fail(...)`: a step of one sequence takes
+// microseconds.
 template <typename... Parts>
 void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
@@ -79,14 +82,17 @@ void check(bool ok, const Parts&... parts) {
 
 using Sizes = std::initializer_list<int64_t>;
 
-// A contiguous tensor of the wanted shape and type, or one sentence.
+bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
+
+// A contiguous tensor of the wanted shape and type, half precision as float32, or one sentence.
 Tensor checked(const char* name, const Tensor& tensor, Sizes shape, const char* letters, ScalarType type) {
   check(tensor.is_cpu(), name, " must be on the CPU like the input, got another device");
   if (tensor.scalar_type() != type) fail(name, " must be ", to_string(type), ", got ", to_string(tensor.scalar_type()));
   const auto sizes = tensor.sizes();
   if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()))
     fail(name, " must have shape ", letters, " = ", to_string(Shape(shape)), ", got ", to_string(shape_of(tensor)));
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  return is_half(type) ? torch::stable::to(contiguous, ScalarType::Float) : contiguous;
 }
 
 MaybeTensor checked(const char* name, const MaybeTensor& tensor, Sizes shape, const char* letters, ScalarType type) {
@@ -103,9 +109,8 @@ struct Weights {
 struct Call {
   LayerSizes sizes{};
   LayerOptions options;
-  ScalarType type = ScalarType::Float;
-  // All optional, those always there too: a Tensor that is not given yet would
-  // be an allocation.
+  ScalarType type = ScalarType::Float;  // of the tensors that came and of those that go
+  // All optional, those always there too: a Tensor that is not given yet would be an allocation.
   MaybeTensor input, h_0, c_0, weight_ih, weight_hh;
   MaybeTensor bias_ih, bias_hh, ln_ih, ln_hh, ln_c, bias_ln_c, hr, ci, cf, co, lengths, reset;
 
@@ -113,13 +118,12 @@ struct Call {
        const MaybeTensor& given_lengths, const MaybeTensor& given_reset, const MaybeTensor& seed,
        const LayerOptions& given_options, bool is_cell)
       : options(given_options), type(given_input.scalar_type()) {
-    if (type != ScalarType::Float && type != ScalarType::Double)
-      fail("input must be float32 or float64 on the CPU, got ", to_string(type));
+    if (type != ScalarType::Float && type != ScalarType::Double && !is_half(type))
+      fail("input must be float32, float64, bfloat16 or float16, got ", to_string(type));
     if (given_input.dim() != (is_cell ? 2 : 3))
       fail("input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ", to_string(shape_of(given_input)));
     options.projection = weights.hr.has_value();
-    // What the shape of h and weight_hh is called in an error: there is no P
-    // without a projection.
+    // What the shape of h and weight_hh is called in an error: there is no P without a projection.
     const char* const h_letters = options.projection ? "[B, P]" : "[B, H]";
     const char* const hh_letters = options.projection ? "[4H, P]" : "[4H, H]";
     if (weights.hh.dim() != 2)
@@ -132,10 +136,8 @@ struct Call {
     sizes.projection_size = weights.hh.size(1);
     sizes.hidden_size = options.projection ? weights.hr->size(1) : sizes.projection_size;
     const auto [T, B, I, H, P] = sizes;
-    check(H > 0 && I > 0 && P > 0,
-          "weight_ih and weight_hh must have at least one input and one hidden "
-          "unit, got ",
-          I, " and ", std::min(H, P));
+    check(H > 0 && I > 0 && P > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I,
+          " and ", std::min(H, P));
 
     input = is_cell ? checked("input", given_input, {B, I}, "[B, I]", type)
                     : checked("input", given_input, {T, B, I}, "[T, B, I]", type);
@@ -168,6 +170,12 @@ struct Call {
           static_cast<uint64_t>(*checked("seed", *seed, {}, "[]", ScalarType::Long).const_data_ptr<int64_t>());
   }
 
+  // The type of the statistics and of the cell state, and of all arithmetic.
+  ScalarType accumulator() const { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
+  // A result in the type of the call.
+  Tensor given(const MaybeTensor& tensor) const { return is_half(type) ? torch::stable::to(*tensor, type) : *tensor; }
+
   bool saves_hidden() const { return options.training && options.dropout > 0; }
 
   template <typename T>
@@ -192,8 +200,7 @@ struct Call {
             reset ? reset->const_data_ptr<bool>() : nullptr};
   }
 
-  // As torch::stable::new_empty, which looks the op up by its name in every
-  // call.
+  // As torch::stable::new_empty, which looks the op up by its name in every call.
   Tensor empty(Sizes shape) const {
     AtenTensorHandle tensor = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(input->get(), shape.begin(),
@@ -204,8 +211,7 @@ struct Call {
   Tensor empty(bool wanted, Sizes shape) const { return wanted ? empty(shape) : empty({0}); }
 
  private:
-  // The tensors of layer norm, and its kind. The biases of "carry" take the
-  // place of the others.
+  // The tensors of layer norm, and its kind. The biases of "carry" take the place of the others.
   void check_layer_norm(const Weights& weights) {
     const int64_t H = sizes.hidden_size;
     ln_ih = checked("weight_ln_ih", weights.ln_ih, {4 * H}, "[4H]", type);
@@ -214,19 +220,14 @@ struct Call {
     bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]", type);
     const bool norm = ln_ih.has_value();
     check(ln_hh.has_value() == norm && ln_c.has_value() == norm && bias_ln_c.has_value() == norm,
-          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given "
-          "together");
+          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
     options.layer_norm = norm ? LayerNorm::ba2016 : LayerNorm::none;
     check(options.eps > 0 || !norm, "eps must be positive, got ", options.eps);
     check(weights.bias_ln_ih.has_value() == weights.bias_ln_hh.has_value(),
           "bias_ln_ih and bias_ln_hh must be given together");
     if (!weights.bias_ln_ih) return;
-    check(norm,
-          "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be "
-          "given with bias_ln_ih and bias_ln_hh");
-    check(!bias_ih,
-          "bias_ih and bias_hh must be None with bias_ln_ih and "
-          "bias_ln_hh, which take their place");
+    check(norm, "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given with bias_ln_ih and bias_ln_hh");
+    check(!bias_ih, "bias_ih and bias_hh must be None with bias_ln_ih and bias_ln_hh, which take their place");
     options.layer_norm = LayerNorm::carry;
     bias_ih = checked("bias_ln_ih", weights.bias_ln_ih, {4 * H}, "[4H]", type);
     bias_hh = checked("bias_ln_hh", weights.bias_ln_hh, {4 * H}, "[4H]", type);
@@ -259,8 +260,7 @@ struct Call {
   }
 };
 
-// torch's thread pool. An exception of a task is thrown again in the calling
-// thread.
+// torch's thread pool. An exception of a task is thrown again in the calling thread.
 lstm_fused::cpu::Executor executor() {
   lstm_fused::cpu::Executor executor;
   executor.threads = static_cast<int64_t>(torch::stable::get_num_threads());
@@ -294,14 +294,13 @@ T* pointer(const MaybeTensor& tensor) {
 // f(float{}) or f(double{}).
 template <class F>
 void with_type(ScalarType type, F f) {
-  if (type == ScalarType::Float)
-    f(float{});
-  else
+  if (type == ScalarType::Double)
     f(double{});
+  else
+    f(float{});
 }
 
-// What a forward pass gives. Empty without the backward pass in view: all but
-// the results.
+// What a forward pass gives. Empty without the backward pass in view: all but the results.
 struct Forward {
   MaybeTensor output, h_n, c_n, hidden, cells, gates, recurrent, stats;
 };
@@ -378,8 +377,10 @@ Gradients run_backward(const Call& call, const Forward& saved, const Tensor& d_o
     lstm_fused::cpu::layer_backward<S>(call.sizes, call.options, call.inputs<S>(),
                                        {pointer<S>(saved.output), nullptr, nullptr, kept}, gradients, executor());
   });
-  return {d_input, d_h_0,  d_c_0,       d_weight_ih, d_weight_hh, d_bias, d_ln_ih,
-          d_ln_hh, d_ln_c, d_bias_ln_c, d_hr,        d_ci,        d_cf,   d_co};
+  const auto given = [&](const Tensor& tensor) { return call.given(tensor); };
+  return {given(d_input), given(d_h_0),   given(d_c_0),   given(d_weight_ih), given(d_weight_hh),
+          given(d_bias),  given(d_ln_ih), given(d_ln_hh), given(d_ln_c),      given(d_bias_ln_c),
+          given(d_hr),    given(d_ci),    given(d_cf),    given(d_co)};
 }
 
 LayerOptions step_options(double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h,
@@ -442,23 +443,28 @@ LayerOptions cell_options(int64_t step, LayerOptions options) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(LSTM_FUSED_LAYER_INPUTS,
                                                                                       LSTM_FUSED_LAYER_OPTIONS) {
-  const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, true, false);
-  return {*out.output, *out.h_n, *out.c_n, *out.hidden, *out.cells, *out.gates, *out.recurrent, *out.stats};
+  const Call call = LSTM_FUSED_LAYER_CALL;
+  const Forward out = run_forward(call, true, false);
+  return {call.given(out.output), call.given(out.h_n),       call.given(out.c_n), call.given(out.hidden), *out.cells,
+          call.given(out.gates),  call.given(out.recurrent), *out.stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
-  const Forward out = run_forward(LSTM_FUSED_LAYER_CALL, false, false);
-  return {*out.output, *out.h_n, *out.c_n};
+  const Call call = LSTM_FUSED_LAYER_CALL;
+  const Forward out = run_forward(call, false, false);
+  return {call.given(out.output), call.given(out.h_n), call.given(out.c_n)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
-  const Forward out = run_forward(LSTM_FUSED_CELL_CALL, true, true);
-  return {*out.h_n, *out.c_n, *out.gates, *out.recurrent, *out.stats};
+  const Call call = LSTM_FUSED_CELL_CALL;
+  const Forward out = run_forward(call, true, true);
+  return {call.given(out.h_n), call.given(out.c_n), call.given(out.gates), call.given(out.recurrent), *out.stats};
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
-  const Forward out = run_forward(LSTM_FUSED_CELL_CALL, false, true);
-  return {*out.h_n, *out.c_n};
+  const Call call = LSTM_FUSED_CELL_CALL;
+  const Forward out = run_forward(call, false, true);
+  return {call.given(out.h_n), call.given(out.c_n)};
 }
 
 std::tuple<Tensor, Tensor> lstm_cell_plain(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
@@ -469,7 +475,7 @@ std::tuple<Tensor, Tensor> lstm_cell_plain(const Tensor& input, const Tensor& h_
                   {weight_ih, weight_hh, bias_ih, bias_hh, none, none, none, none, none, none, none, none, none, none},
                   none, none, none, LayerOptions{}, true);
   const Forward out = run_forward(call, false, true);
-  return {*out.h_n, *out.c_n};
+  return {call.given(out.h_n), call.given(out.c_n)};
 }
 
 Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n, LSTM_FUSED_LAYER_INPUTS,
@@ -479,19 +485,19 @@ Gradients lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const
   const Call call = LSTM_FUSED_LAYER_CALL;
   const auto [T, B, I, H, P] = call.sizes;
   const bool norm = has_layer_norm(call.options);
-  const auto saved = [type = call.type](const char* name, const Tensor& tensor, bool wanted,
-                                        Sizes shape) -> MaybeTensor {
+  const auto saved = [](const char* name, const Tensor& tensor, bool wanted, Sizes shape,
+                        ScalarType type) -> MaybeTensor {
     if (!wanted) return std::nullopt;
     return checked(name, tensor, shape, "of the forward pass", type);
   };
-  const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, P}),
+  const Forward kept = {saved("output", output, !call.saves_hidden(), {T, B, P}, call.type),
                         std::nullopt,
                         std::nullopt,
-                        saved("hidden", hidden, call.saves_hidden(), {T, B, P}),
-                        saved("cells", cells, true, {T, B, H}),
-                        saved("gates", gates, true, {T, B, 4 * H}),
-                        saved("recurrent", recurrent, norm, {T, B, 4 * H}),
-                        saved("stats", stats, norm, {T, B, 6})};
+                        saved("hidden", hidden, call.saves_hidden(), {T, B, P}, call.type),
+                        saved("cells", cells, true, {T, B, H}, call.accumulator()),
+                        saved("gates", gates, true, {T, B, 4 * H}, call.type),
+                        saved("recurrent", recurrent, norm, {T, B, 4 * H}, call.type),
+                        saved("stats", stats, norm, {T, B, 6}, call.accumulator())};
   return run_backward(call, kept, checked("d_output", d_output, {T, B, P}, "of output", call.type),
                       checked("d_h_n", d_h_n, {B, P}, "of h_0", call.type),
                       checked("d_c_n", d_c_n, {B, H}, "[B, H]", call.type), want_input, want_weights);
@@ -503,8 +509,8 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
   const Call call = LSTM_FUSED_CELL_CALL;
   const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
   const bool norm = has_layer_norm(call.options);
-  const auto saved = [type = call.type](const char* name, const Tensor& tensor, bool wanted,
-                                        Sizes shape) -> MaybeTensor {
+  const auto saved = [](const char* name, const Tensor& tensor, bool wanted, Sizes shape,
+                        ScalarType type) -> MaybeTensor {
     if (!wanted) return std::nullopt;
     return checked(name, tensor, shape, "of the forward pass", type);
   };
@@ -513,9 +519,9 @@ Gradients lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CE
                         std::nullopt,
                         std::nullopt,
                         std::nullopt,
-                        saved("gates", gates, true, {B, 4 * H}),
-                        saved("recurrent", recurrent, norm, {B, 4 * H}),
-                        saved("stats", stats, norm, {B, 6})};
+                        saved("gates", gates, true, {B, 4 * H}, call.type),
+                        saved("recurrent", recurrent, norm, {B, 4 * H}, call.type),
+                        saved("stats", stats, norm, {B, 6}, call.accumulator())};
   // h is the only output: its gradient comes in as that of the final state.
   const Tensor none = torch::stable::new_zeros(*call.input, {1, B, P});
   return run_backward(call, kept, none, checked("d_h", d_h, {B, P}, "of h_0", call.type),

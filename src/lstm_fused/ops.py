@@ -75,7 +75,8 @@ def lstm_layer(
     """A whole layer in one direction over a whole sequence, as :func:`lstm_fused.reference.lstm_layer`.
 
     Args:
-        input: [T, B, I], float32 or float64; the dtype and device of all the others but lengths and seed.
+        input: [T, B, I], float32, float64, bfloat16 or float16 (computed in float32, the cell state too); the dtype and
+            device of all the others but lengths and seed.
         h_0, c_0: [B, P], [B, H].
         weight_ih, weight_hh: [4H, I], [4H, P].
         bias_ih, bias_hh: [4H], both or neither.
