@@ -270,7 +270,10 @@ LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth
       for (; k + L <= depth; k += L) {
         const Vec<T> x = load(a[r] + k);
 #pragma GCC unroll 16
-        for (int lane = 0; lane < L; ++lane) acc[lane] += load(row[lane] + k) * x;
+        for (int lane = 0; lane < L; ++lane) {
+          __builtin_prefetch(row[lane] + L * depth + k, 0, 2);  // the next rows: these many streams are too many for
+          acc[lane] += load(row[lane] + k) * x;                 // the hardware to foresee
+        }
       }
       if (k < depth) {
         const Vec<T> x = load(a[r] + k, depth - k);
