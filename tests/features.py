@@ -33,7 +33,7 @@ class Traced(nn.Module):
         super().__init__()
         self.lstm = FusedLSTM(*arguments, **options)
 
-    def forward(self, input: Tensor, seed: Tensor) -> Any:
+    def forward(self, input: Tensor, seed: Tensor | None = None) -> Any:
         return self.lstm.trace(input, seed=seed)
 
 
@@ -182,24 +182,42 @@ def compiled(feature: Feature) -> None:
     assert_close(with_gradients(call, module, given), with_gradients(module, module, given))
 
 
-def exported(feature: Feature) -> None:
-    """With dynamic T and B, in eval, run at other sizes than it was exported with."""
-    module = make(feature).eval()
+def dynamic_sizes(feature: Feature, given: dict[str, Any]) -> dict[str, Any] | None:
+    """Of every argument, which dimensions are T and B."""
+    if "packed" in feature.inputs:
+        return None
     steps, rows = torch.export.Dim("T", min=2, max=1000), torch.export.Dim("B", min=2, max=1000)
     both = {0: rows, 1: steps} if feature.options.get("batch_first") else {0: steps, 1: rows}
     if feature.kind is FusedLSTMCell:
         both = {0: rows}
     sizes = {"input": both, "reset": both, "lengths": {0: rows}, "hx": ({1: rows}, {1: rows}), "seed": None}
-    given = arguments(feature)
-    dynamic = {name: sizes[name] for name in given}
-    if "packed" in feature.inputs:
-        dynamic = None
-    input = given.pop("input")
-    program = torch.export.export(module, (input,), given, dynamic_shapes=dynamic).module()
-    other = arguments(feature, seed=30, T=7, B=4)
-    assert_close(
-        tensors(program(other.pop("input"), **other)), tensors(module(**arguments(feature, seed=30, T=7, B=4)))
-    )
+    return {name: sizes[name] for name in given}
+
+
+OTHER_SIZES = {"seed": 30, "T": 7, "B": 4}
+
+
+def exported(feature: Feature) -> None:
+    """With dynamic T and B, in eval, run at other sizes than it was exported with."""
+    module, given = make(feature).eval(), arguments(feature)
+    program = torch.export.export(module, (), given, dynamic_shapes=dynamic_sizes(feature, given)).module()
+    other = arguments(feature, **OTHER_SIZES)
+    assert_close(tensors(program(**other)), tensors(module(**other)))
+
+
+def to_onnx(feature: Feature) -> None:
+    """The same, through `torch.onnx.export`, in float32 and onnxruntime."""
+    import onnxruntime
+
+    module = make(feature, torch.float32).eval()
+    given, other = (arguments(feature, torch.float32, **sizes) for sizes in ({}, OTHER_SIZES))
+    del given["seed"], other["seed"]  # of masks, which eval has not
+    sizes = dynamic_sizes(feature, given)
+    program = torch.onnx.export(module, (), kwargs=given, dynamic_shapes=sizes, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    feed = {at.name: x.numpy() for at, x in zip(session.get_inputs(), tensors(other), strict=True)}
+    got = [torch.from_numpy(x) for x in session.run(None, feed)]
+    assert_close(got, [x.detach() for x in tensors(module(**other))])
 
 
 def autocast(feature: Feature) -> None:
@@ -245,6 +263,7 @@ ROADS: dict[str, Callable[[Feature], None]] = {
     "eager": eager,
     "`compile`": compiled,
     "`export`": exported,
+    "ONNX": to_onnx,
     "autocast": autocast,
     "double backward": twice,
     "`vmap`": vmapped,
@@ -252,9 +271,9 @@ ROADS: dict[str, Callable[[Feature], None]] = {
 
 
 def sentence(error: Exception) -> str:
-    """The first line of what the user reads; of an error that torch.compile reports, the error's own."""
-    ours = re.search(r"raised exception \w+\('(.*?)'\)", str(error))
-    return ours[1] if ours else str(error).strip().splitlines()[0]
+    """The first line of what the user reads; where torch reports another error that stopped it, that one's."""
+    inner = re.search(r"raised exception \w+\('(.*?)'\)|<class '\w+'>: (.*)", str(error))
+    return (inner[1] or inner[2]) if inner else str(error).strip().splitlines()[0]
 
 
 def attempt(name: str, road: str) -> str:

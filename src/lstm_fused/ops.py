@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
-from . import checks, cuda, reference
+from . import checks, cuda, onnx, reference
 
 _OPS = torch.ops.lstm_fused
 # The one overload of each: choosing it anew in every call takes half a microsecond.
@@ -202,7 +202,10 @@ def _call(
         tensors = _autocast(tensors)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
         return reference(*tensors, **options)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active() and _in_func_gradient():
+    if torch.compiler.is_compiling():
+        if torch.onnx.is_in_onnx_export():
+            return onnx.lower(reference, tensors, options)
+    elif torch._C._are_functorch_transforms_active() and _in_func_gradient():
         return reference(*tensors, **options)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
@@ -237,6 +240,11 @@ def _in_func_gradient() -> bool:
 # Fake kernels: the shapes of what the ops give. They do not get arguments that have their default.
 
 
+def _refuse_onnx(options: dict[str, Any]) -> None:
+    if torch.onnx.is_in_onnx_export():
+        onnx.refuse(options)
+
+
 def _has_norm(tensors: tuple[Any, ...]) -> bool:
     """Of an op's tensors, down to the last that was given."""
     return len(tensors) > _WEIGHT_LN_IH and tensors[_WEIGHT_LN_IH] is not None
@@ -257,6 +265,7 @@ def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
 def _(*tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any) -> tuple[Tensor, ...]:
+    _refuse_onnx(options | {"dropout": dropout, "training": training})
     input, h_0, c_0 = tensors[:3]
     (T, B, _), P, H, norm = input.shape, h_0.shape[1], c_0.shape[1], _has_norm(tensors)
     keeps_hidden = training and dropout > 0
@@ -267,11 +276,13 @@ def _(*tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any
 
 @torch.library.register_fake("lstm_fused::lstm_layer_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    _refuse_onnx(options)
     return input.new_empty(*input.shape[:2], h_0.shape[1]), input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell")
 def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    _refuse_onnx(options)
     input, h_0, c_0 = tensors[:3]
     B, H, norm = input.shape[0], c_0.shape[1], _has_norm(tensors)
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape), *_saved(input, (B,), H, norm)
@@ -280,6 +291,7 @@ def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("lstm_fused::lstm_cell_plain")
 @torch.library.register_fake("lstm_fused::lstm_cell_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
+    _refuse_onnx(options)
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
