@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.picture import picture
 from benchmarks.report import write_csv
 from benchmarks.rows import Row
 from benchmarks.targets import targets
+from benchmarks.timing import SAMPLE, interleaved
 from benchmarks.validation import Accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,19 @@ def test_peak_memory():
     T, B, H = 128, 64, 64
     floats = T * B * (4 * H + H + H + H)  # the last: the gradient of the input
     assert 0.9 < memory.in_a_process(PLAIN, (T, B, H)) * 2**20 / (4 * floats) < 2
+
+
+def test_a_call_that_waits_for_the_core_does_not_shorten_the_samples():
+    calls = 0
+
+    def run():
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            time.sleep(4 * SAMPLE)
+
+    interleaved({"short": run}, seconds=0, rounds=1, clock=time.process_time)
+    assert calls > 100  # of a microsecond or so; a sample of one call would end at three
 
 
 ROW = Row("training step", "T=64 B=32 H=256", PEER, best_ms=10.0, share_of_ceiling=0.85)
