@@ -68,6 +68,12 @@ def main() -> None:
     )
     parser.add_argument("--scale", choices=cases.SCALES, default="full", help="smoke: tiny shapes, does it run?")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups; no picture then")
+    parser.add_argument(
+        "--freed-memory",
+        choices=["kept", "default"],
+        default="kept",
+        help="default: malloc may give it back to the system, and times depend on what ran before",
+    )
     parser.add_argument("--out", type=Path, default=machine.HERE / "results", help="folder for the results")
     chosen = parser.parse_args()
 
@@ -76,7 +82,8 @@ def main() -> None:
     torch.manual_seed(0)
     validate()
     names = chosen.only or [*GROUPS, MEMORY]
-    facts = machine.facts()
+    kept = chosen.freed_memory == "kept" and machine.keep_freed_memory()
+    facts = machine.facts() | {"freed memory": "kept by malloc" if kept else "as malloc does by default"}
     print(", ".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
     found = measure(names, cases.SCALES[chosen.scale])
     reached = targets(found, accuracy(35, 20, 192))

@@ -23,7 +23,9 @@ the load before the run was near zero. Ratios and shares are of the best times.
 - *cost*: time (or memory) of the candidate over that of the one it names; less is better.
 - *GFLOP/s*: of the matrix products alone, whatever else is computed.
 - *share*: of the float32 matrix ceiling, which is measured before and after each shape: our register tile on operands
-  that stay in the second-level cache."""
+  that stay in the second-level cache.
+- *faults*: page faults of a call, median. Freed memory is kept, for all candidates alike. `--freed-memory default`
+  leaves it to malloc: who asks for much then pays for the faults, or does not, depending on what ran before."""
 
 MEMORY_HOW = """\
 Each candidate in a process of its own: the peak of the resident memory over three steps, above what was resident before
@@ -40,11 +42,13 @@ COLUMNS = (
     ("GFLOP/s", "gflops", "{:.1f}"),
     ("share", "share_of_ceiling", "{:.3f}"),
     ("speed", "speed_vs_nn_lstm", "{:.3f}"),
+    ("faults", "page_faults", "{:.0f}"),
     ("peak MiB", "peak_mib", "{:.1f}"),
     ("cost", "cost", "{:.3f}"),
     ("of", "baseline", "{}"),
 )
-PRECISION = {"best_ms": 4, "median_ms": 4, "best_wall_ms": 4, "gflops": 1, "peak_mib": 1}  # digits of the CSV; else 3
+# Digits in the CSV; else 3.
+PRECISION = {"best_ms": 4, "median_ms": 4, "best_wall_ms": 4, "gflops": 1, "page_faults": 0, "peak_mib": 1}
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

@@ -29,6 +29,7 @@ class Row:
     gflops: float | None = None
     share_of_ceiling: float | None = None
     speed_vs_nn_lstm: float | None = None
+    page_faults: float | None = None  # of one call, median
     peak_mib: float | None = None
     baseline: str | None = None  # the candidate of the same group and shape whose cost (time or memory) is 1
     cost: float | None = None
@@ -58,6 +59,7 @@ def timed(case: Case, scale: Scale, measure_ceiling: Callable[[], float]) -> lis
             gflops,
             gflops / (ceiling * candidate.threads),
             timings[PEER].best / timing.best if candidate.threads == case.candidates[PEER].threads else None,
+            page_faults=timing.page_faults,
             baseline=candidate.baseline,
             cost=timing.best / timings[candidate.baseline].best if candidate.baseline else None,
         )

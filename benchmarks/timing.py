@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ class Timing:
     best: float
     median: float
     wall: float
+    page_faults: float  # of one call, median: memory that malloc had given back
 
 
 def calls_of_a_sample(run: Callable[[], object]) -> int:
@@ -43,14 +45,21 @@ def interleaved(
         calls[name] = calls_of_a_sample(run)
     times: dict[str, list[float]] = {name: [] for name in runs}
     walls: dict[str, list[float]] = {name: [] for name in runs}
+    faults: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
     for done in range(MOST_ROUNDS):
         if done >= rounds and time.perf_counter() - start > seconds:
             break
         for name, run in runs.items():
-            wall, before = time.perf_counter(), clock()
+            faults_before, wall, before = page_faults(), time.perf_counter(), clock()
             for _ in range(calls[name]):
                 run()
             times[name].append((clock() - before) / calls[name])
             walls[name].append((time.perf_counter() - wall) / calls[name])
-    return {name: Timing(min(times[name]), statistics.median(times[name]), min(walls[name])) for name in runs}
+            faults[name].append((page_faults() - faults_before) / calls[name])
+    median = statistics.median
+    return {n: Timing(min(times[n]), median(times[n]), min(walls[n]), median(faults[n])) for n in runs}
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
