@@ -1,14 +1,8 @@
 #include "cuda/layer.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <array>
 #include <initializer_list>
-#include <stdexcept>
-#include <string>
 
 #include "cuda/kernels.h"
 
@@ -16,27 +10,11 @@ namespace lstm_fused::cuda {
 
 namespace {
 
-using torch::headeronly::ScalarType;
-
 // Values of W_ih x that are computed at a time where they are not kept.
 constexpr int64_t kChunkValues = int64_t{1} << 24;
 
 void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA could not launch a kernel: ") + cudaGetErrorString(error));
-}
-
-template <typename A>
-constexpr ScalarType kScalarType = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
-
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(like, {shape.begin(), shape.size()});
-}
-
-// Of the type in which T is computed with.
-template <typename T>
-Tensor accumulators(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_empty(like, {shape.begin(), shape.size()}, kScalarType<Accumulator<T>>);
+  if (error != cudaSuccess) fail("CUDA could not launch a kernel: ", cudaGetErrorString(error));
 }
 
 template <typename T>
@@ -48,7 +26,7 @@ T* pointer(const MaybeTensor& tensor) {
 Tensor view_of(const Tensor& tensor, std::array<int64_t, 2> sizes, std::array<int64_t, 2> strides, int64_t first) {
   AtenTensorHandle view = nullptr;
   if (aoti_torch__reinterpret_tensor(tensor.get(), 2, sizes.data(), strides.data(), first, &view) != 0)
-    throw std::runtime_error("torch could not make a view of a tensor");
+    fail("torch could not make a view of a tensor");
   return Tensor(view);
 }
 
@@ -67,7 +45,7 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
   if (torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) != 0)
-    throw std::runtime_error("torch could not multiply two matrices");
+    fail("torch could not multiply two matrices");
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference to `out`
 }
 
@@ -89,7 +67,7 @@ struct Call {
   const int64_t* seed;
   bool norm, drops_weight, drops_hidden;
   bool inputs_aligned;
-  Tensor like;       // for its device and dtype
+  const Arguments& arguments;
   Tensor weight_hh;  // [4H, P] as the steps use it: with weight dropout, in training, a masked copy
 
   Call(const Arguments& arguments, cudaStream_t stream)
@@ -101,7 +79,7 @@ struct Call {
         norm(has_layer_norm(options)),
         drops_weight(options.training && options.weight_dropout > 0),
         drops_hidden(options.training && options.recurrent_dropout > 0),
-        like(*arguments.input),
+        arguments(arguments),
         weight_hh(*arguments.weight_hh) {
     in.input = pointer<T>(arguments.input);
     in.h_0 = pointer<T>(arguments.h_0);
@@ -124,7 +102,7 @@ struct Call {
         aligned<T>(sizes, {in.h_0, in.c_0, in.weight_hh, in.bias_ih, in.bias_hh, in.weight_ln_ih, in.weight_ln_hh,
                            in.weight_ln_c, in.bias_ln_c, in.weight_ci, in.weight_cf, in.weight_co});
     if (drops_weight && sizes.batch > 0) {
-      weight_hh = empty(like, {4 * sizes.hidden_size, sizes.projection_size});
+      weight_hh = arguments.empty({4 * sizes.hidden_size, sizes.projection_size});
       mask_weight_hh(in.weight_hh, weight_hh, stream);
     }
   }
@@ -137,7 +115,7 @@ struct Call {
   // Where layer norm keeps rows that are too long for the registers of a block.
   MaybeTensor overflow(int64_t slots) const {
     if (!norm || sizes.hidden_size <= kRegisterUnits<T>) return std::nullopt;
-    return accumulators<T>(like, {sizes.batch, slots, padded_units<T>(sizes.hidden_size)});
+    return arguments.empty_accumulators({sizes.batch, slots, padded_units<T>(sizes.hidden_size)});
   }
 };
 
@@ -149,17 +127,16 @@ void layer_forward(const Arguments& arguments, const Forward& out, cudaStream_t 
   const Call<T> call(arguments, stream);
   const LayerSizes& sizes = call.sizes;
   const LayerOptions& options = call.options;
-  const Tensor& like = call.like;
   const int64_t steps = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size,
                 P = sizes.projection_size;
   if (B == 0) return;
 
   // The state: h in h_n, c in c_n where that is of the type it is computed in.
   const bool saves = out.gates.has_value();
-  const bool own_cell = kScalarType<A> != like.scalar_type();
-  const Tensor cell = own_cell ? accumulators<T>(like, {B, H}) : *out.c_n;
+  const bool own_cell = accumulator_of(arguments.type) != arguments.type;
+  const Tensor cell = own_cell ? arguments.empty_accumulators({B, H}) : *out.c_n;
   const bool own_operand = call.drops_hidden || call.sequence.reset;
-  const Tensor operand = own_operand ? empty(like, {B, P}) : *out.h_n;
+  const Tensor operand = own_operand ? arguments.empty({B, P}) : *out.h_n;
   T* const next_operand = own_operand ? pointer<T>(operand) : nullptr;
   check(start<T>({sizes, options, call.sequence, call.seed, call.in.h_0, call.in.c_0, pointer<T>(out.h_n), next_operand,
                   pointer<A>(cell)},
@@ -167,14 +144,14 @@ void layer_forward(const Arguments& arguments, const Forward& out, cudaStream_t 
 
   const int64_t chunk_steps = saves ? std::max<int64_t>(steps, 1)
                                     : std::clamp<int64_t>(kChunkValues / (4 * B * H), 1, std::max<int64_t>(steps, 1));
-  const Tensor gates = saves ? *out.gates : empty(like, {std::min(chunk_steps, steps), B, 4 * H});
+  const Tensor gates = saves ? *out.gates : arguments.empty({std::min(chunk_steps, steps), B, 4 * H});
   const bool keeps_recurrent = saves && call.norm;
-  const Tensor recurrent = keeps_recurrent ? *out.recurrent : empty(like, {B, 4 * H});
+  const Tensor recurrent = keeps_recurrent ? *out.recurrent : arguments.empty({B, 4 * H});
   const MaybeTensor overflow = call.overflow(kForwardSlots);
   MaybeTensor unprojected, projected, weight_hr;
   if (options.projection) {
-    unprojected = empty(like, {B, H});
-    projected = empty(like, {B, P});
+    unprojected = arguments.empty({B, H});
+    projected = arguments.empty({B, P});
     weight_hr = transposed(*arguments.weight_hr, P, H);
   }
   const Tensor weight_ih_t = transposed(*arguments.weight_ih, 4 * H, I),
@@ -232,30 +209,30 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
   const Call<T> call(arguments, stream);
   const LayerSizes& sizes = call.sizes;
   const LayerOptions& options = call.options;
-  const Tensor& like = call.like;
   const int64_t steps = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size,
                 P = sizes.projection_size;
   const bool wants_weights = grad.d_bias.has_value();
   const int64_t rows = steps * B;
 
-  const Tensor d_gates_ih = empty(like, {rows, 4 * H});
-  const Tensor d_gates_hh = call.norm ? empty(like, {rows, 4 * H}) : d_gates_ih;
+  const Tensor d_gates_ih = arguments.empty({rows, 4 * H});
+  const Tensor d_gates_hh = call.norm ? arguments.empty({rows, 4 * H}) : d_gates_ih;
   MaybeTensor d_z, row_sums, passed, d_projected, d_unprojected, unprojected;
-  if (call.norm && wants_weights) d_z = empty(like, {rows, 4 * H});
+  if (call.norm && wants_weights) d_z = arguments.empty({rows, 4 * H});
   const int64_t sums = wants_weights ? unit_sums(options) : 0;
   if (sums > 0) {
     const int64_t shape[] = {B, sums, H};
-    row_sums = torch::stable::new_zeros(like, {shape, 3}, kScalarType<A>);
+    row_sums = torch::stable::new_zeros(*arguments.input, {shape, 3}, accumulator_of(arguments.type));
   }
-  if (options.zoneout_h > 0 || (options.reverse && call.sequence.lengths)) passed = accumulators<T>(like, {B, P});
+  if (options.zoneout_h > 0 || (options.reverse && call.sequence.lengths))
+    passed = arguments.empty_accumulators({B, P});
   if (options.projection) {
-    d_projected = empty(like, {rows, P});
-    d_unprojected = empty(like, {B, H});
-    unprojected = empty(like, {rows, H});
+    d_projected = arguments.empty({rows, P});
+    d_unprojected = arguments.empty({B, H});
+    unprojected = arguments.empty({rows, H});
   }
 
   if (B > 0) {
-    const Tensor product = empty(like, {B, P}), d_cell = accumulators<T>(like, {B, H});
+    const Tensor product = arguments.empty({B, P}), d_cell = arguments.empty_accumulators({B, H});
     const MaybeTensor overflow = call.overflow(kBackwardSlots);
     BackwardStep<T> step{};
     step.sizes = sizes;
@@ -303,8 +280,8 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
   if (grad.d_input) multiply(rows_of(*grad.d_input, 0, rows, I), d_gates_ih, *arguments.weight_ih);
   if (!wants_weights) return;
   MaybeTensor real_inputs;
-  if (call.sequence.lengths) real_inputs = empty(like, {rows, I});
-  const Tensor hidden = empty(like, {rows, P});
+  if (call.sequence.lengths) real_inputs = arguments.empty({rows, I});
+  const Tensor hidden = arguments.empty({rows, P});
   if (rows > 0) {
     Operand<T> operand{sizes,
                        options,
@@ -331,7 +308,8 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
 
   const auto sum_columns = [&](auto columns, std::initializer_list<T*> to) {
     const int64_t chunks = columns.chunks();
-    const Tensor partial = accumulators<T>(call.like, {std::max<int64_t>(chunks, 1), columns.sums(), columns.columns});
+    const Tensor partial =
+        arguments.empty_accumulators({std::max<int64_t>(chunks, 1), columns.sums(), columns.columns});
     columns.partial = pointer<A>(partial);
     if (chunks > 0) check(column_sums(columns, stream));
     const int64_t count = static_cast<int64_t>(to.size());

@@ -95,6 +95,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the schedules; 0 is the one in order")
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)  # fills what is allocated with NaN
+    torch.set_num_threads(1)  # for products this small threads cost more than all the rest
     emulator = Emulator(arguments.library)
     count, failed = 0, []
     for case in cases():

@@ -1,0 +1,276 @@
+// The ops of schema.cpp on the device of a `Backend`: results are allocated here, and computed there. It has
+//
+//   static ScalarType computed(ScalarType);   the type it computes tensors of this type in
+//   static void prepare(Arguments&);          checks or reads what can be on this device alone
+//   static void forward(const Arguments&, const Forward& out);
+//   static void backward(const Arguments&, const Forward& saved, const Tensor& d_output, const Tensor& d_h_n,
+//                        const Tensor& d_c_n, const Gradients& out);
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "op_arguments.h"
+
+namespace lstm_fused {
+
+// Results of a forward pass: [T, B, P], [B, P], [B, H], and what is kept for the backward pass, as LayerSaved; cells
+// and stats are of the accumulator's type. What is null is not wanted. A single step's output is h_n, and it keeps no
+// cells.
+struct Forward {
+  MaybeTensor output, h_n, c_n;
+  MaybeTensor hidden, cells, gates, recurrent, stats;
+};
+
+// Null: not wanted, or not a parameter of this layer. Of the weights all are wanted or none is.
+struct Gradients {
+  MaybeTensor d_input, d_h_0, d_c_0;
+  MaybeTensor d_weight_ih, d_weight_hh, d_bias, d_weight_ln_ih, d_weight_ln_hh, d_weight_ln_c, d_bias_ln_c;
+  MaybeTensor d_weight_hr, d_weight_ci, d_weight_cf, d_weight_co;
+};
+
+// The parameters of the ops, in the order of schema.cpp.
+#define LSTM_FUSED_WEIGHTS                                                                                  \
+  const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh, \
+      const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,     \
+      const MaybeTensor &bias_ln_c, const MaybeTensor &bias_ln_ih, const MaybeTensor &bias_ln_hh,           \
+      const MaybeTensor &weight_hr, const MaybeTensor &weight_ci, const MaybeTensor &weight_cf,             \
+      const MaybeTensor &weight_co
+#define LSTM_FUSED_LAYER_INPUTS                                                                              \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths, \
+      const MaybeTensor &reset, const MaybeTensor &seed
+#define LSTM_FUSED_CELL_INPUTS                                                                             \
+  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &reset, \
+      const MaybeTensor &seed
+#define LSTM_FUSED_STEP_OPTIONS                                                                                  \
+  double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h, double zoneout_c, \
+      int64_t open_gates, bool training, double eps, int64_t stream
+#define LSTM_FUSED_LAYER_OPTIONS bool reverse, double dropout, bool variational, LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_CELL_OPTIONS int64_t step, LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_GIVEN_WEIGHTS                                                          \
+  {weight_ih, weight_hh,  bias_ih,    bias_hh,   weight_ln_ih, weight_ln_hh, weight_ln_c, \
+   bias_ln_c, bias_ln_ih, bias_ln_hh, weight_hr, weight_ci,    weight_cf,    weight_co}
+#define LSTM_FUSED_GIVEN_OPTIONS                                                                                      \
+  step_options(recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c, open_gates, training, eps, \
+               stream)
+#define LSTM_FUSED_LAYER_CALL                                                \
+  arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, lengths, reset, seed, \
+            layer_options(reverse, dropout, variational, LSTM_FUSED_GIVEN_OPTIONS), false)
+#define LSTM_FUSED_CELL_CALL                                                      \
+  arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, std::nullopt, reset, seed, \
+            cell_options(step, LSTM_FUSED_GIVEN_OPTIONS), true)
+
+template <class Backend>
+struct Ops {
+  using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                   Tensor, Tensor, Tensor, Tensor>;
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(
+      LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
+    const Arguments call = LSTM_FUSED_LAYER_CALL;
+    const Forward out = forward(call, true);
+    return {
+        call.given(out.output), call.given(out.h_n),       call.given(out.c_n),   call.given(out.hidden), *out.cells,
+        call.given(out.gates),  call.given(out.recurrent), given_stats(call, out)};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
+    const Arguments call = LSTM_FUSED_LAYER_CALL;
+    const Forward out = forward(call, false);
+    return {call.given(out.output), call.given(out.h_n), call.given(out.c_n)};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+    const Arguments call = LSTM_FUSED_CELL_CALL;
+    const Forward out = forward(call, true);
+    return {call.given(out.h_n), call.given(out.c_n), call.given(out.gates), call.given(out.recurrent),
+            given_stats(call, out)};
+  }
+
+  static std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+    const Arguments call = LSTM_FUSED_CELL_CALL;
+    const Forward out = forward(call, false);
+    return {call.given(out.h_n), call.given(out.c_n)};
+  }
+
+  static std::tuple<Tensor, Tensor> lstm_cell_plain(const Tensor& input, const Tensor& h_0, const Tensor& c_0,
+                                                    const Tensor& weight_ih, const Tensor& weight_hh,
+                                                    const MaybeTensor& bias_ih, const MaybeTensor& bias_hh) {
+    const MaybeTensor none;
+    const Weights weights = {weight_ih, weight_hh, bias_ih, bias_hh, none, none, none,
+                             none,      none,      none,    none,    none, none, none};
+    const Arguments call = arguments(input, h_0, c_0, weights, none, none, none, LayerOptions{}, true);
+    const Forward out = forward(call, false);
+    return {call.given(out.h_n), call.given(out.c_n)};
+  }
+
+  static GradientTuple lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n,
+                                           LSTM_FUSED_LAYER_INPUTS, const Tensor& output, const Tensor& hidden,
+                                           const Tensor& cells, const Tensor& gates, const Tensor& recurrent,
+                                           const Tensor& stats, LSTM_FUSED_LAYER_OPTIONS, bool want_input,
+                                           bool want_weights) {
+    const Arguments call = LSTM_FUSED_LAYER_CALL;
+    const auto [T, B, I, H, P] = call.sizes;
+    Forward saved = saved_gates(call, gates, recurrent, stats);
+    if (call.saves_hidden())
+      saved.hidden = call.checked("hidden", hidden, {T, B, P}, kOfForward);
+    else
+      saved.output = call.checked("output", output, {T, B, P}, kOfForward);
+    saved.cells = call.checked("cells", cells, {T, B, H}, kOfForward, accumulator_of(call.type));
+    return backward(call, saved, call.checked("d_output", d_output, {T, B, P}, "of output"),
+                    call.checked("d_h_n", d_h_n, {B, P}, "of h_0"), call.checked("d_c_n", d_c_n, {B, H}, "[B, H]"),
+                    want_input, want_weights);
+  }
+
+  static GradientTuple lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CELL_INPUTS,
+                                          const Tensor& gates, const Tensor& recurrent, const Tensor& stats,
+                                          LSTM_FUSED_CELL_OPTIONS, bool want_input, bool want_weights) {
+    const Arguments call = LSTM_FUSED_CELL_CALL;
+    const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
+    // h is the only output: its gradient comes in as that of the final state.
+    const int64_t shape[] = {1, B, P};
+    return backward(call, saved_gates(call, gates, recurrent, stats), torch::stable::new_zeros(*call.input, {shape, 3}),
+                    call.checked("d_h", d_h, {B, P}, "of h_0"), call.checked("d_c", d_c, {B, H}, "[B, H]"), want_input,
+                    want_weights);
+  }
+
+  // Gives `library` an implementation of every op.
+  static void implement(torch::stable::detail::StableLibrary& library) {
+    library.impl("lstm_layer", TORCH_BOX(&Ops::lstm_layer));
+    library.impl("lstm_layer_inference", TORCH_BOX(&Ops::lstm_layer_inference));
+    library.impl("lstm_layer_backward", TORCH_BOX(&Ops::lstm_layer_backward));
+    library.impl("lstm_cell", TORCH_BOX(&Ops::lstm_cell));
+    library.impl("lstm_cell_inference", TORCH_BOX(&Ops::lstm_cell_inference));
+    library.impl("lstm_cell_plain", TORCH_BOX(&Ops::lstm_cell_plain));
+    library.impl("lstm_cell_backward", TORCH_BOX(&Ops::lstm_cell_backward));
+  }
+
+ private:
+  static constexpr const char* kOfForward = "of the forward pass";
+
+  static LayerOptions step_options(LSTM_FUSED_STEP_OPTIONS) {
+    LayerOptions options;
+    options.training = training;
+    options.recurrent_dropout = recurrent_dropout;
+    options.candidate_dropout = candidate_dropout;
+    options.weight_dropout = weight_dropout;
+    options.zoneout_h = zoneout_h;
+    options.zoneout_c = zoneout_c;
+    options.open_gates = open_gates;
+    options.eps = eps;
+    options.stream = stream;
+    return options;
+  }
+
+  static LayerOptions layer_options(bool reverse, double dropout, bool variational, LayerOptions options) {
+    options.reverse = reverse;
+    options.dropout = dropout;
+    options.variational = variational;
+    return options;
+  }
+
+  static LayerOptions cell_options(int64_t step, LayerOptions options) {
+    options.first_step = step;
+    return options;
+  }
+
+  static Arguments arguments(const Tensor& input, const Tensor& h_0, const Tensor& c_0, const Weights& weights,
+                             const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensor& seed,
+                             const LayerOptions& options, bool is_cell) {
+    const ScalarType type = input.scalar_type();
+    if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::Half &&
+        type != ScalarType::BFloat16)
+      fail("input must be float32, float64, bfloat16 or float16, got ", to_text(type));
+    Arguments call(input, h_0, c_0, weights, lengths, reset, seed, options, Backend::computed(type), is_cell);
+    Backend::prepare(call);
+    return call;
+  }
+
+  // Of the accumulator's type, whatever that of the call.
+  static Tensor given_stats(const Arguments& call, const Forward& out) {
+    return out.stats ? *out.stats : call.given(std::nullopt);
+  }
+
+  static Forward forward(const Arguments& call, bool saves) {
+    const auto [T, B, I, H, P] = call.sizes;
+    const bool norm = has_layer_norm(call.options);
+    Forward out;
+    out.h_n = call.empty({B, P});
+    out.c_n = call.empty({B, H});
+    out.output = call.is_cell ? *out.h_n : call.empty({T, B, P});
+    if (saves && call.is_cell) {
+      out.gates = call.empty({B, 4 * H});
+      if (norm) out.recurrent = call.empty({B, 4 * H});
+      if (norm) out.stats = call.empty_accumulators({B, 6});
+    } else if (saves) {
+      if (call.saves_hidden()) out.hidden = call.empty({T, B, P});
+      out.cells = call.empty_accumulators({T, B, H});
+      out.gates = call.empty({T, B, 4 * H});
+      if (norm) out.recurrent = call.empty({T, B, 4 * H});
+      if (norm) out.stats = call.empty_accumulators({T, B, 6});
+    }
+    Backend::forward(call, out);
+    return out;
+  }
+
+  static Forward saved_gates(const Arguments& call, const Tensor& gates, const Tensor& recurrent, const Tensor& stats) {
+    const auto [T, B, I, H, P] = call.sizes;
+    const auto saved = [&call, T = T, B = B](const char* name, const Tensor& tensor, int64_t width, ScalarType type) {
+      return call.is_cell ? call.checked(name, tensor, {B, width}, kOfForward, type)
+                          : call.checked(name, tensor, {T, B, width}, kOfForward, type);
+    };
+    Forward out;
+    out.gates = saved("gates", gates, 4 * H, call.type);
+    if (has_layer_norm(call.options)) {
+      out.recurrent = saved("recurrent", recurrent, 4 * H, call.type);
+      out.stats = saved("stats", stats, 6, accumulator_of(call.type));
+    }
+    return out;
+  }
+
+  static GradientTuple backward(const Arguments& call, const Forward& saved, const Tensor& d_output,
+                                const Tensor& d_h_n, const Tensor& d_c_n, bool want_input, bool want_weights) {
+    const auto [T, B, I, H, P] = call.sizes;
+    Gradients out;
+    if (want_input) out.d_input = call.is_cell ? call.empty({B, I}) : call.empty({T, B, I});
+    out.d_h_0 = call.empty({B, P});
+    out.d_c_0 = call.empty({B, H});
+    if (want_weights) {
+      out.d_weight_ih = call.empty({4 * H, I});
+      out.d_weight_hh = call.empty({4 * H, P});
+      out.d_bias = call.empty({4 * H});
+      if (has_layer_norm(call.options)) {
+        out.d_weight_ln_ih = call.empty({4 * H});
+        out.d_weight_ln_hh = call.empty({4 * H});
+        out.d_weight_ln_c = call.empty({H});
+        out.d_bias_ln_c = call.empty({H});
+      }
+      if (call.options.projection) out.d_weight_hr = call.empty({P, H});
+      if (call.options.peephole) {
+        out.d_weight_ci = call.empty({H});
+        out.d_weight_cf = call.empty({H});
+        out.d_weight_co = call.empty({H});
+      }
+    }
+    Backend::backward(call, saved, d_output, d_h_n, d_c_n, out);
+    const auto given = [&](const MaybeTensor& tensor) { return call.given(tensor); };
+    return {given(out.d_input),       given(out.d_h_0),       given(out.d_c_0),          given(out.d_weight_ih),
+            given(out.d_weight_hh),   given(out.d_bias),      given(out.d_weight_ln_ih), given(out.d_weight_ln_hh),
+            given(out.d_weight_ln_c), given(out.d_bias_ln_c), given(out.d_weight_hr),    given(out.d_weight_ci),
+            given(out.d_weight_cf),   given(out.d_weight_co)};
+  }
+};
+
+#undef LSTM_FUSED_WEIGHTS
+#undef LSTM_FUSED_LAYER_INPUTS
+#undef LSTM_FUSED_CELL_INPUTS
+#undef LSTM_FUSED_STEP_OPTIONS
+#undef LSTM_FUSED_LAYER_OPTIONS
+#undef LSTM_FUSED_CELL_OPTIONS
+#undef LSTM_FUSED_GIVEN_WEIGHTS
+#undef LSTM_FUSED_GIVEN_OPTIONS
+#undef LSTM_FUSED_LAYER_CALL
+#undef LSTM_FUSED_CELL_CALL
+
+}  // namespace lstm_fused
