@@ -105,6 +105,18 @@ def example(device, dtype=torch.float32, **options):
 OPTIONS = {
     "plain": {},
     "regularised": {"layer_norm": True, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": 0.1},
+    "others": {
+        "layer_norm": "carry",
+        "proj_size": 2,
+        "dropout": 0.2,
+        "variational": True,
+        "recurrent_dropout": 0.2,
+        "recurrent_dropout_on": "candidate",
+        "zoneout": (0.0, 0.1),
+        "weight_dropout": 0.3,
+        "peephole": True,
+        "open_gates": "i",
+    },
 }
 
 
@@ -115,16 +127,19 @@ def test_compile_whole_graph(options, training, device):
     module, x = example(device, **options)
     module.train(training)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    lengths = torch.tensor([6, 2, 5, 0], device=device)
-    seed = torch.tensor(5, device=device)
+    given = {
+        "lengths": torch.tensor([6, 2, 5, 0], device=device),
+        "reset": (random(6, 4, seed=2) > 0.8).to(device),
+        "seed": torch.tensor(5, device=device),
+    }
     results = []
     for call in (compiled, module):
-        output, (h_n, c_n) = call(x, lengths=lengths, seed=seed)
+        output, (h_n, c_n) = call(x, **given)
         gradients = torch.autograd.grad(output.square().sum() + h_n.sum() + c_n.sum(), list(module.parameters()))
         results.append([output, h_n, c_n, *gradients])
     assert_close(*results)
     with torch.no_grad():
-        assert_close(compiled(x, lengths=lengths, seed=seed), module(x, lengths=lengths, seed=seed))
+        assert_close(compiled(x, **given), module(x, **given))
 
 
 def test_compile_draws_seeds(device):
@@ -167,8 +182,9 @@ def test_new_sizes_hardly_ever_compile_anew(training, device):
 
 
 @pytest.mark.slow
-def test_compile_with_inductor(device):
-    module, x = example(device, **OPTIONS["regularised"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_compile_with_inductor(options, device):
+    module, x = example(device, **options)
     compiled = torch.compile(module, fullgraph=True)
     seed = torch.tensor(5, device=device)
     results = []
@@ -195,9 +211,10 @@ def test_export_with_dynamic_sizes(options, device):
     assert_close(program.module()(longer), module(longer))
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_recomputes_the_same_masks(use_reentrant, device):
-    module, x = example(device, **OPTIONS["regularised"])
+def test_checkpointing_recomputes_the_same_masks(use_reentrant, options, device):
+    module, x = example(device, **options)
     x.requires_grad_()
     torch.manual_seed(4)
     output = checkpoint(lambda x: module(x)[0], x, use_reentrant=use_reentrant)
@@ -217,8 +234,9 @@ def test_meta_tensors():
     assert (output.shape, h_n.shape, c_n.shape) == ((3, 2, 5), (2, 5), (2, 5))
 
 
-def test_autocast_computes_in_float32():
-    lstm = FusedLSTM(5, 7, num_layers=2, layer_norm=True)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_autocast_computes_in_float32(options):
+    lstm = FusedLSTM(5, 7, num_layers=2, **options).eval()
     x = torch.randn(4, 3, 5).bfloat16().float().requires_grad_()
     half = x.detach().bfloat16().requires_grad_()
     want, _ = lstm(x)

@@ -85,7 +85,8 @@ def test_first_and_second_derivatives(kind, device):
 
         values = [*leaves, *parameters.values()]
         assert torch.autograd.gradcheck(function, values, fast_mode=True)
-        assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
+        if not getattr(ours, "batch_first", False):  # a mere transpose; half of the time of this test
+            assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
 
 
 def nested(structure, values):

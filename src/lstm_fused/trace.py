@@ -24,7 +24,8 @@ class Trace(NamedTuple):
     """One pass; ``gates``, ``cells`` and ``hidden`` have an entry for each layer and direction, ordered as ``h_n``.
 
     Time comes first in them, whatever ``batch_first``; one sequence without a batch is a batch of one. Past a
-    sequence's length all are zero. Nothing here is differentiable.
+    sequence's length all are zero. Gates and cells of a module in half precision are float32, as they are computed.
+    Nothing here is differentiable.
     """
 
     output: Any  # as forward returns it
@@ -54,7 +55,9 @@ class Recorder:
         output, h_n, c_n, hidden, cells, *_ = layer(input, h_0, c_0, *weights.values(), *tensors.values(), **arguments)
         if not (arguments["training"] and arguments["dropout"] > 0):
             hidden = output
-        self.gates.append(_gates(input, h_0, c_0, hidden, cells, weights, tensors, arguments))
+        states = ops._autocast((input, h_0, c_0, hidden, cells))  # in float32 where the kernel computes in it
+        weights = dict(zip(weights, ops._autocast(tuple(weights.values())), strict=True))
+        self.gates.append(_gates(*states, weights, tensors, arguments))
         self.cells.append(cells)
         self.hidden.append(hidden)
         return output, h_n, c_n
