@@ -49,7 +49,7 @@ class LayerNormLSTM(nn.Module):
         self.dropout = dropout
 
     def forward(self, input: Tensor) -> Tensor:
-        h = torch.zeros(input.size(1), self.cell.hidden_size, dtype=input.dtype)
+        h = input.new_zeros(input.size(1), self.cell.hidden_size)
         c = h
         mask = F.dropout(torch.ones_like(h), self.recurrent_dropout, self.training)
         outputs = []

@@ -17,6 +17,9 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
     Emulator(Path(os.environ["LSTM_FUSED_EMULATED"])).schedule(int(os.environ.get("LSTM_FUSED_EMULATED_SEED", "0")))
 
 
+torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on a GPU too
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

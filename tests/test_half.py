@@ -93,7 +93,7 @@ def test_op_is_registered_right(dtype):
 def test_modules(dtype, device):
     """A layer and a cell moved to half precision train; a wrong dtype is named."""
     lstm = FusedLSTM(3, 5, 2, layer_norm=True, dropout=0.2, device=device).to(dtype)
-    x = random(4, 2, 3, seed=1).to(dtype)
+    x = random(4, 2, 3, seed=1).to(device, dtype)
     output, _ = lstm(x)
     output.float().square().mean().backward()
     assert output.dtype == dtype

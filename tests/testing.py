@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICES = ("cpu",)
+DEVICES = (os.environ.get("LSTM_FUSED_TEST_DEVICE", "cpu"),)  # "cuda" in `make test-gpu`
 DTYPES = (torch.float64, torch.float32)
 
 # Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.

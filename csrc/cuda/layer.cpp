@@ -10,9 +10,6 @@ namespace lstm_fused::cuda {
 
 namespace {
 
-// Values of W_ih x that are computed at a time where they are not kept.
-constexpr int64_t kChunkValues = int64_t{1} << 24;
-
 void check(cudaError_t error) {
   if (error != cudaSuccess) fail("CUDA could not launch a kernel: ", cudaGetErrorString(error));
 }
@@ -143,7 +140,7 @@ void layer_forward(const Arguments& arguments, const Forward& out, cudaStream_t 
                  stream));
 
   const int64_t chunk_steps = saves ? std::max<int64_t>(steps, 1)
-                                    : std::clamp<int64_t>(kChunkValues / (4 * B * H), 1, std::max<int64_t>(steps, 1));
+                                    : std::clamp<int64_t>(chunk_values / (4 * B * H), 1, std::max<int64_t>(steps, 1));
   const Tensor gates = saves ? *out.gates : arguments.empty({std::min(chunk_steps, steps), B, 4 * H});
   const bool keeps_recurrent = saves && call.norm;
   const Tensor recurrent = keeps_recurrent ? *out.recurrent : arguments.empty({B, 4 * H});

@@ -11,6 +11,9 @@
 
 namespace lstm_fused::cuda {
 
+// Values of W_ih x that are computed at a time where they are not kept. Tests make it small.
+inline int64_t chunk_values = int64_t{1} << 24;
+
 template <typename T>
 void layer_forward(const Arguments&, const Forward&, cudaStream_t);
 template <typename T>

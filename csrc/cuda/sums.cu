@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __
   using A = Accumulator<T>;
   constexpr int V = kLanes<T>, kSums = kNorms ? 3 : 1;
   const int64_t chunk = blockIdx.x, columns = sums.columns;
-  const int lane_of_row = threadIdx.x % kSumColumns, first = threadIdx.x / kSumColumns;
+  const int lane_of_row = threadIdx.x % kSumColumns;
+  const int first = threadIdx.x / kSumColumns;
   const int64_t k = (static_cast<int64_t>(blockIdx.y) * kSumColumns + lane_of_row) * V, n = columns - k;
   const bool aligned = sums.aligned && n >= V;
   Lanes<A, V> total[kSums] = {};

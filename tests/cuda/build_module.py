@@ -117,7 +117,7 @@ def main() -> None:
     module, said = build()
     found = kernels(said)
     text = table(found)
-    print(f"{module.relative_to(ROOT)}, {module.stat().st_size >> 10} KB, {time.time() - start:.0f} s\n\n{text}")
+    print(f"{text}\n\n{module.relative_to(ROOT)}, {module.stat().st_size >> 10} KB, {time.time() - start:.0f} s")
     if arguments.report:
         head = (
             "# Registers of the CUDA kernels\n\nWhat ptxas says (`python tests/cuda/build_module.py`): registers of a "

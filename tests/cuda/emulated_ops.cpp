@@ -2,6 +2,7 @@
 // The matrix products are torch's, as on the GPU; the kernels run in the emulator.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include "cuda/layer.h"
 #include "cuda/ops.h"
 #include "cuda_runtime.h"
 
@@ -20,6 +21,9 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
 
 // For Python, through ctypes.
 __attribute__((visibility("default"))) void lstm_fused_emulator_seed(uint32_t seed) { emulator::seed = seed; }
+__attribute__((visibility("default"))) void lstm_fused_emulator_chunk(int64_t values) {
+  lstm_fused::cuda::chunk_values = values;
+}
 __attribute__((visibility("default"))) int64_t lstm_fused_emulator_launches() { return emulator::launches; }
 }
 

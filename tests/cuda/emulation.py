@@ -67,6 +67,7 @@ class Emulator:
         torch.ops.load_library(str(library))
         self.library = ctypes.CDLL(str(library))
         self.library.lstm_fused_emulator_launches.restype = ctypes.c_int64
+        self.library.lstm_fused_emulator_chunk(ctypes.c_int64(128))  # one step, two or all of them
 
     def schedule(self, seed: int) -> None:
         """0: threads and blocks in order; otherwise shuffled."""
@@ -85,3 +86,7 @@ def sanitizer_environment() -> dict[str, str]:
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's
         "PYTHONMALLOC": "malloc",
     }
+
+
+if __name__ == "__main__":
+    print(build().relative_to(ROOT))

@@ -1,0 +1,178 @@
+"""Build, test and time everything on a machine with a GPU, and write a report: in under 10 minutes, with no network.
+
+    python tests/gpu/run.py [--out FOLDER]     report.json, report.md, gpu.csv, gpu.md and gpu.png
+    python tests/gpu/run.py --dry-run          what can be done without a GPU: the real module is built, the kernels run
+                                               on the CPU, and the benchmark times tiny shapes there
+
+Needs torch's CUDA build, the nvcc of its major version, a C++ compiler, setuptools, pybind11 and pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MINUTES = 9.5  # for everything
+CUDA = {"LSTM_FUSED_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # cuBLAS: the same bits in every run
+NO_CUDNN = CUDA | {"LSTM_FUSED_CUDNN": "0"}  # our kernels for plain layers too
+GPU_TESTS = ["tests/gpu"]
+TESTS = {  # files, and their environment; they run beside each other, each kind in a process of its own
+    "what only a GPU can show": (GPU_TESTS, CUDA),
+    "ops against the specification, masks": (
+        ["tests/test_ops.py", "tests/test_masks.py", "tests/test_half.py"],
+        NO_CUDNN,
+    ),
+    "derivatives": (["tests/test_gradcheck.py"], NO_CUDNN),
+    "modules, opcheck, compile, export, rounding": (
+        ["tests/test_torch.py", "tests/test_lstm.py", "tests/test_cell.py", "tests/test_accuracy.py"],
+        CUDA,
+    ),
+}
+
+
+@dataclass
+class Step:
+    name: str
+    command: str
+    ok: bool
+    seconds: float
+    summary: str = ""
+    failed: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # by name: why
+    output: str = ""  # the end of it
+
+
+class Run:
+    def __init__(self, dry: bool, out: Path) -> None:
+        self.dry, self.out = dry, out
+        self.start = time.monotonic()
+        self.steps: list[Step] = []
+
+    def left(self) -> float:
+        return max(1.0, MINUTES * 60 - (time.monotonic() - self.start))
+
+    def do(self, name: str, *command: str | Path, most: float = 600, **environment: str) -> Step:
+        """One command, stopped where its time is up."""
+        start, text = time.monotonic(), " ".join(map(str, command))
+        seconds = min(most, self.left())
+        try:
+            result = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=os.environ | environment, timeout=seconds,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+            )  # fmt: skip
+            output, ok = result.stdout, result.returncode == 0
+        except subprocess.TimeoutExpired as expired:
+            output, ok = (expired.stdout or b"").decode(errors="replace") + f"\nstopped after {seconds:.0f} s", False
+        step = Step(name, f"python {text}", ok, round(time.monotonic() - start, 1), output=output[-6000:])
+        step.summary = next((line for line in reversed(output.splitlines()) if line.strip()), "")
+        self.steps.append(step)
+        print(f"{'passed' if ok else 'FAILED':6} {step.seconds:6.1f} s  {name}: {step.summary}", flush=True)
+        return step
+
+    def test(self, name: str, files: list[str], **environment: str) -> None:
+        page = self.out / f"{re.sub(r'[^a-z]+', '_', name.lower())}.xml"
+        step = self.do(
+            name, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={page}", *files, most=300, **environment
+        )
+        if page.exists():
+            for case in xml.etree.ElementTree.parse(page).iter("testcase"):
+                label = f"{case.get('classname')}.{case.get('name')}"
+                if case.find("failure") is not None or case.find("error") is not None:
+                    step.failed.append(label)
+                elif (skipped := case.find("skipped")) is not None:
+                    step.skipped[label] = skipped.get("message", "")
+            page.unlink()
+
+    def everything(self) -> None:
+        if self.dry:
+            self.do("build the CUDA module for three architectures", "tests/cuda/build_module.py")
+            emulated = self.do("compile the kernels for the CPU", "tests/cuda/emulation.py")
+            environment = {"LSTM_FUSED_EMULATED": emulated.summary}
+            self.test("what an emulated GPU can show", GPU_TESTS, **environment)
+            self.do("benchmark", "-m", "benchmarks.gpu", "--out", self.out, "--dry-run")
+            return
+        install = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
+        if not self.do("build in place", *install, most=240, LSTM_FUSED_CUDA="1").ok:
+            return
+        with ThreadPoolExecutor(len(TESTS)) as pool:
+            for name, (files, environment) in TESTS.items():
+                pool.submit(self.test, name, files, **environment)
+        self.do("benchmark", "-m", "benchmarks.gpu", "--out", self.out)  # alone, so that nothing else is timed
+
+    def report(self, machine: dict[str, str]) -> None:
+        seconds = round(time.monotonic() - self.start)
+        everything = {"machine": machine, "dry_run": self.dry, "seconds": seconds}
+        steps = [asdict(step) for step in self.steps]
+        (self.out / "report.json").write_text(json.dumps(everything | {"steps": steps}, indent=2) + "\n")
+        lines = ["# Everything on a GPU", ""]
+        if self.dry:
+            lines += ["**A dry run without a GPU: it shows that the pieces run, and nothing about a GPU.**", ""]
+        lines += [*(f"- {key}: {value}" for key, value in machine.items()), f"- all of it took {seconds} s", ""]
+        lines += ["| step | | seconds | |", "|---|---|---|---|"]
+        lines += [
+            f"| {s.name} | {'passed' if s.ok else '**FAILED**'} | {s.seconds} | {s.summary} |" for s in self.steps
+        ]
+        lines += ["", "The figures: [gpu.md](gpu.md), [gpu.csv](gpu.csv)."]
+        lines += ["", "![Speed of a training step](gpu.png)"] if (self.out / "gpu.png").exists() else []
+        for step in self.steps:
+            if not step.ok:
+                lines += ["", f"## Failed: {step.name}", "", f"`{step.command}`", ""]
+                lines += [*(f"- {name}" for name in step.failed), "", "```", *step.output.splitlines()[-60:], "```"]
+        skipped = {name: why for step in self.steps for name, why in step.skipped.items()}
+        if skipped:
+            lines += ["", "## Skipped", "", *(f"- {name}: {why}" for name, why in skipped.items())]
+        (self.out / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def facts() -> dict[str, str]:
+    import torch
+
+    def tool(*command: str) -> str:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "none"
+
+    nvcc = re.search(r"release (\S+),", tool("nvcc", "--version"))
+    query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    return {
+        "GPU": tool("nvidia-smi", *query),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
+        "nvcc": nvcc.group(1) if nvcc else "none",
+        "Python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="what can be done without a GPU")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: benchmarks/results/gpu)")
+    chosen = parser.parse_args()
+    import torch
+
+    if not chosen.dry_run and not torch.cuda.is_available():
+        parser.error(f"torch {torch.__version__} sees no GPU here; --dry-run does what can be done without one")
+    out = chosen.out or ROOT / ("build/gpu_dry_run" if chosen.dry_run else "benchmarks/results/gpu")
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(chosen.dry_run, out.resolve())
+    machine = facts()
+    run.everything()
+    run.report(machine)
+    print(f"written: {out}/report.md")
+    return 0 if all(step.ok for step in run.steps) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
