@@ -1,10 +1,11 @@
 """Time a training step on a GPU: layer norm and dropout against cuDNN's plain LSTM and a TorchScript LN-LSTM.
 
-    python -m benchmarks.gpu --out FOLDER             gpu.csv, gpu.md and, where there is matplotlib, gpu.png
-    python -m benchmarks.gpu --out FOLDER --dry-run   tiny shapes on the CPU: does it run?
+    python -m benchmarks.gpu --out FOLDER [--seconds N]   gpu.csv, gpu.md and, where there is matplotlib, gpu.png
+    python -m benchmarks.gpu --out FOLDER --dry-run       tiny shapes on the CPU: does it run?
 
 All candidates of a shape take turns in one process, and are validated before anything is timed. Times are medians
-between CUDA events; ratios are of one run.
+between CUDA events; ratios are of one run. What N seconds are not enough for, and what does not fit into memory, is
+named in gpu.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,16 +29,17 @@ from .report import group_tables, write_csv
 from .rows import Row, geometric_mean
 from .validation import SEED, compare, results
 
-GRID = tuple((T, B, H) for T in (128, 1024) for B in (16, 64, 256) for H in (128, 256, 512, 1024))
-MIDDLE = tuple((512, B, H) for B, H in ((16, 128), (64, 256), (64, 512), (256, 1024)))
 SCRIPTED = ((128, 64, 256), (128, 64, 512), (512, 64, 256))  # where the TorchScript peer, which is slow, runs too
+MIDDLE = tuple((512, B, H) for B, H in ((16, 128), (64, 512), (256, 1024)))
+GRID = tuple((T, B, H) for T in (128, 1024) for B in (16, 64, 256) for H in (128, 256, 512, 1024))
+SHAPES = tuple(dict.fromkeys(SCRIPTED + MIDDLE + GRID))  # in this order, should there be no time for all
 STEPS = "plain, our kernels"
 FIVE_TIMES = 5.0  # the target against the TorchScript peer
 # How float32 products are computed is a choice of torch's; the name of each, its dtype, and whether TF32 is allowed.
 NUMBERS = {
     "float32": (torch.float32, False),
-    "float32 with TF32": (torch.float32, True),
     "bfloat16": (torch.bfloat16, False),
+    "float32 with TF32": (torch.float32, True),
 }
 
 
@@ -109,24 +112,56 @@ def one_call(run: Callable[[], None], device: str) -> float:
     return before.elapsed_time(after)
 
 
-def measure(shapes: tuple[Shape, ...], scripted: tuple[Shape, ...], device: str, seconds: float) -> Iterator[Row]:
-    for numbers, (dtype, tf32) in NUMBERS.items():
-        for shape in shapes:
-            torch.manual_seed(0)
-            allow_tf32(tf32)
-            times = milliseconds(candidates(*shape, dtype, device, shape in scripted), device, seconds)
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            for name, median in medians.items():
-                yield Row(
-                    f"training step, {numbers}",
-                    shape_text(*shape),
-                    name,
-                    clock="wall" if device == "cpu" else "CUDA events",
-                    best_ms=min(times[name]),
-                    median_ms=median,
-                    gflops=layer_flops(shape[0] * shape[1], shape[2]) / median / 1e6,
-                    speed_vs_nn_lstm=medians[PEER] / median,
-                )
+@dataclass
+class Plan:
+    device: str
+    shapes: tuple[Shape, ...]
+    scripted: tuple[Shape, ...]
+    turns: float  # seconds of a shape's turns
+    seconds: float  # of everything
+
+
+def measure(plan: Plan) -> tuple[list[Row], list[str]]:
+    """The rows, and what was not measured."""
+    start, rows, left_out = time.perf_counter(), [], []
+    first = [(numbers, shape) for shape in plan.shapes for numbers in ("float32", "bfloat16")]
+    for numbers, shape in first + [("float32 with TF32", shape) for shape in plan.shapes]:
+        what = f"{numbers}, {shape_text(*shape)}"
+        if time.perf_counter() - start > plan.seconds:
+            left_out.append(f"{what}: no time was left")
+            continue
+        try:
+            of_shape = measure_shape(numbers, shape, plan)
+        except torch.OutOfMemoryError as error:
+            left_out.append(f"{what}: {str(error).splitlines()[0]}")
+            torch.cuda.empty_cache()
+            continue
+        for row in of_shape:
+            print(f"{what}: {row.candidate} {row.median_ms:.3f} ms, {row.speed_vs_nn_lstm:.2f}x", flush=True)
+        rows += of_shape
+    return rows, left_out
+
+
+def measure_shape(numbers: str, shape: Shape, plan: Plan) -> list[Row]:
+    dtype, tf32 = NUMBERS[numbers]
+    torch.manual_seed(0)
+    allow_tf32(tf32)
+    runs = candidates(*shape, dtype, plan.device, shape in plan.scripted)
+    times = milliseconds(runs, plan.device, plan.turns)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        Row(
+            f"training step, {numbers}",
+            shape_text(*shape),
+            name,
+            clock="wall" if plan.device == "cpu" else "CUDA events",
+            best_ms=min(times[name]),
+            median_ms=median,
+            gflops=layer_flops(shape[0] * shape[1], shape[2]) / median / 1e6,
+            speed_vs_nn_lstm=medians[PEER] / median,
+        )
+        for name, median in medians.items()
+    ]
 
 
 def against_script(rows: list[Row]) -> list[str]:
@@ -156,7 +191,7 @@ def facts(device: str) -> dict[str, str]:
     }
 
 
-def write(rows: list[Row], told: dict[str, str], folder: Path) -> None:
+def write(rows: list[Row], left_out: list[str], told: dict[str, str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "gpu.csv")
     lines = ["# Measured on a GPU", "", *(f"- {key}: {value}" for key, value in told.items()), ""]
@@ -164,6 +199,8 @@ def write(rows: list[Row], told: dict[str, str], folder: Path) -> None:
     for group in dict.fromkeys(row.group for row in rows):
         of_group = [row for row in rows if row.group == group]
         lines += [f"## {group[0].upper()}{group[1:]}", "", *group_tables(of_group)]
+    if left_out:
+        lines += ["## Not measured", "", *(f"- {what}" for what in left_out)]
     (folder / "gpu.md").write_text("\n".join(lines).rstrip() + "\n")
     try:
         import matplotlib
@@ -171,7 +208,8 @@ def write(rows: list[Row], told: dict[str, str], folder: Path) -> None:
         print("no picture: there is no matplotlib here")
         return
     matplotlib.use("Agg")
-    picture(rows, told, folder / "gpu.png")
+    if rows:
+        picture(rows, told, folder / "gpu.png")
 
 
 def picture(rows: list[Row], told: dict[str, str], path: Path) -> None:
@@ -179,9 +217,11 @@ def picture(rows: list[Row], told: dict[str, str], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = list(dict.fromkeys(row.group for row in rows))
-    figure, axes = plt.subplots(len(groups), 1, figsize=(12, 3.2 * len(groups)), sharex=True, layout="constrained")
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    size = (max(12.0, 0.55 * len(shapes)), 3.2 * len(groups))
+    figure, grid = plt.subplots(len(groups), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    axes = grid[:, 0]
     for group, axis in zip(groups, axes, strict=True):
-        shapes = list(dict.fromkeys(row.shape for row in rows if row.group == group))
         for name, colour in ((STEPS, "#1b6ca8"), (FULL, "#8fc93a"), (SCRIPT, "#9a9a9a")):
             speeds = {row.shape: row.speed_vs_nn_lstm for row in rows if (row.group, row.candidate) == (group, name)}
             places = [shapes.index(shape) for shape in speeds]
@@ -202,24 +242,21 @@ def main() -> None:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seconds", type=float, default=600, help="after which no other shape begins (default: 600)")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU")
     chosen = parser.parse_args()
     if not chosen.dry_run and not torch.cuda.is_available():
         parser.error("there is no GPU; --dry-run needs none")
-    device, shapes, scripted, seconds = "cuda", GRID + MIDDLE, SCRIPTED, 0.3
+    plan = Plan("cuda", SHAPES, SCRIPTED, 0.3, chosen.seconds)
     if chosen.dry_run:
-        device, shapes, scripted, seconds = "cpu", ((4, 3, 8), (5, 2, 16)), ((4, 3, 8),), 0.0
-    validate(device)
-    rows = []
-    for row in measure(shapes, scripted, device, seconds):
-        rows.append(row)
-        print(
-            f"{row.group}, {row.shape}: {row.candidate} {row.median_ms:.3f} ms, {row.speed_vs_nn_lstm:.2f}x", flush=True
-        )
+        plan = Plan("cpu", ((4, 3, 8), (5, 2, 16)), ((4, 3, 8),), 0.0, chosen.seconds)
+    validate(plan.device)
+    rows, left_out = measure(plan)
     for name in (STEPS, FULL):
         speeds = [row.speed_vs_nn_lstm for row in rows if row.candidate == name]
-        print(f"geometric mean of the speed against {PEER}: {name} {geometric_mean(speeds):.2f}x")
-    write(rows, facts(device), chosen.out)
+        if speeds:
+            print(f"geometric mean of the speed against {PEER}: {name} {geometric_mean(speeds):.2f}x")
+    write(rows, left_out, facts(plan.device), chosen.out)
 
 
 if __name__ == "__main__":

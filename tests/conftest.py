@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
     import lstm_fused  # noqa: F401  whose CPU kernels make way
 
     Emulator(Path(os.environ["LSTM_FUSED_EMULATED"])).schedule(int(os.environ.get("LSTM_FUSED_EMULATED_SEED", "0")))
+
+
+def pytest_runtest_setup() -> None:
+    """`make test-gpu` has minutes: what would begin after this moment (as time.time() counts) does not."""
+    if time.time() > float(os.environ.get("LSTM_FUSED_TEST_UNTIL", "inf")):
+        pytest.skip("no time was left")
 
 
 torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on a GPU too

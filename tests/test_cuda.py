@@ -46,6 +46,45 @@ def test_other_layers_do_not(on, cudnn):
     assert cuda.road("cuda", *call(on)) == "steps"
 
 
+@pytest.mark.parametrize("sizes", [{"T": 0}, {"B": 0}], ids=str)
+def test_layers_of_nothing_do_not(sizes, cudnn):
+    """torch's own LSTM refuses them."""
+    assert cuda.road("cuda", *call(**sizes)) == "steps"
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        (0, lambda x: x[0]),
+        (1, lambda x: x[:2]),
+        (2, lambda x: x.float()),
+        (3, lambda x: x[:, :2]),
+        (4, lambda x: x.to("meta")),
+        (6, lambda x: None),
+    ],
+)
+def test_wrong_tensors_do_not(place, change, cudnn):
+    """Our ops say what is wrong with them."""
+    tensors, options = call()
+    wrong = change(tensors[place])
+    assert cuda.road("cuda", (*tensors[:place], wrong, *tensors[place + 1 :]), options) == "steps"
+
+
+def test_what_ran_can_be_asked(cudnn, monkeypatch):
+    monkeypatch.setattr(cuda, "_last_road", None)
+    monkeypatch.setattr(cuda, "missing", None)
+    assert cuda.last_road() is None
+    assert cuda.takes_cudnn(*call())
+    assert cuda.last_road() == "cudnn"
+    assert not cuda.takes_cudnn(*call("layer_norm"))
+    assert cuda.last_road() == "steps"
+
+
+def test_no_layer_goes_to_cudnn_without_our_kernels(cudnn, monkeypatch):
+    monkeypatch.setattr(cuda, "missing", "no module")
+    assert not cuda.takes_cudnn(*call())
+
+
 def test_wrong_modes(monkeypatch):
     with pytest.raises(ValueError, match=r"mode must be 'auto', '0', '1' or None, got 'yes'"):
         cuda.use_cudnn("yes")
@@ -66,6 +105,15 @@ def test_the_road_of_torch_gives_the_same(on):
         return cuda.cudnn_layer(tuple(tensors.get(name) for name in names))
 
     assert_close(run(layer, tensors, options), run(ops.lstm_layer, tensors, options))
+
+
+def test_the_road_of_torch_is_not_under_autocast():
+    """The ops' own rule has been followed before: float32."""
+    tensors, _ = layer_case(dtype=torch.float32)
+    names = ops.lstm_layer.__code__.co_varnames[:20]
+    with torch.autocast("cpu", torch.bfloat16):
+        results = cuda.cudnn_layer(tuple(tensors.get(name) for name in names))
+    assert {x.dtype for x in results} == {torch.float32}
 
 
 @pytest.mark.skipif(cuda.missing is None, reason="this build has CUDA kernels")

@@ -2,15 +2,16 @@
 
 The rule, ``road``: cuDNN takes a layer that ``nn.LSTM`` could have computed too, in eager mode: no layer norm, no mask,
 no zoneout, no peephole, no open gate, no projection, no lengths, no resets, forward direction. Our step kernels take
-everything else, and everything that is compiled, exported or differentiated twice. ``LSTM_FUSED_CUDNN=0`` (or
-``use_cudnn("0")``) keeps all layers here, ``1`` gives every layer that could go to cuDNN to it, ``auto``, the default,
-does the same: cuDNN keeps a plain layer's weights on the chip for the whole sequence, and step kernels cannot match
-that.
+everything else, and everything that is compiled, exported or under ``torch.func``. ``LSTM_FUSED_CUDNN=0`` (or
+``use_cudnn("0")``) keeps all layers here, which double backward needs: cuDNN has none. ``1`` gives every layer that
+could go to cuDNN to it, ``auto``, the default, does the same: cuDNN keeps a plain layer's weights on the chip for the
+whole sequence, and step kernels cannot match that. ``last_road`` tells what ran.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ _HARMLESS = {"variational", "training", "eps", "stream"}  # without a rate or a 
 
 
 def road(device: torch.device | str, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> str:
-    """What a call of ``ops.lstm_layer`` runs: "cpu", "steps" (our CUDA kernels) or "cudnn".
+    """What a call of ``ops.lstm_layer`` runs in eager mode: "cpu", "steps" (our CUDA kernels) or "cudnn".
 
     ``tensors``: its tensor arguments in their order, the seed last; ``options``: its other arguments that are given.
     """
@@ -81,16 +82,52 @@ def road(device: torch.device | str, tensors: tuple[Tensor | None, ...], options
     seed_too = len(tensors) - 1
     plain = all(x is None for x in tensors[_PLAIN_TENSORS:seed_too])
     plain = plain and all(not value for name, value in options.items() if name not in _HARMLESS)
-    eager = not torch.compiler.is_compiling()
     cudnn = torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()
-    return "cudnn" if _cudnn_mode() != "0" and plain and eager and cudnn else "steps"
+    return "cudnn" if _cudnn_mode() != "0" and plain and cudnn and _well_formed(*tensors[:_PLAIN_TENSORS]) else "steps"
+
+
+def _well_formed(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor | None) -> bool:
+    """Whether there is something to compute, from tensors that fit; of those that do not, our op says which it is."""
+    if input.dim() != 3 or h_0.dim() != 2 or not input.numel():
+        return False
+    I, (B, H) = input.shape[2], h_0.shape  # noqa: E741
+    shapes = ((B, H), (B, H), (4 * H, I), (4 * H, H), (4 * H,), (4 * H,))
+    given = [(x, shape) for x, shape in zip((h_0, c_0, *weights), shapes, strict=True) if x is not None]
+    fits = input.shape[1] == B and len(given) != len(shapes) - 1  # both biases or none
+    return fits and all(x.shape == shape and x.dtype == input.dtype and x.device == input.device for x, shape in given)
+
+
+_last_road: str | None = None
+
+
+def takes_cudnn(tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
+    """Whether this call of a layer with CUDA tensors goes to cuDNN; :func:`last_road` will tell.
+
+    None does without our kernels: that a layer works until an option is switched on would be no help.
+    """
+    global _last_road
+    _last_road = road("cuda", tensors, options) if missing is None else None
+    return _last_road == "cudnn"
+
+
+def last_road() -> str | None:
+    """What the last layer that ran on a GPU in eager mode took: "steps" or "cudnn"; ``None``: no such layer ran yet.
+
+    What is compiled or exported takes "steps".
+    """
+    return _last_road
+
+
+# torch would have the weights in one block, as nn.LSTM keeps them; ours are copied into one, which is little beside a
+# sequence's time. Only the warning of this module's call is meant: it would tell of a method that changes nothing here.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk", module=__name__)
 
 
 def cudnn_layer(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """``(output, h_n, c_n)`` of a plain layer, by torch's own LSTM."""
     input, h_0, c_0, *weights = tensors[:_PLAIN_TENSORS]
     weights = [x for x in weights if x is not None]
-    result = torch.lstm(
-        input, (h_0.unsqueeze(0), c_0.unsqueeze(0)), weights, len(weights) == 4, 1, 0.0, True, False, False
-    )
+    state = (h_0.unsqueeze(0), c_0.unsqueeze(0))
+    with torch.autocast(input.device.type, enabled=False):  # whose rule our ops have followed already
+        result = torch.lstm(input, state, weights, len(weights) == 4, 1, 0.0, True, False, False)
     return result[0], result[1].squeeze(0), result[2].squeeze(0)

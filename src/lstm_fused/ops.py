@@ -127,8 +127,6 @@ def lstm_layer(
             "eps": eps,
             "stream": stream,
         }
-    if input.is_cuda and cuda.road(input.device, tensors, options) == "cudnn":
-        return cuda.cudnn_layer(tensors)
     return _call(reference.lstm_layer, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
 
 
@@ -205,8 +203,11 @@ def _call(
     if torch.compiler.is_compiling():
         if torch.onnx.is_in_onnx_export():
             return onnx.lower(reference, tensors, options)
-    elif torch._C._are_functorch_transforms_active() and _in_func_gradient():
-        return reference(*tensors, **options)
+    elif torch._C._are_functorch_transforms_active():
+        if _in_func_gradient():
+            return reference(*tensors, **options)
+    elif op is _LAYER and tensors[0].is_cuda and cuda.takes_cudnn(tensors, options):
+        return cuda.cudnn_layer(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
     given = len(tensors)

@@ -4,7 +4,9 @@
     python tests/gpu/run.py --dry-run          what can be done without a GPU: the real module is built, the kernels run
                                                on the CPU, and the benchmark times tiny shapes there
 
-Needs torch's CUDA build, the nvcc of its major version, a C++ compiler, setuptools, pybind11 and pytest.
+Needs torch's CUDA build, the nvcc of its major version, a C++ compiler, pip, setuptools, pybind11 and pytest. What else
+is missing (ninja, lightning, jsonargparse, matplotlib, compute-sanitizer) leaves out what it would have done, with the
+reason in the report.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,19 +26,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MINUTES = 9.5  # for everything
+INSTALLED = ROOT / "build" / "gpu_installed"
+# Seconds after the start at which a part is stopped, so that none takes the time of those that follow.
+BUILT_BY, TESTED_BY, TIMED_BY, STOPPED_BY = 240, 400, 540, 570
 CUDA = {"LSTM_FUSED_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # cuBLAS: the same bits in every run
 NO_CUDNN = CUDA | {"LSTM_FUSED_CUDNN": "0"}  # our kernels for plain layers too
-GPU_TESTS = ["tests/gpu"]
-TESTS = {  # files, and their environment; they run beside each other, each kind in a process of its own
-    "what only a GPU can show": (GPU_TESTS, CUDA),
+GPU_TESTS = "tests/gpu/test_gpu.py"
+NO_TIME = "no time was left"  # says tests/conftest.py
+RESULTS = ("report.json", "report.md", "gpu.csv", "gpu.md", "gpu.png")
+TESTS = {  # what pytest is given, and the environment; they run beside each other, each kind in a process of its own
+    "what only a GPU can show": ([GPU_TESTS, "-k", "not sanitizer"], CUDA),
+    "compute-sanitizer": ([GPU_TESTS, "-k", "sanitizer"], CUDA),
     "ops against the specification, masks": (
         ["tests/test_ops.py", "tests/test_masks.py", "tests/test_half.py"],
         NO_CUDNN,
     ),
     "derivatives": (["tests/test_gradcheck.py"], NO_CUDNN),
     "modules, opcheck, compile, export, rounding": (
-        ["tests/test_torch.py", "tests/test_lstm.py", "tests/test_cell.py", "tests/test_accuracy.py"],
+        [*(f"tests/test_{name}.py" for name in ("torch", "lstm", "cell", "accuracy")), "-m", "slow or not slow"],
         CUDA,
     ),
 }
@@ -54,38 +62,46 @@ class Step:
 
 
 class Run:
-    def __init__(self, dry: bool, out: Path) -> None:
-        self.dry, self.out = dry, out
+    def __init__(self, dry: bool, out: Path, machine: dict[str, str]) -> None:
+        self.dry, self.out, self.machine = dry, out, machine
         self.start = time.monotonic()
         self.steps: list[Step] = []
 
-    def left(self) -> float:
-        return max(1.0, MINUTES * 60 - (time.monotonic() - self.start))
+    def left(self, until: float) -> float:
+        return until - (time.monotonic() - self.start)
 
-    def do(self, name: str, *command: str | Path, most: float = 600, **environment: str) -> Step:
-        """One command, stopped where its time is up."""
+    def do(self, name: str, *command: str | Path, until: float, **environment: str) -> Step:
+        """One command, stopped with all that it started where its time is up."""
         start, text = time.monotonic(), " ".join(map(str, command))
-        seconds = min(most, self.left())
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=os.environ | environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
         try:
-            result = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=os.environ | environment, timeout=seconds,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            )  # fmt: skip
-            output, ok = result.stdout, result.returncode == 0
-        except subprocess.TimeoutExpired as expired:
-            output, ok = (expired.stdout or b"").decode(errors="replace") + f"\nstopped after {seconds:.0f} s", False
-        step = Step(name, f"python {text}", ok, round(time.monotonic() - start, 1), output=output[-6000:])
+            output, _ = process.communicate(timeout=max(1.0, self.left(until)))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            output += f"\nstopped after {time.monotonic() - start:.0f} s"
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        step = Step(name, f"python {text}", process.returncode == 0, round(time.monotonic() - start, 1))
+        step.output = output[-6000:]
         step.summary = next((line for line in reversed(output.splitlines()) if line.strip()), "")
         self.steps.append(step)
-        print(f"{'passed' if ok else 'FAILED':6} {step.seconds:6.1f} s  {name}: {step.summary}", flush=True)
+        print(f"{'passed' if step.ok else 'FAILED':6} {step.seconds:6.1f} s  {name}: {step.summary}", flush=True)
         return step
 
-    def test(self, name: str, files: list[str], **environment: str) -> None:
+    def test(self, name: str, arguments: list[str], until: float, **environment: str) -> None:
+        """Tests that would begin after ``until`` are skipped, and say so; one that does not end is stopped later."""
         page = self.out / f"{re.sub(r'[^a-z]+', '_', name.lower())}.xml"
+        environment |= {"LSTM_FUSED_TEST_UNTIL": str(time.time() + self.left(until))}
         step = self.do(
-            name, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={page}", *files, most=300, **environment
-        )
-        if page.exists():
+            name, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={page}", *arguments,
+            until=until + 30, **environment,
+        )  # fmt: skip
+        if page.exists():  # not where pytest itself was stopped or is missing
             for case in xml.etree.ElementTree.parse(page).iter("testcase"):
                 label = f"{case.get('classname')}.{case.get('name')}"
                 if case.find("failure") is not None or case.find("error") is not None:
@@ -93,37 +109,48 @@ class Run:
                 elif (skipped := case.find("skipped")) is not None:
                     step.skipped[label] = skipped.get("message", "")
             page.unlink()
+        step.ok = step.ok and NO_TIME not in step.skipped.values()
 
     def everything(self) -> None:
         if self.dry:
-            self.do("build the CUDA module for three architectures", "tests/cuda/build_module.py")
-            emulated = self.do("compile the kernels for the CPU", "tests/cuda/emulation.py")
-            environment = {"LSTM_FUSED_EMULATED": emulated.summary}
-            self.test("what an emulated GPU can show", GPU_TESTS, **environment)
-            self.do("benchmark", "-m", "benchmarks.gpu", "--out", self.out, "--dry-run")
+            unhurried = 3600.0
+            self.do("build the CUDA module for three architectures", "tests/cuda/build_module.py", until=unhurried)
+            emulated = self.do("compile the kernels for the CPU", "tests/cuda/emulation.py", until=unhurried)
+            self.test("what an emulated GPU can show", [GPU_TESTS], unhurried, LSTM_FUSED_EMULATED=emulated.summary)
+            self.do("benchmark", "-m", "benchmarks.gpu", "--out", self.out, "--dry-run", until=unhurried)
             return
-        install = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
-        if not self.do("build in place", *install, most=240, LSTM_FUSED_CUDA="1").ok:
+        # Into a folder of its own, whatever this Python's own packages are and whoever may write there.
+        install = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--upgrade", "--target", INSTALLED, ".")
+        offline = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LSTM_FUSED_CUDA": "1"}
+        built = self.do("build", *install, until=BUILT_BY, **offline)
+        self.report()
+        if not built.ok:
             return
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(INSTALLED), os.environ.get("PYTHONPATH", "")])
         with ThreadPoolExecutor(len(TESTS)) as pool:
-            for name, (files, environment) in TESTS.items():
-                pool.submit(self.test, name, files, **environment)
-        self.do("benchmark", "-m", "benchmarks.gpu", "--out", self.out)  # alone, so that nothing else is timed
+            parts = TESTS.items()
+            list(pool.map(lambda part: self.test(part[0], part[1][0], TESTED_BY, **part[1][1]), parts))
+        self.report()
+        self.do(  # alone, so that nothing else is timed
+            "benchmark", "-m", "benchmarks.gpu", "--out", self.out, "--seconds", f"{self.left(TIMED_BY):.0f}",
+            until=STOPPED_BY,
+        )  # fmt: skip
 
-    def report(self, machine: dict[str, str]) -> None:
+    def report(self) -> None:
         seconds = round(time.monotonic() - self.start)
-        everything = {"machine": machine, "dry_run": self.dry, "seconds": seconds}
+        everything = {"machine": self.machine, "dry_run": self.dry, "seconds": seconds}
         steps = [asdict(step) for step in self.steps]
         (self.out / "report.json").write_text(json.dumps(everything | {"steps": steps}, indent=2) + "\n")
         lines = ["# Everything on a GPU", ""]
         if self.dry:
             lines += ["**A dry run without a GPU: it shows that the pieces run, and nothing about a GPU.**", ""]
-        lines += [*(f"- {key}: {value}" for key, value in machine.items()), f"- all of it took {seconds} s", ""]
+        lines += [*(f"- {key}: {value}" for key, value in self.machine.items()), f"- all of it took {seconds} s", ""]
         lines += ["| step | | seconds | |", "|---|---|---|---|"]
         lines += [
             f"| {s.name} | {'passed' if s.ok else '**FAILED**'} | {s.seconds} | {s.summary} |" for s in self.steps
         ]
-        lines += ["", "The figures: [gpu.md](gpu.md), [gpu.csv](gpu.csv)."]
+        if (self.out / "gpu.md").exists():
+            lines += ["", "The figures: [gpu.md](gpu.md), [gpu.csv](gpu.csv)."]
         lines += ["", "![Speed of a training step](gpu.png)"] if (self.out / "gpu.png").exists() else []
         for step in self.steps:
             if not step.ok:
@@ -166,10 +193,11 @@ def main() -> int:
         parser.error(f"torch {torch.__version__} sees no GPU here; --dry-run does what can be done without one")
     out = chosen.out or ROOT / ("build/gpu_dry_run" if chosen.dry_run else "benchmarks/results/gpu")
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(chosen.dry_run, out.resolve())
-    machine = facts()
+    for name in RESULTS:  # of an earlier run
+        (out / name).unlink(missing_ok=True)
+    run = Run(chosen.dry_run, out.resolve(), facts())
     run.everything()
-    run.report(machine)
+    run.report()
     print(f"written: {out}/report.md")
     return 0 if all(step.ok for step in run.steps) else 1
 
