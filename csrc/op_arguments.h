@@ -164,6 +164,9 @@ struct Arguments {
   // Whether h is something else than the output, and a forward pass keeps it.
   bool saves_hidden() const { return options.training && options.dropout > 0 && !is_cell; }
 
+  // Whether a forward pass keeps the states between segments, and no more.
+  bool saves_states() const { return options.recompute > 0; }
+
   Tensor empty(Sizes shape) const { return empty(shape, computed); }
   Tensor empty_accumulators(Sizes shape) const { return empty(shape, accumulator_of(type)); }
 
@@ -228,6 +231,7 @@ struct Arguments {
           options.open_gates);
     check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
           options.stream);
+    check(options.recompute >= 0, "recompute must be a number of steps, or 0 to save all, got ", options.recompute);
     check(options.first_step >= 0, "step must not be negative, got ", options.first_step);
     if (!options.training || highest == 0) return;
     check(seed.has_value(), "seed must be given when a rate is above 0 in training, got None");

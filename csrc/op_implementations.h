@@ -16,8 +16,8 @@
 namespace lstm_fused {
 
 // Results of a forward pass: [T, B, P], [B, P], [B, H], and what is kept for the backward pass, as LayerSaved; cells
-// and stats are of the accumulator's type. What is null is not wanted. A single step's output is h_n, and it keeps no
-// cells.
+// and stats are of the accumulator's type; with `recompute` hidden too. What is null is not wanted. A single step's
+// output is h_n, and it keeps no cells.
 struct Forward {
   MaybeTensor output, h_n, c_n;
   MaybeTensor hidden, cells, gates, recurrent, stats;
@@ -46,7 +46,8 @@ struct Gradients {
 #define LSTM_FUSED_STEP_OPTIONS                                                                                  \
   double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h, double zoneout_c, \
       int64_t open_gates, bool training, double eps, int64_t stream
-#define LSTM_FUSED_LAYER_OPTIONS bool reverse, double dropout, bool variational, LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_LAYER_OPTIONS \
+  bool reverse, double dropout, bool variational, int64_t recompute, LSTM_FUSED_STEP_OPTIONS
 #define LSTM_FUSED_CELL_OPTIONS int64_t step, LSTM_FUSED_STEP_OPTIONS
 #define LSTM_FUSED_GIVEN_WEIGHTS                                                          \
   {weight_ih, weight_hh,  bias_ih,    bias_hh,   weight_ln_ih, weight_ln_hh, weight_ln_c, \
@@ -56,7 +57,7 @@ struct Gradients {
                stream)
 #define LSTM_FUSED_LAYER_CALL                                                \
   arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, lengths, reset, seed, \
-            layer_options(reverse, dropout, variational, LSTM_FUSED_GIVEN_OPTIONS), false)
+            layer_options(reverse, dropout, variational, recompute, LSTM_FUSED_GIVEN_OPTIONS), false)
 #define LSTM_FUSED_CELL_CALL                                                      \
   arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, std::nullopt, reset, seed, \
             cell_options(step, LSTM_FUSED_GIVEN_OPTIONS), true)
@@ -70,9 +71,14 @@ struct Ops {
       LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const Forward out = forward(call, true);
-    return {
-        call.given(out.output), call.given(out.h_n),       call.given(out.c_n),   call.given(out.hidden), *out.cells,
-        call.given(out.gates),  call.given(out.recurrent), given_stats(call, out)};
+    return {call.given(out.output),
+            call.given(out.h_n),
+            call.given(out.c_n),
+            call.saves_states() ? *out.hidden : call.given(out.hidden),
+            *out.cells,
+            call.given(out.gates),
+            call.given(out.recurrent),
+            given_stats(call, out)};
   }
 
   static std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
@@ -112,12 +118,20 @@ struct Ops {
                                            bool want_weights) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const auto [T, B, I, H, P] = call.sizes;
-    Forward saved = saved_gates(call, gates, recurrent, stats);
-    if (call.saves_hidden())
-      saved.hidden = call.checked("hidden", hidden, {T, B, P}, kOfForward);
-    else
-      saved.output = call.checked("output", output, {T, B, P}, kOfForward);
-    saved.cells = call.checked("cells", cells, {T, B, H}, kOfForward, accumulator_of(call.type));
+    const ScalarType accumulator = accumulator_of(call.type);
+    Forward saved;
+    if (call.saves_states()) {
+      const int64_t states = segments(call.sizes, call.options) + 1;
+      saved.hidden = call.checked("hidden", hidden, {states, B, P}, kOfForward, accumulator);
+      saved.cells = call.checked("cells", cells, {states, B, H}, kOfForward, accumulator);
+    } else {
+      saved = saved_gates(call, gates, recurrent, stats);
+      if (call.saves_hidden())
+        saved.hidden = call.checked("hidden", hidden, {T, B, P}, kOfForward);
+      else
+        saved.output = call.checked("output", output, {T, B, P}, kOfForward);
+      saved.cells = call.checked("cells", cells, {T, B, H}, kOfForward, accumulator);
+    }
     return backward(call, saved, call.checked("d_output", d_output, {T, B, P}, "of output"),
                     call.checked("d_h_n", d_h_n, {B, P}, "of h_0"), call.checked("d_c_n", d_c_n, {B, H}, "[B, H]"),
                     want_input, want_weights);
@@ -163,10 +177,12 @@ struct Ops {
     return options;
   }
 
-  static LayerOptions layer_options(bool reverse, double dropout, bool variational, LayerOptions options) {
+  static LayerOptions layer_options(bool reverse, double dropout, bool variational, int64_t recompute,
+                                    LayerOptions options) {
     options.reverse = reverse;
     options.dropout = dropout;
     options.variational = variational;
+    options.recompute = recompute;
     return options;
   }
 
@@ -203,6 +219,10 @@ struct Ops {
       out.gates = call.empty({B, 4 * H});
       if (norm) out.recurrent = call.empty({B, 4 * H});
       if (norm) out.stats = call.empty_accumulators({B, 6});
+    } else if (saves && call.saves_states()) {
+      const int64_t states = segments(call.sizes, call.options) + 1;
+      out.hidden = call.empty_accumulators({states, B, P});
+      out.cells = call.empty_accumulators({states, B, H});
     } else if (saves) {
       if (call.saves_hidden()) out.hidden = call.empty({T, B, P});
       out.cells = call.empty_accumulators({T, B, H});

@@ -18,7 +18,7 @@
   "float recurrent_dropout=0.0, float candidate_dropout=0.0, float weight_dropout=0.0, float zoneout_h=0.0, " \
   "float zoneout_c=0.0, int open_gates=0, bool training=True, float eps=1e-05, int stream=0"
 #define LSTM_FUSED_LAYER_OPTIONS \
-  "bool reverse=False, float dropout=0.0, bool variational=False, " LSTM_FUSED_STEP_OPTIONS
+  "bool reverse=False, float dropout=0.0, bool variational=False, int recompute=0, " LSTM_FUSED_STEP_OPTIONS
 #define LSTM_FUSED_CELL_OPTIONS "int step=0, " LSTM_FUSED_STEP_OPTIONS
 #define LSTM_FUSED_GRADIENTS                                                                                \
   "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "                    \

@@ -35,6 +35,7 @@ CONSTRUCTORS = [
     (FusedLSTM, {"batch_first": None}, TypeError, "batch_first must be a bool, got NoneType"),
     (FusedLSTM, {"bidirectional": "yes"}, TypeError, "bidirectional must be a bool, got str"),
     (FusedLSTM, {"variational": 1}, TypeError, "variational must be a bool, got int"),
+    (FusedLSTM, {"recompute": 32}, TypeError, "recompute must be a bool, got int"),
     (FusedLSTM, {"dropout": 1.0}, ValueError, "dropout must be a number in [0, 1), got 1.0"),
     (FusedLSTM, {"dropout": -0.1}, ValueError, "dropout must be a number in [0, 1), got -0.1"),
     (FusedLSTM, {"dropout": NAN}, ValueError, "dropout must be a number in [0, 1), got nan"),
@@ -68,6 +69,7 @@ CONSTRUCTORS = [
     (FusedLSTMCell, {"recurrent_dropout": 1}, ValueError, "recurrent_dropout must be a number in [0, 1), got 1"),
     (FusedLSTMCell, {"proj_size": 2}, TypeError, "unexpected keyword argument 'proj_size'"),
     (FusedLSTMCell, {"dropout": 0.5}, TypeError, "unexpected keyword argument 'dropout'"),
+    (FusedLSTMCell, {"recompute": True}, TypeError, "unexpected keyword argument 'recompute'"),
 ]
 
 
@@ -247,6 +249,7 @@ OP_CALLS = [
     ({"weight_dropout": 1.0}, "weight_dropout must be in [0, 1), got 1"),
     ({"open_gates": 8}, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got 8"),
     ({"open_gates": -1}, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got -1"),
+    ({"recompute": -1}, "recompute must be a number of steps, or 0 to save all, got -1"),
     ({"eps": -1.0}, "eps must be positive, got -1"),
     ({"stream": -1}, "stream must be in"),
 ]

@@ -275,20 +275,28 @@ LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T
     plain_row<Extra>(task, row, sums, H);
 }
 
+// c_{t-1} of the step that row b runs as its s-th.
+template <typename T>
+const T* cells_before(const BackwardTask<T>& task, int64_t row_steps, int64_t s, int64_t b) {
+  const int64_t H = task.sizes.hidden_size;
+  if (s == task.saved_begin) return task.in.c_0 + b * H;
+  return task.saved.cells + (time_of(task.options, row_steps, s - 1) % task.saved_steps * task.sizes.batch + b) * H;
+}
+
 // Lists what the rows of step s will touch.
 template <typename T>
 void announce_step(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int64_t s, int64_t active) {
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
-  const LayerSaved<T>& saved = task.out.saved;
+  const LayerSaved<T>& saved = task.saved;
   Stream& stream = scratch.stream;
   stream.count = 0;
   for (int64_t r = 0; r < active; ++r) {
     const int64_t row_steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
-    const int64_t position = time_of(task.options, row_steps, s) * B + b;
-    stream.add(saved.gates + position * 4 * H, 4 * H);
-    if (saved.recurrent) stream.add(saved.recurrent + position * 4 * H, 4 * H);
-    stream.add(task.grad.d_output + position * P, P);
-    if (s > 0) stream.add(saved.cells + (time_of(task.options, row_steps, s - 1) * B + b) * H, H);
+    const int64_t t = time_of(task.options, row_steps, s), saved_row = t % task.saved_steps * B + b;
+    stream.add(saved.gates + saved_row * 4 * H, 4 * H);
+    if (saved.recurrent) stream.add(saved.recurrent + saved_row * 4 * H, 4 * H);
+    stream.add(task.grad.d_output + (t * B + b) * P, P);
+    if (s > task.saved_begin) stream.add(cells_before(task, row_steps, s, b), H);
   }
   stream.start(ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * 4 * H);
 }
@@ -357,7 +365,7 @@ void backward(const BackwardTask<T>& task) {
   const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(4 * H);
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
-  const LayerSaved<T>& saved = task.out.saved;
+  const LayerSaved<T>& saved = task.saved;
   const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
   BackwardScratch<T> scratch(arena, task.sizes, options, count);
@@ -387,16 +395,17 @@ void backward(const BackwardTask<T>& task) {
       projection_gradient(task, scratch, s, active);
     }
     for (int64_t r = 0; r < active; ++r) {
-      const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
+      const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
+                    saved_row = t % task.saved_steps * B + b;
       const BlockMasks<T>& masks = scratch.masks;
       if (!options.projection) fill_fresh_masks(task.sizes, options, masks, stride, r, b, t);
       const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
       BackwardRow<T> row;
-      row.gates = saved.gates + position * 4 * H;
-      row.recurrent = has_layer_norm(options) ? saved.recurrent + position * 4 * H : nullptr;
-      row.stats = has_layer_norm(options) ? saved.stats + position * 6 : nullptr;
-      row.c_prev = s == 0 ? task.in.c_0 + b * H : saved.cells + (time_of(options, row_steps[r], s - 1) * B + b) * H;
-      if (task.in.reset && task.in.reset[position]) row.c_prev = scratch.zeros;
+      row.gates = saved.gates + saved_row * 4 * H;
+      row.recurrent = has_layer_norm(options) ? saved.recurrent + saved_row * 4 * H : nullptr;
+      row.stats = has_layer_norm(options) ? saved.stats + saved_row * 6 : nullptr;
+      const bool is_reset = task.in.reset && task.in.reset[position];
+      row.c_prev = is_reset ? scratch.zeros : cells_before(task, row_steps[r], s, b);
       row.d_output = options.projection ? scratch.d_new + r * stride : task.grad.d_output + position * H;
       row.d_h = options.projection ? scratch.zeros : scratch.d_h + r * stride;
       row.d_c = scratch.d_c + r * stride;
@@ -414,7 +423,7 @@ void backward(const BackwardTask<T>& task) {
       else
         backward_row<false>(task, row, scratch, sums, H);
     }
-    announce_step(task, scratch, s - 1, s > 0 ? active : 0);
+    announce_step(task, scratch, s - 1, s > task.saved_begin ? active : 0);
     hidden_gradient(task, scratch, active);
     // Nothing flows back through a reset.
     for (int64_t r = 0; task.in.reset && r < active; ++r)

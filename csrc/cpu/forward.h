@@ -1,4 +1,4 @@
-// The forward pass of a block of rows (sequences) over all steps. Rows never wait for one another.
+// The forward pass of a block of rows (sequences) over a run of steps. Rows never wait for one another.
 //
 //   z   = N(W_ih x_t) + N(W_hh h~_{t-1}) + b          N: layer norm over 4H, or the identity
 //   c'  = f * c_{t-1} + i * g,     h' = o * tanh(N_c(c'))
@@ -40,7 +40,7 @@ struct StepRow {
   T* h_masked;                                           // scratch: h~_t, where it differs from h_t
   T* cells;                                              // [H] saved c_t, or null
   T* hidden;                                             // [P] saved h_t, or null
-  T* output;                                             // [P] y_t
+  T* output;                                             // [P] y_t, or null
   const T *m_output, *m_hidden, *zoneout_h, *zoneout_c;  // masks, or null
   const T* m_candidate;
 };
@@ -119,7 +119,7 @@ LSTM_FUSED_FN void finish_hidden(const StepRow<T>& row, int64_t j, int64_t n, Ve
   store(row.h + j, h);
   if (row.m_hidden) store(row.h_masked + j, h * load(row.m_hidden + j));
   if (row.hidden) store(row.hidden + j, h, n);
-  store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
+  if (row.output) store(row.output + j, row.m_output ? h * load(row.m_output + j) : h, n);
 }
 
 // From what is to be c_t and h_t but for zoneout, for lanes [j, j + n).
@@ -157,7 +157,7 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.gates)
     for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(row.gates + gate * H + j, 1);
   if (row.cells) __builtin_prefetch(row.cells + j, 1);
-  __builtin_prefetch(row.output + j, 1);
+  if (row.output) __builtin_prefetch(row.output + j, 1);
 }
 
 // Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
@@ -377,7 +377,8 @@ void forward(const ForwardTask<T>& task) {
 
   int64_t active = count;  // rows [0, active) still run
   const auto drop_finished = [&](int64_t s) {
-    for (; active > 0 && row_steps[active - 1] <= s; --active) {
+    for (; active > 0 && (row_steps[active - 1] <= s || s == task.step_end); --active) {
+      if (!task.out.h_n) continue;
       const int64_t r = active - 1, b = batch_row[r];
       const T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
       std::memcpy(task.out.h_n + b * P, h, sizeof(T) * P);
@@ -386,23 +387,25 @@ void forward(const ForwardTask<T>& task) {
   };
 
   const int64_t chunk_steps = scratch.chunk_rows / count;
-  drop_finished(0);
-  for (int64_t chunk = 0; active > 0; chunk += chunk_steps) {
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  drop_finished(task.step_begin);
+  for (int64_t chunk = task.step_begin; active > 0; chunk += chunk_steps) {
     // W_ih x of all rows and steps of the chunk: n counts them, step by step.
-    const int64_t chunk_end = chunk + chunk_steps < row_steps[0] ? chunk + chunk_steps : row_steps[0];
-    const auto gates_row = [&](int64_t n, int64_t position) {
-      return saves ? saved.gates + position * 4 * H : scratch.gates ? scratch.gates + n * 4 * H : nullptr;
+    const int64_t chunk_end = least(chunk + chunk_steps, least(row_steps[0], task.step_end));
+    const auto saved_position = [&](int64_t t, int64_t b) { return t % task.saved_steps * B + b; };
+    const auto gates_row = [&](int64_t n, int64_t saved_row) {
+      return saves ? saved.gates + saved_row * 4 * H : scratch.gates ? scratch.gates + n * 4 * H : nullptr;
     };
-    const auto stats_row = [&](int64_t n, int64_t position) {
-      return saves ? saved.stats + position * 6 : scratch.stats + n * 6;
+    const auto stats_row = [&](int64_t n, int64_t saved_row) {
+      return saves ? saved.stats + saved_row * 6 : scratch.stats + n * 6;
     };
     if (!task.merged) {
       int64_t chunk_count = 0;
       for (int64_t s = chunk; s < chunk_end; ++s)
         for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
-          const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
-          scratch.a[chunk_count] = task.in.input + position * I;
-          scratch.out[chunk_count] = gates_row(chunk_count, position);
+          const int64_t t = time_of(options, row_steps[r], s), b = batch_row[r];
+          scratch.a[chunk_count] = task.in.input + (t * B + b) * I;
+          scratch.out[chunk_count] = gates_row(chunk_count, saved_position(t, b));
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
       if (task.packed)
@@ -415,7 +418,8 @@ void forward(const ForwardTask<T>& task) {
     int64_t n = 0;
     for (int64_t s = chunk; s < chunk_end; ++s) {
       for (int64_t r = 0; r < active; ++r, ++n) {
-        const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b;
+        const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
+                      saved_row = saved_position(t, b);
         const BlockMasks<T>& masks = scratch.masks;
         fill_fresh_masks(sizes, options, masks, stride, r, b, t);
         if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
@@ -427,10 +431,10 @@ void forward(const ForwardTask<T>& task) {
           if (row_steps[r] > s + 1)
             prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
         }
-        row.gates = gates_row(n, position);
-        row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + position * 4 * H;
+        row.gates = gates_row(n, saved_row);
+        row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + saved_row * 4 * H;
         if (has_layer_norm(options)) {
-          row.stats = stats_row(n, position);
+          row.stats = stats_row(n, saved_row);
           row_stats(row.gates, 4, H, options.eps, row.stats);
         }
         row.c = scratch.c + r * stride;
@@ -438,9 +442,9 @@ void forward(const ForwardTask<T>& task) {
         row.unprojected = scratch.unprojected ? scratch.unprojected + r * stride : nullptr;
         row.h = (scratch.h ? scratch.h : scratch.h_next) + r * stride;
         row.h_masked = scratch.h_next + r * stride;
-        row.cells = saves ? saved.cells + position * H : nullptr;
-        row.hidden = saved.hidden ? saved.hidden + position * P : nullptr;
-        row.output = task.out.output + position * P;
+        row.cells = saves ? saved.cells + saved_row * H : nullptr;
+        row.hidden = saved.hidden ? saved.hidden + saved_row * P : nullptr;
+        row.output = task.out.output ? task.out.output + position * P : nullptr;
         row.m_output = mask_row(masks.output);
         row.m_hidden = mask_row(masks.hidden);
         row.zoneout_h = mask_row(masks.zoneout_h);

@@ -15,15 +15,18 @@ struct Schedule {
   const int64_t* steps;  // [B] its number of steps, decreasing
 };
 
-// Rows [first, last) of the schedule, all steps.
+// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they run: from in.h_0
+// and in.c_0, the state before step_begin, to out.h_n and out.c_n.
 template <typename T>
 struct ForwardTask {
   LayerSizes sizes;
   LayerOptions options;
   LayerInputs<T> in;
-  LayerOutputs<T> out;
+  LayerOutputs<T> out;  // output, h_n and c_n, or null: not wanted
+  int64_t saved_steps;  // that there is room for in out.saved: step t is at t % saved_steps
   Schedule schedule;
   int64_t first, last;
+  int64_t step_begin, step_end;
   // Gate panels of [W_ih W_hh], each [I + P, 4 vectors]. Null where packing costs more than it saves: the weights are
   // used as they lie.
   const T* packed;
@@ -33,13 +36,15 @@ struct ForwardTask {
   char* scratch;       // forward_scratch() bytes
 };
 
-// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran.
+// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran. in.h_0 and
+// in.c_0 are the state before saved_begin, the first step that is in out.saved.
 template <typename T>
 struct BackwardTask {
   LayerSizes sizes;
   LayerOptions options;
   LayerInputs<T> in;
-  LayerOutputs<T> out;
+  LayerSaved<T> saved;
+  int64_t saved_steps, saved_begin;
   LayerGradients<T> grad;
   Schedule schedule;
   int64_t first, last;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -163,7 +164,8 @@ void zero_padding(const LayerSizes& sizes, const int64_t* lengths, int64_t width
   });
 }
 
-LayerOptions effective(LayerOptions options) {
+LayerOptions effective(const LayerSizes& sizes, LayerOptions options) {
+  options.recompute = std::min(options.recompute, std::max<int64_t>(1, sizes.steps));
   if (!options.training)
     options.dropout = options.recurrent_dropout = options.candidate_dropout = options.weight_dropout = 0;
   return options;
@@ -248,61 +250,158 @@ struct Projection {
   }
 };
 
+// The forward kernels over runs of steps, and what all runs share, made once.
+template <typename T>
+class ForwardPass {
+ public:
+  // `in` with weight_hh as the recurrence uses it.
+  ForwardPass(const Kernels<T>& kernels, const LayerSizes& sizes, const LayerOptions& options, const LayerInputs<T>& in,
+              const Plan& plan, bool saves, Workspace& workspace, const Executor& executor)
+      : k_(kernels), sizes_(sizes), options_(options), plan_(plan) {
+    const int64_t I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
+    const int64_t panels = k_.gate_panels(H), panel_size = (I + P) * k_.panel_columns;
+    const bool packs = sizes.steps * sizes.batch > kUnpackedRows;
+    merged_ = packs && !has_layer_norm(options) && merges_products<T>(sizes);
+    bias_ = sum_of_biases(in, 4 * H, workspace);
+    if (packs && plan.max_steps() > 0) {
+      T* const packed = workspace.take<T>(panels * panel_size);
+      share(executor, panels, [&](int64_t first, int64_t last) {
+        k_.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size);
+        k_.pack_gates(in.weight_hh, H, P, first, last, packed + I * k_.panel_columns, panel_size);
+      });
+      const int64_t hr_panels = options.projection ? k_.plain_panels(P) : 0;
+      T* const packed_hr = workspace.take<T>(hr_panels * k_.panel_columns * H);
+      share(executor, hr_panels,
+            [&](int64_t first, int64_t last) { k_.pack_plain_weight(in.weight_hr, P, H, first, last, packed_hr); });
+      packed_ = packed;
+      packed_hr_ = packed_hr;
+    }
+    for (int64_t task = 0; task < plan.tasks(); ++task)
+      scratch_.push_back(workspace.take<char>(k_.forward_scratch(sizes, options, saves, merged_, plan.rows(task))));
+  }
+
+  // The rows of a task: see ForwardTask.
+  void run(int64_t task, const LayerInputs<T>& in, const LayerOutputs<T>& out, int64_t saved_steps, int64_t step_begin,
+           int64_t step_end) const {
+    k_.forward({sizes_, options_, in, out, saved_steps, plan_.schedule(), plan_.task_begin[task],
+                plan_.task_begin[task + 1], step_begin, step_end, packed_, merged_, packed_hr_, bias_, scratch_[task]});
+  }
+
+ private:
+  const Kernels<T>& k_;
+  const LayerSizes& sizes_;
+  const LayerOptions options_;
+  const Plan& plan_;
+  bool merged_;
+  const T *packed_ = nullptr, *packed_hr_ = nullptr;
+  const T* bias_;
+  std::vector<char*> scratch_;
+};
+
+// `in` with the state before a segment, of those that a forward pass has saved, in the place of the initial state.
+template <typename T>
+LayerInputs<T> from_segment(const LayerSizes& sizes, LayerInputs<T> in, const LayerSaved<T>& states, int64_t segment) {
+  in.h_0 = states.hidden + segment * sizes.batch * sizes.projection_size;
+  in.c_0 = states.cells + segment * sizes.batch * sizes.hidden_size;
+  return in;
+}
+
+// With `recompute`: the forward pass once more, a segment at a time, the last one first. Each fills the same memory.
+template <typename T>
+class Replay {
+ public:
+  // `in` as of ForwardPass; `states`: what the forward pass has saved.
+  Replay(const Kernels<T>& kernels, const LayerSizes& sizes, LayerOptions options, const LayerInputs<T>& in,
+         const LayerSaved<T>& states, const Plan& plan, Workspace& workspace, const Executor& executor)
+      : steps(options.recompute),
+        sizes_(sizes),
+        in_(in),
+        states_(states),
+        pass_(kernels, sizes, without_output(options), in, plan, true, workspace, executor) {
+    const int64_t rows = steps * sizes.batch, gates = rows * 4 * sizes.hidden_size;
+    const bool norm = has_layer_norm(options);
+    saved.hidden = workspace.take<T>(rows * sizes.projection_size);
+    saved.cells = workspace.take<T>(rows * sizes.hidden_size);
+    saved.gates = workspace.take<T>(gates);
+    saved.recurrent = norm ? workspace.take<T>(gates) : nullptr;
+    saved.stats = norm ? workspace.take<T>(rows * 6) : nullptr;
+  }
+
+  LayerInputs<T> inputs(int64_t segment) const { return from_segment(sizes_, in_, states_, segment); }
+
+  void run(int64_t task, int64_t segment) const {
+    pass_.run(task, inputs(segment), {nullptr, nullptr, nullptr, saved}, steps, segment * steps, (segment + 1) * steps);
+  }
+
+  const int64_t steps;  // of a segment
+  LayerSaved<T> saved;  // of the segment that ran last: step t is at t % steps
+
+ private:
+  // Nobody wants the output: its masks are not drawn.
+  static LayerOptions without_output(LayerOptions options) {
+    options.dropout = 0;
+    return options;
+  }
+
+  const LayerSizes& sizes_;
+  const LayerInputs<T> in_;
+  const LayerSaved<T> states_;
+  const ForwardPass<T> pass_;
+};
+
 }  // namespace
 
 template <typename T>
 void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                    const LayerOutputs<T>& out, const Executor& executor) {
   const Kernels<T>& k = kernels<T>(isa_in_use());
-  const LayerOptions options = effective(given);
+  const LayerOptions options = effective(sizes, given);
   LayerInputs<T> in = given_in;
-  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
+  const int64_t B = sizes.batch, H = sizes.hidden_size, P = sizes.projection_size;
   const Plan plan(sizes, in.lengths, executor.threads);
+  const bool saves_states = options.recompute > 0 && out.saved.cells;
 
   // What is saved past a length is never read, but an op's results must not depend on what memory held before.
   zero_padding(sizes, in.lengths, P, out.output, executor);
-  zero_padding(sizes, in.lengths, P, out.saved.hidden, executor);
-  zero_padding(sizes, in.lengths, H, out.saved.cells, executor);
-  zero_padding(sizes, in.lengths, 4 * H, out.saved.gates, executor);
-  zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent, executor);
-  zero_padding(sizes, in.lengths, 6, out.saved.stats, executor);
+  if (!saves_states) {
+    zero_padding(sizes, in.lengths, P, out.saved.hidden, executor);
+    zero_padding(sizes, in.lengths, H, out.saved.cells, executor);
+    zero_padding(sizes, in.lengths, 4 * H, out.saved.gates, executor);
+    zero_padding(sizes, in.lengths, 4 * H, out.saved.recurrent, executor);
+    zero_padding(sizes, in.lengths, 6, out.saved.stats, executor);
+  }
   if (B == 0) return;
 
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
-  const int64_t panels = k.gate_panels(H);
-  const bool packs = sizes.steps * B > kUnpackedRows;
-  const int64_t panel_size = (I + P) * k.panel_columns;
-  const bool merged = packs && !has_layer_norm(options) && merges_products<T>(sizes);
-  T* const packed = workspace.take<T>(packs ? panels * panel_size : 0);
-  const int64_t hr_panels = packs && options.projection ? k.plain_panels(P) : 0;
-  T* const packed_hr = workspace.take<T>(hr_panels * k.panel_columns * H);
-  const T* const bias = sum_of_biases(in, 4 * H, workspace);
   if (plan.max_steps() > 0) in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
-  if (packs && plan.max_steps() > 0) {
-    share(executor, panels, [&](int64_t first, int64_t last) {
-      k.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size);
-      k.pack_gates(in.weight_hh, H, P, first, last, packed + I * k.panel_columns, panel_size);
-    });
-    share(executor, hr_panels,
-          [&](int64_t first, int64_t last) { k.pack_plain_weight(in.weight_hr, P, H, first, last, packed_hr); });
+  const ForwardPass<T> pass(k, sizes, options, in, plan, out.saved.gates != nullptr, workspace, executor);
+  if (!saves_states) {
+    const int64_t saved_steps = std::max<int64_t>(1, sizes.steps);
+    executor.run(plan.tasks(), [&](int64_t task) { pass.run(task, in, out, saved_steps, 0, sizes.steps); });
+    return;
   }
-
-  const bool saves = out.saved.gates != nullptr;
-  std::vector<char*> scratch;
-  for (int64_t task = 0; task < plan.tasks(); ++task)
-    scratch.push_back(workspace.take<char>(k.forward_scratch(sizes, options, saves, merged, plan.rows(task))));
+  const LayerSaved<T>& states = out.saved;
+  std::memcpy(states.hidden, in.h_0, sizeof(T) * B * P);
+  std::memcpy(states.cells, in.c_0, sizeof(T) * B * H);
+  const int64_t count = segments(sizes, options), steps = options.recompute;
   executor.run(plan.tasks(), [&](int64_t task) {
-    k.forward({sizes, options, in, out, plan.schedule(), plan.task_begin[task], plan.task_begin[task + 1], packed,
-               merged, packed_hr, bias, scratch[task]});
+    for (int64_t segment = 0; segment < count; ++segment) {
+      const int64_t next = segment + 1;
+      pass.run(task, from_segment(sizes, in, states, segment),
+               {out.output, states.hidden + next * B * P, states.cells + next * B * H, {}}, 1, segment * steps,
+               std::min(next * steps, sizes.steps));
+    }
   });
+  std::memcpy(out.h_n, states.hidden + count * B * P, sizeof(T) * B * P);
+  std::memcpy(out.c_n, states.cells + count * B * H, sizeof(T) * B * H);
 }
 
 template <typename T>
 void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                     const LayerOutputs<T>& out, const LayerGradients<T>& grad, const Executor& executor) {
   const Kernels<T>& k = kernels<T>(isa_in_use());
-  const LayerOptions options = effective(given);
+  const LayerOptions options = effective(sizes, given);
   LayerInputs<T> in = given_in;
   const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
   const Plan plan(sizes, in.lengths, executor.threads);
@@ -360,6 +459,15 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     T* const weight_sums = workspace.take<T>(want_weights ? (I + P) * stride : 0);
     T* const zeros = workspace.take<T>(in.reset ? P : 0);  // h_{t-1} after a reset
     zero(zeros, P);
+
+    // What the backward kernels read of the forward pass: all of it, or one segment after the other.
+    std::optional<Replay<T>> replay;
+    if (options.recompute > 0) replay.emplace(k, sizes, options, in, out.saved, plan, workspace, executor);
+    LayerSaved<T> saved = replay ? replay->saved : out.saved;
+    if (!saved.hidden) saved.hidden = out.output;
+    const int64_t saved_steps = replay ? replay->steps : sizes.steps;
+    // h_{t-1} of a chunk, which has several segments; otherwise it stays where it is saved.
+    T* const kept_hidden = workspace.take<T>(replay && want_weights ? chunk_rows * P : 0);
     std::vector<const T*> inputs(chunk_rows), hiddens(chunk_rows);
     std::vector<const T*> masks(hidden_mask ? chunk_rows : 0);
     std::vector<int64_t> chunk_offset(chunk_steps);
@@ -367,11 +475,14 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     std::vector<char*> scratch;
     for (int64_t task = 0; task < plan.tasks(); ++task)
       scratch.push_back(workspace.take<char>(k.backward_scratch(sizes, options, plan.rows(task))));
-    const auto backward_task = [&](int64_t task, int64_t step_begin, int64_t step_end) -> BackwardTask<T> {
+    const auto backward_task = [&](int64_t task, int64_t segment, int64_t step_begin, int64_t step_end,
+                                   const int64_t* offset) -> BackwardTask<T> {
       return {sizes,
               options,
-              in,
-              out,
+              replay ? replay->inputs(segment) : in,
+              saved,
+              saved_steps,
+              segment * saved_steps,
               grad,
               plan.schedule(),
               plan.task_begin[task],
@@ -379,7 +490,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
               step_begin,
               step_end,
               step_end == max_steps,
-              chunk_offset.data(),
+              offset,
               packed_ih,
               packed_hh,
               projection.packed_hr,
@@ -402,20 +513,33 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
         chunk_offset[s - step_begin] = rows;
         rows += active;
       }
-      executor.run(plan.tasks(), [&](int64_t task) { k.backward(backward_task(task, step_begin, step_end)); });
+      // The part of the chunk that lies in one segment; without recomputation all steps are one.
+      for (int64_t part_end = step_end, part_begin; part_end > step_begin; part_end = part_begin) {
+        const int64_t segment = (part_end - 1) / saved_steps, segment_begin = segment * saved_steps;
+        part_begin = std::max(step_begin, segment_begin);
+        const bool enters_segment = part_end == max_steps || part_end % saved_steps == 0;
+        int64_t n = chunk_offset[part_begin - step_begin];
+        const int64_t* const offset = &chunk_offset[part_begin - step_begin];
+        executor.run(plan.tasks(), [&](int64_t task) {
+          if (replay && enters_segment) replay->run(task, segment);
+          k.backward(backward_task(task, segment, part_begin, part_end, offset));
+        });
+        if (!want_weights) continue;
+
+        const T* const h_start = replay ? replay->inputs(segment).h_0 : in.h_0;
+        for (int64_t s = part_begin; s < part_end; ++s)
+          for (int64_t r = 0; r < B && plan.steps[r] > s; ++r, ++n) {
+            const int64_t b = plan.row[r], t = options.reverse ? plan.steps[r] - 1 - s : s;
+            const int64_t t_prev = options.reverse ? t + 1 : t - 1;
+            inputs[n] = in.input + (t * B + b) * I;
+            hiddens[n] = s == segment_begin ? h_start + b * P : saved.hidden + (t_prev % saved_steps * B + b) * P;
+            if (kept_hidden) hiddens[n] = static_cast<T*>(std::memcpy(kept_hidden + n * P, hiddens[n], sizeof(T) * P));
+            if (in.reset && in.reset[t * B + b]) hiddens[n] = zeros;
+            if (hidden_mask) masks[n] = hidden_mask + r * mask_stride;
+          }
+      }
       if (!want_weights) continue;
 
-      const T* const hidden = out.saved.hidden ? out.saved.hidden : out.output;
-      int64_t n = 0;
-      for (int64_t s = step_begin; s < step_end; ++s)
-        for (int64_t r = 0; r < B && plan.steps[r] > s; ++r, ++n) {
-          const int64_t b = plan.row[r], t = options.reverse ? plan.steps[r] - 1 - s : s;
-          const int64_t t_prev = options.reverse ? t + 1 : t - 1;
-          inputs[n] = in.input + (t * B + b) * I;
-          hiddens[n] = s == 0 ? in.h_0 + b * P : hidden + (t_prev * B + b) * P;
-          if (in.reset && in.reset[t * B + b]) hiddens[n] = zeros;
-          if (hidden_mask) masks[n] = hidden_mask + r * mask_stride;
-        }
       share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
@@ -429,7 +553,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
       });
       projection.add_weight_gradient(rows, step_end == max_steps, executor);
     }
-    executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0)); });
+    executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0, 0, nullptr)); });
     if (want_weights)
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
         k.unpack_gradient(weight_sums, 4 * H, I, first, last, grad.d_weight_ih);

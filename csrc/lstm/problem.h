@@ -36,6 +36,7 @@ struct LayerOptions {
   uint64_t seed = 0;
   int64_t stream = 0;      // layer * directions + direction
   int64_t first_step = 0;  // the t of the first step, as the masks see it (a cell called step by step)
+  int64_t recompute = 0;   // steps of a segment, of which the backward pass computes the gates again; 0: none
 };
 
 LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.layer_norm != LayerNorm::none; }
@@ -44,6 +45,11 @@ LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.
 LSTM_FUSED_FN bool has_extras(const LayerOptions& options) {
   return options.layer_norm == LayerNorm::carry || options.projection || options.peephole ||
          options.candidate_dropout > 0 || options.open_gates != 0;
+}
+
+// Segments of `recompute` steps, counted in the order in which they run; the last may have fewer.
+LSTM_FUSED_FN int64_t segments(const LayerSizes& sizes, const LayerOptions& options) {
+  return sizes.steps / options.recompute + (sizes.steps % options.recompute != 0);
 }
 
 template <typename T>
@@ -67,7 +73,8 @@ struct LayerInputs {
   const bool* reset;       // [T, B] or null: the state is zero before that step
 };
 
-// What the forward pass keeps for the backward pass. All null when nothing is differentiated.
+// What the forward pass keeps for the backward pass. All null when nothing is differentiated. With `recompute` the
+// states between segments alone, those of a row that has ended too: hidden [segments + 1, B, P], cells likewise.
 template <typename T>
 struct LayerSaved {
   T* hidden;     // [T, B, P] h_t; null where there is no output dropout, and then it is the output itself

@@ -165,6 +165,13 @@ class _FusedBase(nn.Module):
         return "".join(f", {name}={value!r}" for name, (value, default) in shown.items() if value != default)
 
 
+def _segment_steps(T: int) -> int:
+    """Steps between the states that are kept. The T / k states and the k steps of a segment both take memory."""
+    if torch.compiler.is_compiling():  # where T is a symbol; there is no symbolic root that torch compiles reliably
+        return 32
+    return max(1, math.isqrt(T))
+
+
 class FusedLSTM(_FusedBase):
     """``nn.LSTM`` with regularisation inside the recurrence, one op a layer and direction.
 
@@ -188,6 +195,10 @@ class FusedLSTM(_FusedBase):
             ``weight_co`` [H] (Gers & Schmidhuber 2000).
         forget_bias: initial total bias of the forget gate (Jozefowicz et al. 2015); ``None``: as ``nn.LSTM``.
         open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for.
+        recompute: a training step takes less memory and more time: the forward pass keeps only a state every k steps,
+            and the backward pass computes the steps between two of them again. k is the square root of T, rounded down;
+            32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the same; in half
+            precision gradients may differ in their rounding (:func:`lstm_fused.ops.lstm_layer`).
         eps: of the layer norms.
 
     All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.
@@ -215,6 +226,7 @@ class FusedLSTM(_FusedBase):
         peephole: bool = False,
         forget_bias: float | None = None,
         open_gates: Iterable[str] = (),
+        recompute: bool = False,
         eps: float = 1e-5,
     ) -> None:
         super().__init__(
@@ -227,6 +239,7 @@ class FusedLSTM(_FusedBase):
         self.dropout = checks.rate("dropout", dropout)
         self.bidirectional = checks.boolean("bidirectional", bidirectional)
         self.variational = checks.boolean("variational", variational)
+        self.recompute = checks.boolean("recompute", recompute)
         if self.dropout > 0 and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
@@ -405,6 +418,8 @@ class FusedLSTM(_FusedBase):
         if seed is not None or self.training:
             seed = self._seed(seed, input.device)
         options = self._recurrence_options()
+        if self.recompute:
+            options["recompute"] = _segment_steps(input.shape[0])
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             outputs = []
@@ -434,7 +449,7 @@ class FusedLSTM(_FusedBase):
 
     def extra_repr(self) -> str:
         shown = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
-        shown |= {"bidirectional": False, "variational": False}
+        shown |= {"bidirectional": False, "variational": False, "recompute": False}
         on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
         return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from . import reference
 
 _RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
-_IN_OPERATOR = {"reverse", "training", "eps", "stream", "variational", *_RATES[:4]}  # without masks these do nothing
+# Without masks, and without a backward pass, these but the first do nothing.
+_IN_OPERATOR = {"reverse", "training", "eps", "stream", "variational", "recompute", *_RATES[:4]}
 
 
 def lower(function: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:

@@ -62,6 +62,7 @@ def lstm_layer(
     reverse: bool = False,
     dropout: float = 0.0,
     variational: bool = False,
+    recompute: int = 0,
     recurrent_dropout: float = 0.0,
     candidate_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -89,6 +90,10 @@ def lstm_layer(
         seed: int64, 0-dim; needed when a rate is above 0 in training.
         reverse: run from the last real step to step 0.
         dropout, variational: rate of the output's dropout; one mask for all steps.
+        recompute: steps of a segment. Above 0 the forward pass keeps the states between segments alone, and the
+            backward pass computes each segment again before it walks back through it: less memory, about one forward
+            pass more. The results are the same bits; of half precision on the CPU the gradients are not, since there
+            the gates that are computed again are not rounded as those that are kept.
         recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
         zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
         open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
@@ -108,8 +113,8 @@ def lstm_layer(
         weight_hr, weight_ci, weight_cf, weight_co, lengths, reset, seed,
     )  # fmt: skip
     plain = not (
-        reverse or dropout or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h or zoneout_c
-        or open_gates or eps != _EPS
+        reverse or dropout or recompute or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h
+        or zoneout_c or open_gates or eps != _EPS
     )  # fmt: skip
     options = {}
     if not plain:
@@ -117,6 +122,7 @@ def lstm_layer(
             "reverse": reverse,
             "dropout": dropout,
             "variational": variational,
+            "recompute": recompute,
             "recurrent_dropout": recurrent_dropout,
             "candidate_dropout": candidate_dropout,
             "weight_dropout": weight_dropout,
@@ -265,14 +271,19 @@ def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
-def _(*tensors: Any, dropout: float = 0.0, training: bool = True, **options: Any) -> tuple[Tensor, ...]:
+def _(
+    *tensors: Any, dropout: float = 0.0, training: bool = True, recompute: int = 0, **options: Any
+) -> tuple[Tensor, ...]:
     _refuse_onnx(options | {"dropout": dropout, "training": training})
     input, h_0, c_0 = tensors[:3]
-    (T, B, _), P, H, norm = input.shape, h_0.shape[1], c_0.shape[1], _has_norm(tensors)
-    keeps_hidden = training and dropout > 0
-    shapes = ((T, B, P), (B, P), (B, H), (T, B, P) if keeps_hidden else (0,))
-    results = tuple(input.new_empty(shape) for shape in shapes)
-    return *results, _accumulators(input, T, B, H), *_saved(input, (T, B), H, norm)
+    (T, B, _), P, H = input.shape, h_0.shape[1], c_0.shape[1]
+    results = tuple(input.new_empty(shape) for shape in ((T, B, P), (B, P), (B, H)))
+    if recompute > 0:
+        states = (T + recompute - 1) // recompute + 1
+        kept = _accumulators(input, states, B, P), _accumulators(input, states, B, H)
+        return *results, *kept, input.new_empty(0), input.new_empty(0), _accumulators(input, 0)
+    hidden = input.new_empty((T, B, P) if training and dropout > 0 else (0,))
+    return *results, hidden, _accumulators(input, T, B, H), *_saved(input, (T, B), H, _has_norm(tensors))
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer_inference")

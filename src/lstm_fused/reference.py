@@ -200,6 +200,7 @@ def lstm_layer(
     reverse: bool = False,
     dropout: float = 0.0,
     variational: bool = False,
+    recompute: int = 0,
     recurrent_dropout: float = 0.0,
     candidate_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -216,7 +217,8 @@ def lstm_layer(
     Sequence b has ``lengths[b]`` real steps (0..T, int64 [B]): its outputs past them are zero, what the input holds
     there does not matter, and ``h_n, c_n`` are those after the last step processed. ``reverse`` runs from the last real
     step to step 0; each output stays at its own t. ``reset[t, b]`` zeroes the state of sequence b before its step t,
-    in the order in which the steps run.
+    in the order in which the steps run. ``recompute`` is of the kernels and changes nothing here: how much memory the
+    backward pass may take.
 
     Shapes: input [T, B, I]; reset bool [T, B]; the others as in :func:`lstm_cell`.
     """

@@ -51,6 +51,7 @@ class Recorder:
                 return self(*ops._autocast((input, h_0, c_0, *parameters)), **arguments)
         weights = dict.fromkeys(_PARAMETERS) | dict(zip(_PARAMETERS, parameters, strict=False))
         tensors = {name: arguments.pop(name, None) for name in ("lengths", "reset", "seed")}
+        arguments.pop("recompute", None)  # every state is wanted
         layer = torch.ops.lstm_fused.lstm_layer
         output, h_n, c_n, hidden, cells, *_ = layer(input, h_0, c_0, *weights.values(), *tensors.values(), **arguments)
         if not (arguments["training"] and arguments["dropout"] > 0):

@@ -130,15 +130,17 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const auto [T_, B, I, H, P] = p.sizes;
   Values<T> in[kInputs];
   for (int k = 0; k < kInputs; ++k) in[k] = cast<T>(p.in[k]);
-  const bool norm = has_layer_norm(p.options), keeps_hidden = saves && p.options.training && p.options.dropout > 0;
+  const bool norm = has_layer_norm(p.options), keeps_hidden = p.options.training && p.options.dropout > 0;
+  const bool all = p.options.recompute == 0;
+  const int64_t states = saves && !all ? segments(p.sizes, p.options) + 1 : 0, steps = saves && all ? T_ : 0;
   Result<T> r{empty<T>(T_ * B * P),
               empty<T>(B * P),
               empty<T>(B * H),
-              empty<T>(keeps_hidden ? T_ * B * P : 0),
-              empty<T>(saves ? T_ * B * H : 0),
-              empty<T>(saves ? T_ * B * 4 * H : 0),
-              empty<T>(saves && norm ? T_ * B * 4 * H : 0),
-              empty<T>(saves && norm ? T_ * B * 6 : 0),
+              empty<T>((states + (keeps_hidden ? steps : 0)) * B * P),
+              empty<T>((states + steps) * B * H),
+              empty<T>(steps * B * 4 * H),
+              empty<T>(norm ? steps * B * 4 * H : 0),
+              empty<T>(norm ? steps * B * 6 : 0),
               {}};
   const auto at = [](Values<T>& v) { return v.empty() ? nullptr : v.data(); };
   const LayerOutputs<T> out = {
@@ -271,12 +273,27 @@ bool same_bits(const Values<T>& a, const Values<T>& b) {
 }
 
 template <typename T>
+bool same_bits(const Result<T>& a, const Result<T>& b) {
+  bool same = same_bits(a.output, b.output) && same_bits(a.h_n, b.h_n) && same_bits(a.c_n, b.c_n);
+  for (int k = 0; k < kInputs; ++k) same = same && same_bits(a.gradients[k], b.gradients[k]);
+  return same;
+}
+
+template <typename T>
 void check_threads(const Problem& p, const Values<double>* d_outputs, const Result<T>& one) {
   for (int64_t threads : {2, 3, 16}) {
     const Result<T> many = run<T>(p, true, threads, d_outputs);
-    bool same = same_bits(one.output, many.output) && same_bits(one.h_n, many.h_n) && same_bits(one.c_n, many.c_n);
-    for (int k = 0; k < kInputs; ++k) same = same && same_bits(one.gradients[k], many.gradients[k]);
-    check(same, p.name + ": the same bits with " + std::to_string(threads) + " threads");
+    check(same_bits(one, many), p.name + ": the same bits with " + std::to_string(threads) + " threads");
+  }
+}
+
+template <typename T>
+void check_recompute(Problem p, const Values<double>* d_outputs, const Result<T>& all_saved) {
+  for (int64_t threads : {1, 3}) {
+    p.options.recompute = 1 + p.sizes.steps / 2 * (threads > 1);
+    const Result<T> replayed = run<T>(p, true, threads, d_outputs);
+    check(same_bits(all_saved, replayed),
+          p.name + ": the same bits with segments of " + std::to_string(p.options.recompute) + " steps");
   }
 }
 
@@ -326,6 +343,8 @@ void check_problem(Problem p) {
           p.name + ": float32 gradient " + std::to_string(k));
   check_threads<double>(p, d_outputs, result);
   check_threads<float>(p, d_outputs, single);
+  check_recompute<double>(p, d_outputs, result);
+  check_recompute<float>(p, d_outputs, single);
 }
 
 void check_layers() {
@@ -382,6 +401,7 @@ void check_layers() {
 void check_failed_allocations() {
   Problem p{{12, 3, 40, 90, 90}, {}, {}, {}, "after a failed allocation", {}};
   p.options.layer_norm = LayerNorm::ba2016;
+  p.options.recompute = 5;
   for (int k = 0; k < kInputs; ++k) p.in[k] = normal(input_size_of(p, k));
   const Values<double> d_outputs[3] = {normal(12 * 3 * 90), normal(3 * 90), normal(3 * 90)};
   const Result<float> expected = run<float>(p, true, 1, d_outputs);
