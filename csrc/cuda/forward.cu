@@ -276,28 +276,27 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
 
 template <typename T>
 cudaError_t start(const Start<T>& start, cudaStream_t stream) {
-  return launch(start_kernel<T>, dim3(start.sizes.batch), kPlainThreads, 0, stream, start);
+  return launch(start_kernel<T>, {start.sizes.batch}, kPlainThreads, 0, stream, start);
 }
 
 template <typename T>
 cudaError_t forward_step(const ForwardStep<T>& step, cudaStream_t stream) {
-  const int64_t H = step.sizes.hidden_size;
-  const unsigned rows = static_cast<unsigned>(step.sizes.batch);
+  const int64_t H = step.sizes.hidden_size, rows = step.sizes.batch;
   if (!has_layer_norm(step.options)) {
     const unsigned threads = threads_for<T>(H, kPlainThreads);
-    const unsigned parts = static_cast<unsigned>((H + threads * kLanes<T> - 1) / (threads * kLanes<T>));
-    return launch(plain_kernel<T>, dim3(rows, parts), threads, 0, stream, step);
+    const int64_t parts = (H + threads * kLanes<T> - 1) / (threads * kLanes<T>);
+    return launch(plain_kernel<T>, {rows, parts}, threads, 0, stream, step);
   }
   const unsigned threads = threads_for<T>(H, kThreads<T>);
   const size_t shared = 6 * threads / kWarp * sizeof(Accumulator<T>);
   const auto kernel = step.overflow ? layer_norm_kernel<T, false> : layer_norm_kernel<T, true>;
-  return launch(kernel, dim3(rows), threads, shared, stream, step);
+  return launch(kernel, {rows}, threads, shared, stream, step);
 }
 
 template <typename T>
 cudaError_t project_step(const ForwardStep<T>& step, cudaStream_t stream) {
   const unsigned threads = threads_for<T>(step.sizes.projection_size, kPlainThreads);
-  return launch(project_kernel<T>, dim3(static_cast<unsigned>(step.sizes.batch)), threads, 0, stream, step);
+  return launch(project_kernel<T>, {step.sizes.batch}, threads, 0, stream, step);
 }
 
 #define LSTM_FUSED_INSTANTIATE(T)                                            \

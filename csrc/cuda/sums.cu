@@ -124,28 +124,25 @@ __global__ void __launch_bounds__(kRowThreads) chunks_kernel(const __grid_consta
 
 template <typename T>
 cudaError_t real_input(const Operand<T>& operand, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(operand.sizes.steps * operand.sizes.batch));
-  return launch(input_kernel<T>, grid, kRowThreads, 0, stream, operand);
+  return launch(input_kernel<T>, {operand.sizes.steps * operand.sizes.batch}, kRowThreads, 0, stream, operand);
 }
 
 template <typename T>
 cudaError_t previous_hidden(const Operand<T>& operand, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(operand.sizes.steps * operand.sizes.batch));
   const unsigned threads = threads_for<T>(operand.sizes.projection_size, kRowThreads);
-  return launch(hidden_kernel<T>, grid, threads, 0, stream, operand);
+  return launch(hidden_kernel<T>, {operand.sizes.steps * operand.sizes.batch}, threads, 0, stream, operand);
 }
 
 template <typename T>
 cudaError_t mask_weight(const WeightMask<T>& weight, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(4 * weight.sizes.hidden_size));
   const unsigned threads = threads_for<T>(weight.sizes.projection_size, kRowThreads);
-  return launch(weight_kernel<T>, grid, threads, 0, stream, weight);
+  return launch(weight_kernel<T>, {4 * weight.sizes.hidden_size}, threads, 0, stream, weight);
 }
 
 template <typename T>
 cudaError_t column_sums(const ColumnSums<T>& sums, cudaStream_t stream) {
   constexpr int64_t kStrip = kSumColumns * kLanes<T>;
-  const dim3 grid(static_cast<unsigned>(sums.chunks()), static_cast<unsigned>((sums.columns + kStrip - 1) / kStrip));
+  const Grid grid{sums.chunks(), (sums.columns + kStrip - 1) / kStrip};
   const size_t shared = sums.sums() * kSumRows * kStrip * sizeof(Accumulator<T>);
   const auto kernel = sums.norms ? columns_kernel<T, true> : columns_kernel<T, false>;
   return launch(kernel, grid, kSumColumns * kSumRows, shared, stream, sums);
@@ -153,9 +150,8 @@ cudaError_t column_sums(const ColumnSums<T>& sums, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t chunk_sums(const ChunkSums<T>& sums, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(sums.sums),
-                  static_cast<unsigned>((sums.columns + kRowThreads - 1) / kRowThreads));
-  return launch(chunks_kernel<T>, grid, kRowThreads, 0, stream, sums);
+  return launch(chunks_kernel<T>, {sums.sums, (sums.columns + kRowThreads - 1) / kRowThreads}, kRowThreads, 0, stream,
+                sums);
 }
 
 #define LSTM_FUSED_INSTANTIATE(T)                                           \

@@ -53,11 +53,18 @@ unsigned threads_for(int64_t units, int most) {
   return static_cast<unsigned>(warps * 32 < most ? warps * 32 : most);
 }
 
+// Blocks of a launch. CUDA's own type has 32 bits, into which more would be cut unnoticed.
+struct Grid {
+  int64_t x, y = 1;
+};
+constexpr int64_t kMostBlocks = 0x7fffffff, kMostBlocksY = 65535;
+
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
+  if (grid.x > kMostBlocks || grid.y > kMostBlocksY) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -56,7 +57,7 @@ extern "C" __attribute__((visibility("default"), used)) inline void lstm_fused_m
 }
 """
 SEEDS = ([0, 1], [1, 2, 3, 4])  # of the schedules, in the first pass and in the second
-PATIENCE = 30  # seconds of the processor that the cases of one mutant may take, and ten times as many of the clock
+PATIENCE = 4  # times what the cases take without a mutant, of the processor; and of the clock ten times as much
 
 # Survivors that no test can catch, by file, a part of the line, and the mutant: why not.
 SAME_IN_ALL = "every thread of the warp or block has the same value"
@@ -215,13 +216,15 @@ def build(name: str, flags: list[str]) -> Path:
     return emulation.build(name, MUTATED, ("-w", "-include", str(SHIFT), *flags))
 
 
-def outcome(number: int, by: int, cases: list[Any], seeds: list[int], emulator: emulation.Emulator) -> str:
-    """In a process of its own: "" when all cases pass, otherwise what stopped them."""
+def outcome(
+    number: int, by: int, cases: list[Any], seeds: list[int], emulator: emulation.Emulator, seconds: float = 0
+) -> str:
+    """In a process of its own: "" when all cases pass, otherwise what stopped them. ``seconds``: 0 is any time."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        signal.setitimer(signal.ITIMER_PROF, PATIENCE)  # ends the process, and so does the next
-        signal.alarm(10 * PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process, and so does the next
+        signal.alarm(int(10 * seconds))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # what sanitizer and emulator say
         emulator.library.lstm_fused_mutate(number, by)
@@ -245,10 +248,12 @@ def run_all(library: Path, mutants: list[tuple[int, int]], seeds: list[int]) -> 
     torch.set_num_threads(1)  # a forked process has no other
     emulator = emulation.Emulator(library)
     cases = sorted(all_cases(), key=lambda case: -len(case.name))  # those with most options first
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     assert not outcome(0, 0, cases, seeds, emulator), "the cases fail without any mutant"
+    seconds = PATIENCE * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     results = {}
     for done, (number, by) in enumerate(mutants):
-        results[number, by] = outcome(number, by, cases, seeds, emulator)
+        results[number, by] = outcome(number, by, cases, seeds, emulator, seconds)
         if done % 100 == 99:
             print(f"{done + 1} of {len(mutants)} mutants", file=sys.stderr, flush=True)
     return results

@@ -12,6 +12,7 @@ reason in the report.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree
 from concurrent.futures import ThreadPoolExecutor
@@ -72,20 +74,22 @@ class Run:
 
     def do(self, name: str, *command: str | Path, until: float, **environment: str) -> Step:
         """One command, stopped with all that it started where its time is up."""
-        start, text = time.monotonic(), " ".join(map(str, command))
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=os.environ | environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=max(1.0, self.left(until)))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            output += f"\nstopped after {time.monotonic() - start:.0f} s"
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        start, text, said = time.monotonic(), " ".join(map(str, command)), ""
+        with tempfile.TemporaryFile("w+", errors="replace") as log:  # no pipe: what was left running would keep it open
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=os.environ | environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                process.wait(max(1.0, self.left(until)))
+            except subprocess.TimeoutExpired:
+                said = f"\nstopped after {time.monotonic() - start:.0f} s"
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # it, or what it started, may be running still
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            log.seek(0)
+            output = log.read() + said
         step = Step(name, f"python {text}", process.returncode == 0, round(time.monotonic() - start, 1))
         step.output = output[-6000:]
         step.summary = next((line for line in reversed(output.splitlines()) if line.strip()), "")
@@ -126,7 +130,7 @@ class Run:
         self.report()
         if not built.ok:
             return
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(INSTALLED), os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INSTALLED), os.environ.get("PYTHONPATH")]))
         with ThreadPoolExecutor(len(TESTS)) as pool:
             parts = TESTS.items()
             list(pool.map(lambda part: self.test(part[0], part[1][0], TESTED_BY, **part[1][1]), parts))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lstm_fused_build as backend
 import pytest
+import run as gpu_run
 import torch
 
 RUN = Path(__file__).with_name("run.py")
@@ -17,6 +18,27 @@ def test_without_a_gpu_it_says_so():
     result = subprocess.run([sys.executable, RUN], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "sees no GPU here; --dry-run does what can be done without one" in result.stderr
+
+
+def test_what_takes_too_long_is_stopped_and_the_rest_still_runs(tmp_path):
+    run = gpu_run.Run(dry=False, out=tmp_path, machine={"GPU": "none"})
+    slow = run.do("slow", "-c", "import subprocess; subprocess.run(['sleep', '600'])", until=0)
+    quick = run.do("quick", "-c", "print('done')", until=60)
+    run.report()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [step["ok"] for step in report["steps"]] == [False, True]
+    assert slow.summary == "stopped after 1 s"
+    assert quick.summary == "done"
+    assert "**FAILED**" in (tmp_path / "report.md").read_text()
+
+
+def test_tests_for_which_no_time_is_left_are_not_passed(tmp_path):
+    run = gpu_run.Run(dry=False, out=tmp_path, machine={})
+    run.test("too late", ["tests/test_cuda.py"], 0)
+    (step,) = run.steps
+    assert not step.ok
+    assert step.skipped
+    assert set(step.skipped.values()) == {gpu_run.NO_TIME}
 
 
 @pytest.mark.slow
