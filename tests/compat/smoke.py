@@ -1,6 +1,12 @@
-"""The installed package on whatever torch is there: against nn.LSTM, and opcheck. Needs no pytest."""
+"""The installed package on whatever torch is there: against nn.LSTM, and opcheck. Needs no pytest.
+
+python smoke.py [--cuda]    --cuda: the CUDA module has to be there too, and to import on a torch built for CUDA
+"""
+
+import sys
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lstm_fused
 
@@ -46,9 +52,33 @@ def passes_opcheck() -> None:
     torch.library.opcheck(torch.ops.lstm_fused.lstm_layer.default, tensors)
 
 
+def has_cuda_kernels() -> str:
+    """They were registered; what there is to compute shows without a GPU; returns what torch says of the GPU."""
+    assert lstm_fused.build_info()["cuda"]
+    assert lstm_fused.cuda.unavailable() is None, lstm_fused.cuda.unavailable()
+    for name in lstm_fused.cuda._OPS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lstm_fused::{name}", "CUDA"), name
+    if torch.version.cuda is None:
+        return "this torch has none"
+    assert lstm_fused.cuda.last_road() is None
+    with FakeTensorMode():
+        module = lstm_fused.FusedLSTM(5, 7, layer_norm=True, recurrent_dropout=0.3, device="cuda")
+        output, _ = module(torch.empty(6, 3, 5, device="cuda"))
+    assert output.is_cuda
+    assert lstm_fused.cuda.last_road() == "steps"
+    try:
+        lstm_fused.FusedLSTM(5, 7, layer_norm=True, device="cuda")(torch.zeros(6, 3, 5, device="cuda"))
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "used"
+
+
 def main() -> None:
     torch.manual_seed(0)
     info = lstm_fused.build_info()
+    if "--cuda" in sys.argv:
+        gpu = has_cuda_kernels()
+        print(f"CUDA kernels of {info['cuda_reason']} on a torch for CUDA {torch.version.cuda}; the GPU: {gpu}")
     equals_nn_lstm()
     equals_the_reference()
     passes_opcheck()

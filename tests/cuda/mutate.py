@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ extern "C" __attribute__((visibility("default"), used)) inline void lstm_fused_m
 """
 SEEDS = ([0, 1], [1, 2, 3, 4])  # of the schedules, in the first pass and in the second
 PATIENCE = 4  # times what the cases take without a mutant, of the processor; and of the clock ten times as much
+
+REPORT = """\
+# Do the tests of the CUDA kernels bite?
+
+`python tests/cuda/mutate.py`: each barrier removed, each index shifted by +1 and by -1, one at a time. Caught is what
+makes a case of `tests/cuda/cases.py`, run on the CPU, give another result than the reference, stop or not end.
+
+- {date}, {minutes:.0f} minutes
+- {caught} of {tried} caught: {first} by results alone, {second} more with the address sanitizer and more schedules
+- {left} not caught, of which {equivalent} change nothing that anybody could see
+
+{table}
+
+Not caught:
+
+{survivors}
+"""
 
 # Survivors that no test can catch, by file, a part of the line, and the mutant: why not.
 SAME_IN_ALL = "every thread of the warp or block has the same value"
@@ -297,19 +315,35 @@ def main() -> int:
         ]
         unexplained += not excuses
         lines.append(f"- {site.file}:{site.line}, {what}: {excuses[0] if excuses else 'NOT CAUGHT'}\n  `{site.text}`")
-    barriers = sum(site.barrier for site in sites)
-    head = [
-        f"{len(mutants)} mutants: {barriers} barriers removed, {len(sites) - barriers} indices shifted by +1 and by -1",
-        f"caught: {len(mutants) - len(survivors)} ({len(mutants) - first_pass} by results alone, "
-        f"{first_pass - len(survivors)} more with the address sanitizer and more schedules)",
-        f"not caught: {len(survivors)}, of which {len(survivors) - unexplained} change nothing that could be seen",
-        f"{time.time() - start:.0f} s",
-    ]
-    report = "\n".join([*head, "", *lines])
+    report = REPORT.format(
+        date=f"{date.today():%d %B %Y}",
+        minutes=(time.time() - start) / 60,
+        tried=len(mutants),
+        caught=len(mutants) - len(survivors),
+        first=len(mutants) - first_pass,
+        second=first_pass - len(survivors),
+        left=len(survivors),
+        equivalent=len(survivors) - unexplained,
+        table=table(sites, results),
+        survivors="\n".join(lines) or "- none",
+    )
     print(report)
     if arguments.report:
-        arguments.report.write_text(report + "\n")
+        arguments.report.write_text(report)
     return bool(unexplained)
+
+
+def table(sites: list[Site], results: dict[tuple[int, int], str]) -> str:
+    """How many were tried and caught, by file."""
+    lines = ["| file | barriers removed | caught | indices shifted | caught |", "|---|---|---|---|---|"]
+    for file in (*SOURCES, "all"):
+        cells = []
+        for barrier in (True, False):
+            of_kind = [(sites[number - 1], how) for (number, _), how in results.items()]
+            hows = [how for site, how in of_kind if site.barrier == barrier and file in (site.file, "all")]
+            cells += [len(hows), sum(map(bool, hows))]
+        lines.append(f"| {file} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
