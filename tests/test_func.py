@@ -185,6 +185,26 @@ def test_products_with_jacobians():
     assert_close((forward * w).sum(), (backward(w)[0] * v).sum())
 
 
+@pytest.mark.parametrize("name", ["vmap", "grad", "vmap(grad)", "jvp"])
+def test_inside_of_torch_compile(name):
+    """The transform is part of the compiled function, as torch demands."""
+    module, x = example({})
+    module.requires_grad_(False)
+
+    def total(x):
+        return module(x)[0].square().sum()
+
+    transformed = {
+        "vmap": vmap(total),
+        "grad": grad(total),
+        "vmap(grad)": vmap(grad(total)),
+        "jvp": lambda x: jvp(total, (x,), (torch.ones_like(x),)),
+    }[name]
+    x = x if "vmap" in name else x[0].clone()
+    torch.compiler.reset()
+    assert_close(torch.compile(transformed, fullgraph=True, backend="aot_eager")(x), transformed(x))
+
+
 def test_autograd_goes_on_working_outside():
     """Inside a transform the reference, outside the op again."""
     module, x = example({})

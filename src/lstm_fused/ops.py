@@ -206,13 +206,13 @@ def _call(
         tensors = _autocast(tensors)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
         return reference(*tensors, **options)
-    if torch.compiler.is_compiling():
-        if torch.onnx.is_in_onnx_export():
-            return onnx.lower(reference, tensors, options)
-    elif torch._C._are_functorch_transforms_active():
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.onnx.is_in_onnx_export():
+        return onnx.lower(reference, tensors, options)
+    if torch._C._are_functorch_transforms_active():
         if _in_func_gradient():
             return reference(*tensors, **options)
-    elif op is _LAYER and tensors[0].is_cuda and cuda.takes_cudnn(tensors, options):
+    elif not compiling and op is _LAYER and tensors[0].is_cuda and cuda.takes_cudnn(tensors, options):
         return cuda.cudnn_layer(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
@@ -235,10 +235,11 @@ def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
+@torch.compiler.assume_constant_result  # of a graph: torch.compile guards the transforms that it was traced under
 def _in_func_gradient() -> bool:
     """Whether ``torch.func.grad`` or its kin is at work, perhaps inside or outside of a ``vmap``: as with tangents.
 
-    ``vmap`` alone needs no such care: torch calls the op once for every slice.
+    ``vmap`` alone needs no such care: the ops have rules for it.
     """
     levels = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)
