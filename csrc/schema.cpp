@@ -1,7 +1,8 @@
 // What every op takes and gives, and nothing else. Shapes and meanings: src/lstm_fused/ops.py.
 //
 // What is not given costs nothing to hand over (about 0.3 us an argument otherwise): the forward ops have defaults. The
-// backward ops, which get everything, have none.
+// backward ops, which get everything, have none. A step's number is SymInt, for which torch.compile makes one graph: an
+// int is a constant of it.
 #include <torch/csrc/stable/library.h>
 
 #define LSTM_FUSED_WEIGHTS(none)                                                                                    \
@@ -19,7 +20,7 @@
   "float zoneout_c=0.0, int open_gates=0, bool training=True, float eps=1e-05, int stream=0"
 #define LSTM_FUSED_LAYER_OPTIONS \
   "bool reverse=False, float dropout=0.0, bool variational=False, int recompute=0, " LSTM_FUSED_STEP_OPTIONS
-#define LSTM_FUSED_CELL_OPTIONS "int step=0, " LSTM_FUSED_STEP_OPTIONS
+#define LSTM_FUSED_CELL_OPTIONS "SymInt step=0, " LSTM_FUSED_STEP_OPTIONS
 #define LSTM_FUSED_GRADIENTS                                                                                \
   "Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor d_weight_ih, Tensor d_weight_hh, "                    \
   "Tensor d_bias, Tensor d_weight_ln_ih, Tensor d_weight_ln_hh, Tensor d_weight_ln_c, Tensor d_bias_ln_c, " \

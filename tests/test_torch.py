@@ -13,6 +13,8 @@ from testing import (
     layer_case,
     random,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
@@ -162,23 +164,43 @@ def test_compile_with_dynamic_sizes(device):
         assert_close(compiled(x, seed=seed), module(x, seed=seed))
 
 
+GIVEN = {
+    "input": lambda T, B: {},
+    "state": lambda T, B: {"hx": (random(4, B, 5, seed=2).float(), random(4, B, 5, seed=3).float())},
+    "lengths": lambda T, B: {"lengths": torch.arange(B) % T + 1},
+    "reset": lambda T, B: {"reset": random(T, B, seed=2) > 0.8},
+    "seed": lambda T, B: {"seed": 100 * T + B},
+}
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_new_sizes_hardly_ever_compile_anew(training, device):
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_new_sizes_hardly_ever_compile_anew(given, training, device):
     """20 different (T, B): the first as they are, the second with dynamic sizes, which serve all others."""
     module, _ = example(device, **OPTIONS["regularised"])
     module.train(training)
-    graphs = []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(module, fullgraph=True, backend=count)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
     for k in range(20):
         T, B = 2 + k, 2 + (7 * k) % 20
-        output, _ = compiled(random(T, B, 3, seed=1).float().to(device))
+        arguments = {"input": random(T, B, 3, seed=1).float()} | given(T, B)
+        with torch.set_grad_enabled(training):
+            output, _ = compiled(**tree_map_only(torch.Tensor, lambda x: x.to(device), arguments))
         assert output.shape == (T, B, 10)
-    assert len(graphs) <= 3  # one compilation and at most two more
+        if training:
+            output.sum().backward()
+    assert counter.frame_count <= 3  # one compilation and at most two more
+
+
+def test_new_steps_hardly_ever_compile_anew(device):
+    cell = FusedLSTMCell(3, 5, zoneout=0.2, device=device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(cell, fullgraph=True, backend=counter)
+    state = expected = None
+    for step, x in enumerate(random(20, 4, 3, seed=1).float().to(device)):
+        state, expected = (call(x, hx, seed=3, step=step) for call, hx in ((compiled, state), (cell, expected)))
+        assert_close(state, expected)
+    assert counter.frame_count <= 3  # the first has no state
 
 
 @pytest.mark.slow
