@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from testing import assert_close, assert_same_bits, random, recorded
@@ -51,6 +52,22 @@ def test_a_weight_may_be_replaced():
         second = module(x())[0]
         results.append([first, second, *torch.autograd.grad(second.sum(), raw)])
     assert_close(results[1], results[0])
+
+
+def test_biases_are_found_as_much_code_finds_them():
+    """The forget gate's, through names that are private in nn.LSTM."""
+    states = []
+    for module in (*pair(bidirectional=True), *pair(bias=False)):
+        for name in (name for names in module._all_weights for name in names if "bias" in name):
+            bias = getattr(module, name)
+            bias.data[len(bias) // 4 : len(bias) // 2].fill_(1)
+        states.append(module.state_dict())
+    assert_same_bits(states[1], states[0])
+    assert_same_bits(states[3], states[2])
+
+
+def test_numbers_of_numpy():
+    FusedLSTM(I, H, 2, dropout=np.float32(0.5), zoneout=np.float32(0.25))
 
 
 def test_hooks():

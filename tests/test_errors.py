@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from testing import EVERYTHING, EVERYTHING_ELSE, NOT_OF_A_CELL, cell_case, label, layer_case
+from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from lstm_fused import FusedLSTM, FusedLSTMCell, ops
+from lstm_fused import FusedLSTM, FusedLSTMCell, convert, ops
 
 NAN = float("nan")
 
@@ -198,6 +199,26 @@ def test_a_rate_changed_later(attribute, value, sentence):
     setattr(module, attribute, value)
     with pytest.raises(RuntimeError, match=re.escape(sentence)):
         module(X)
+
+
+@pytest.mark.parametrize("module", [nn.GRU(3, 5), nn.LSTMCell(3, 5), FusedLSTM(3, 5, layer_norm=True)], ids=name)
+def test_from_torch_of_another_module(module):
+    with pytest.raises(TypeError, match=f"lstm must be of type LSTM, got {type(module).__name__}"):
+        FusedLSTM.from_torch(module)
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(3, 5), FusedLSTMCell(3, 5)], ids=name)
+def test_to_torch_of_another_module(module):
+    with pytest.raises(TypeError, match=f"lstm must be of type FusedLSTM, got {type(module).__name__}"):
+        convert.to_torch(module)
+
+
+@pytest.mark.parametrize("module", [FusedLSTM(3, 5), FusedLSTMCell(3, 5)], ids=name)
+def test_torchscript(module):
+    """It is refused, also deep in a model."""
+    with pytest.raises(RuntimeError, match=r"module must be traced .* got torch\.jit\.script") as caught:
+        torch.jit.script(nn.Sequential(nn.Linear(2, 3), module))
+    assert one_sentence(caught.value)
 
 
 def test_a_state_dict_that_does_not_fit():

@@ -1,5 +1,8 @@
 """The ops as torch's machinery sees them: opcheck, torch.compile, torch.export, checkpointing, meta tensors."""
 
+import io
+import warnings
+
 import pytest
 import torch
 from testing import (
@@ -231,6 +234,37 @@ def test_export_with_dynamic_sizes(options, device):
     program = torch.export.export(module, (x,), dynamic_shapes={"input": {0: T, 1: B}})
     longer = random(9, 2, 3, seed=2).float().to(device)
     assert_close(program.module()(longer), module(longer))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_jit_trace(options, training, device):
+    """Traced, saved and read again: any sizes, new masks in every call, gradients; torch's own check finds no fault."""
+    module, x = example(device, **options)
+    module.train(training)
+    random_masks = training and options != {}  # with which no two runs are the same
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and our checks look at sizes
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.trace(module, x, check_trace=not random_masks), file)
+        file.seek(0)
+        traced = torch.jit.load(file)
+    other = random(9, 2, 3, seed=2).float().to(device)
+    results = []
+    for call in (traced, module):
+        torch.manual_seed(1)
+        output, (h_n, _) = call(other)
+        results.append([output, h_n, *torch.autograd.grad(output.square().sum(), list(call.parameters()))])
+    assert_close(*results)
+
+
+def test_jit_trace_without_gradients(device):
+    """What was traced so can be trained all the same."""
+    module, x = example(device)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, x)
+    assert_close(*([torch.autograd.grad(call(x)[0].sum(), module.weight_ih_l0)[0]] for call in (traced, module)))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .lstm import FusedLSTM
 
 # haste's order is i, g, f, o: which block of its columns becomes which of our rows.
@@ -25,8 +26,10 @@ def to_torch(lstm: FusedLSTM) -> nn.LSTM:
     """An ``nn.LSTM`` that computes the same, with a copy of the weights, its mode and what of it is trained.
 
     Raises:
+        TypeError: ``lstm`` is another module.
         ValueError: an option is on that nn.LSTM has not.
     """
+    checks.instance("lstm", lstm, FusedLSTM)
     plain = FusedLSTM(1, 1)
     options = {
         name: value

@@ -149,6 +149,13 @@ class _FusedBase(nn.Module):
             return checks.seed_tensor(seed, device)
         return torch.randint(2**63 - 1, (), device=device) if self._random() else None
 
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks for first."""
+        raise RuntimeError(
+            f"module must be traced (torch.jit.trace), compiled (torch.compile) or exported (torch.export), which a "
+            f"{type(self).__name__} can be, got torch.jit.script, whose language lacks keyword-only arguments"
+        )
+
     def _options_repr(self) -> str:
         """The options that are on and that torch's own modules lack."""
         shown = {
@@ -204,6 +211,8 @@ class FusedLSTM(_FusedBase):
     All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.
     """
 
+    mode = "LSTM"  # of torch's recurrent layers, to tell them apart
+
     def __init__(
         self,
         input_size: int,
@@ -257,7 +266,11 @@ class FusedLSTM(_FusedBase):
 
         Copied: sizes, weights and whether each is trained, device, dtype and mode.
         The biases are those of ``lstm``: ``forget_bias`` changes nothing until ``reset_parameters()``.
+
+        Raises:
+            TypeError: ``lstm`` is another module.
         """
+        checks.instance("lstm", lstm, nn.LSTM)
         weight = lstm.weight_ih_l0
         fused = cls(
             lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first, lstm.dropout,
@@ -276,6 +289,11 @@ class FusedLSTM(_FusedBase):
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer and direction, as ``nn.LSTM.all_weights``; norms after biases."""
         return [[p for p in parameters if p is not None] for parameters in self._all_parameters()]
+
+    @property
+    def _all_weights(self) -> list[list[str]]:
+        """Their names. Private in ``nn.LSTM`` too, but read by code that initialises the biases of forget gates."""
+        return [[name for name in names if getattr(self, name) is not None] for names in self._names]
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the ops take the weights as they are. Here because code written for ``nn.LSTM`` calls it."""

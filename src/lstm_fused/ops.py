@@ -216,6 +216,8 @@ def _call(
         return cuda.cudnn_layer(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
+    if not compiling and torch._C._get_tracing_state() is not None:  # what torch.jit.trace records may train
+        return op(*tensors, **options)
     given = len(tensors)
     while tensors[given - 1] is None:
         given -= 1
