@@ -17,6 +17,7 @@ if PLATFORM.endswith("x86_64"):
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),
         "-mprefer-vector-width=512",
     ]
+    ISAS["avx512_bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 HAVE = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in ISAS]  # read by csrc/cpu/isa.cpp
 
 # --threads: as many architectures of a file at a time. -Xptxas -v: the registers of every kernel, and whether any was

@@ -21,7 +21,7 @@ namespace {
 py::dict build_info() {
   using namespace lstm_fused;
   py::list isas;
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
     if (isa_compiled(isa)) isas.append(isa_name(isa));
 
   py::dict info;

@@ -175,6 +175,8 @@ struct Arguments {
     if (!tensor) return empty({0}, type);
     return type != computed ? torch::stable::to(*tensor, type) : *tensor;
   }
+  // What is there for the backward pass: as it was computed. To round it would cost more time than it saves memory.
+  Tensor kept(const MaybeTensor& tensor) const { return tensor ? *tensor : empty({0}, type); }
 
  private:
   bool on_cpu;

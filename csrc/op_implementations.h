@@ -71,14 +71,8 @@ struct Ops {
       LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const Forward out = forward(call, true);
-    return {call.given(out.output),
-            call.given(out.h_n),
-            call.given(out.c_n),
-            call.saves_states() ? *out.hidden : call.given(out.hidden),
-            *out.cells,
-            call.given(out.gates),
-            call.given(out.recurrent),
-            given_stats(call, out)};
+    return {call.given(out.output), call.given(out.h_n),  call.given(out.c_n),      call.kept(out.hidden),
+            call.kept(out.cells),   call.kept(out.gates), call.kept(out.recurrent), call.kept(out.stats)};
   }
 
   static std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
@@ -90,8 +84,8 @@ struct Ops {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
     const Arguments call = LSTM_FUSED_CELL_CALL;
     const Forward out = forward(call, true);
-    return {call.given(out.h_n), call.given(out.c_n), call.given(out.gates), call.given(out.recurrent),
-            given_stats(call, out)};
+    return {call.given(out.h_n), call.given(out.c_n), call.kept(out.gates), call.kept(out.recurrent),
+            call.kept(out.stats)};
   }
 
   static std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
@@ -127,7 +121,7 @@ struct Ops {
     } else {
       saved = saved_gates(call, gates, recurrent, stats);
       if (call.saves_hidden())
-        saved.hidden = call.checked("hidden", hidden, {T, B, P}, kOfForward);
+        saved.hidden = call.checked("hidden", hidden, {T, B, P}, kOfForward, call.computed);
       else
         saved.output = call.checked("output", output, {T, B, P}, kOfForward);
       saved.cells = call.checked("cells", cells, {T, B, H}, kOfForward, accumulator);
@@ -203,11 +197,6 @@ struct Ops {
     return call;
   }
 
-  // Of the accumulator's type, whatever that of the call.
-  static Tensor given_stats(const Arguments& call, const Forward& out) {
-    return out.stats ? *out.stats : call.given(std::nullopt);
-  }
-
   static Forward forward(const Arguments& call, bool saves) {
     const auto [T, B, I, H, P] = call.sizes;
     const bool norm = has_layer_norm(call.options);
@@ -241,9 +230,9 @@ struct Ops {
                           : call.checked(name, tensor, {T, B, width}, kOfForward, type);
     };
     Forward out;
-    out.gates = saved("gates", gates, 4 * H, call.type);
+    out.gates = saved("gates", gates, 4 * H, call.computed);
     if (has_layer_norm(call.options)) {
-      out.recurrent = saved("recurrent", recurrent, 4 * H, call.type);
+      out.recurrent = saved("recurrent", recurrent, 4 * H, call.computed);
       out.stats = saved("stats", stats, 6, accumulator_of(call.type));
     }
     return out;

@@ -12,9 +12,11 @@ from testing import DTYPES, EVERYTHING, assert_close, assert_same_bits, label, l
 
 from lstm_fused import build_info, ops
 
-ISAS = ("baseline", "avx2", "avx512")
-# What torch calls the best instruction set of this CPU.
-CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS}.get(torch.backends.cpu.get_cpu_capability(), ISAS[:1])
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+# What torch finds this CPU to have.
+CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS[:3]}.get(torch.backends.cpu.get_cpu_capability(), ISAS[:1])
+if len(CPU_ISAS) == 3 and torch.cpu._is_avx512_bf16_supported():
+    CPU_ISAS = ISAS
 
 
 def run_worker(path: Path, **environment: str) -> dict:

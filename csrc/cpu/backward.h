@@ -44,10 +44,12 @@ struct BackwardRow {
   const T *m_output, *m_candidate, *zoneout_h, *zoneout_c;
 };
 
-template <typename T>
+template <typename T, typename O>
 struct BackwardScratch {
   int64_t stride;
-  const T** a;  // [rows or projection rows]
+  const O** a;             // [rows or projection rows]
+  O* operand_rows;         // [the same, operand_stride] what operand_row rounds to, or null
+  int64_t operand_stride;  // operands of 4H or P numbers
   T** out;
   T *d_h, *d_c;  // [rows, stride], kept from chunk to chunk
   T* gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
@@ -61,7 +63,10 @@ struct BackwardScratch {
   BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
     const int64_t pointers = rows > kProjectionRows ? rows : kProjectionRows;
     stride = scratch_stride(sizes);
-    a = arena.take<const T*>(pointers);
+    a = arena.take<const O*>(pointers);
+    operand_stride =
+        operands<O>(4 * sizes.hidden_size > sizes.projection_size ? 4 * sizes.hidden_size : sizes.projection_size);
+    operand_rows = kGroup<O> > 1 ? arena.take<O>(pointers * operand_stride) : nullptr;
     out = arena.take<T*>(pointers);
     d_h = arena.take<T>(rows * stride);
     d_c = arena.take<T>(rows * stride);
@@ -75,12 +80,17 @@ struct BackwardScratch {
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
   }
+
+  // The r-th left operand of a product.
+  LSTM_FUSED_INLINE const O* operand_row_of(int64_t r, const T* row, int64_t count) const {
+    return operand_row(row, count, operand_rows + r * operand_stride);
+  }
 };
 
-template <typename T>
+template <typename T, typename O>
 int64_t backward_scratch(const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
   Arena arena{nullptr, 0};
-  BackwardScratch<T>(arena, sizes, options, rows);
+  BackwardScratch<T, O>(arena, sizes, options, rows);
   return arena.used;
 }
 
@@ -177,9 +187,9 @@ LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& 
   });
 }
 
-template <bool Extra, typename T>
+template <bool Extra, typename T, typename O>
 LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                  const BackwardScratch<T>& scratch, const ParameterSums& sums, int64_t H) {
+                                  const BackwardScratch<T, O>& scratch, const ParameterSums& sums, int64_t H) {
   const LayerInputs<T>& in = task.in;
   const int64_t stride = scratch.stride, P = sums.padded_hidden;
   T* const gates_row = scratch.gates;
@@ -266,9 +276,9 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     });
 }
 
-template <bool Extra, typename T>
+template <bool Extra, typename T, typename O>
 LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                const BackwardScratch<T>& scratch, const ParameterSums& sums, int64_t H) {
+                                const BackwardScratch<T, O>& scratch, const ParameterSums& sums, int64_t H) {
   if (has_layer_norm(task.options))
     layer_norm_row<Extra>(task, row, scratch, sums, H);
   else
@@ -284,8 +294,8 @@ const T* cells_before(const BackwardTask<T>& task, int64_t row_steps, int64_t s,
 }
 
 // Lists what the rows of step s will touch.
-template <typename T>
-void announce_step(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int64_t s, int64_t active) {
+template <typename T, typename O>
+void announce_step(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, int64_t s, int64_t active) {
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
   const LayerSaved<T>& saved = task.saved;
   Stream& stream = scratch.stream;
@@ -298,21 +308,22 @@ void announce_step(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int
     stream.add(task.grad.d_output + (t * B + b) * P, P);
     if (s > task.saved_begin) stream.add(cells_before(task, row_steps, s, b), H);
   }
-  stream.start(ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * 4 * H);
+  stream.start(ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * operands<O>(4 * H));
 }
 
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
-template <typename T>
-void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T>& scratch, int64_t active) {
-  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, stride = scratch.stride;
+template <typename T, typename O>
+void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, int64_t active) {
+  const int64_t P = task.sizes.projection_size, stride = scratch.stride;
+  const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
   const bool zoneout = task.options.zoneout_h > 0;
   const PlainColumns columns{P};
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
-    const T* const panel = task.packed_hh + p * 4 * H * kPanelColumns<T>;
+    const O* const panel = static_cast<const O*>(task.packed_hh) + p * depth * kPanelColumns<T>;
     for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
       gemm_tile<T, R>(
-          RowPointers<T, R>::from(scratch.a + first), 4 * H, panel, kPanelColumns<T>,
+          RowPointers<O, R>::from(scratch.a + first), depth, panel, kPanelColumns<T>,
           [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             const int64_t column = columns.offset<T>(p, j);
@@ -321,14 +332,14 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T>& scratch, i
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
           },
-          PrefetchAndStream{Prefetch::share(panel + 4 * H * kPanelColumns<T>, 4 * H, tile), &scratch.stream});
+          PrefetchAndStream{Prefetch::share(panel + depth * kPanelColumns<T>, depth, tile), &scratch.stream});
     });
   }
 }
 
 // d_h' = d_h_t W_hr of all rows, d_h_t = d_h + m_y * d_y in the buffer of the chunk.
-template <typename T>
-void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t s, int64_t active) {
+template <typename T, typename O>
+void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O>& scratch, int64_t s, int64_t active) {
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
   const int64_t stride = gradient_stride<T>(P);
   const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
@@ -344,20 +355,21 @@ void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& 
       if (m_output) d_y *= load(m_output + j);
       store(d_hidden + j, load(d_h + j) + d_y, P - j);
     }
-    scratch.a[r] = d_hidden;
+    scratch.a[r] = scratch.operand_row_of(r, d_hidden, P);
     scratch.out[r] = scratch.d_new + r * scratch.stride;
   }
-  gemm_rows<T>(active, scratch.a, P, task.packed_hr, P * kPanelColumns<T>, PlainColumns{H}, nullptr, scratch.out);
+  gemm_rows<T>(active, scratch.a, operands<O>(P), static_cast<const O*>(task.packed_hr),
+               operands<O>(P) * kPanelColumns<T>, PlainColumns{H}, static_cast<const T*>(nullptr), scratch.out);
 }
 
-template <typename T>
-void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t count) {
-  const int64_t depth = 4 * task.sizes.hidden_size;
-  gemm_rows<T>(count, scratch.a, depth, task.packed_ih, depth * kPanelColumns<T>, PlainColumns{task.sizes.input_size},
-               nullptr, scratch.out);
+template <typename T, typename O>
+void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O>& scratch, int64_t count) {
+  const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
+  gemm_rows<T>(count, scratch.a, depth, static_cast<const O*>(task.packed_ih), depth * kPanelColumns<T>,
+               PlainColumns{task.sizes.input_size}, static_cast<const T*>(nullptr), scratch.out);
 }
 
-template <typename T>
+template <typename T, typename O>
 void backward(const BackwardTask<T>& task) {
   const LayerOptions& options = task.options;
   const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
@@ -368,7 +380,7 @@ void backward(const BackwardTask<T>& task) {
   const LayerSaved<T>& saved = task.saved;
   const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
-  BackwardScratch<T> scratch(arena, task.sizes, options, count);
+  BackwardScratch<T, O> scratch(arena, task.sizes, options, count);
   const int64_t stride = scratch.stride;
   if (task.hidden_mask) scratch.masks.hidden = task.hidden_mask + task.first * stride;
 
@@ -417,11 +429,11 @@ void backward(const BackwardTask<T>& task) {
       row.m_candidate = mask_row(masks.candidate);
       row.zoneout_h = mask_row(masks.zoneout_h);
       row.zoneout_c = mask_row(masks.zoneout_c);
-      scratch.a[r] = row.d_gates_hh;
       if (has_extras(options))
         backward_row<true>(task, row, scratch, sums, H);
       else
         backward_row<false>(task, row, scratch, sums, H);
+      scratch.a[r] = scratch.operand_row_of(r, row.d_gates_hh, 4 * H);
     }
     announce_step(task, scratch, s - 1, s > task.saved_begin ? active : 0);
     hidden_gradient(task, scratch, active);
@@ -438,7 +450,8 @@ void backward(const BackwardTask<T>& task) {
   for (int64_t s = task.step_begin; s < task.step_end; ++s)
     for (int64_t r = 0; r < count && row_steps[r] > s; ++r) {
       const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
-      scratch.a[pending] = task.d_gates_ih + (task.chunk_offset[s - task.step_begin] + task.first + r) * gate_stride;
+      const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first + r;
+      scratch.a[pending] = scratch.operand_row_of(pending, task.d_gates_ih + chunk_row * gate_stride, 4 * H);
       scratch.out[pending] = task.grad.d_input + position * I;
       if (++pending == kProjectionRows) {
         input_gradient(task, scratch, pending);
@@ -448,11 +461,11 @@ void backward(const BackwardTask<T>& task) {
   input_gradient(task, scratch, pending);
 }
 
-template <typename T>
+template <typename T, typename O>
 void finish_backward(const BackwardTask<T>& task) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, count = task.last - task.first;
   Arena arena{task.scratch, 0};
-  const BackwardScratch<T> scratch(arena, task.sizes, task.options, count);
+  const BackwardScratch<T, O> scratch(arena, task.sizes, task.options, count);
   for (int64_t r = 0; r < count; ++r) {
     const int64_t b = task.schedule.row[task.first + r];
     std::memcpy(task.grad.d_h_0 + b * P, scratch.d_h + r * scratch.stride, sizeof(T) * P);

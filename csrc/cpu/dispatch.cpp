@@ -12,11 +12,23 @@ LSTM_FUSED_DECLARE(baseline)
 LSTM_FUSED_DECLARE(avx2)
 LSTM_FUSED_DECLARE(avx512)
 #undef LSTM_FUSED_DECLARE
+namespace avx512_bf16 {
+extern const Kernels<float> pair_kernels;
+}
+
+const Kernels<float>* bfloat16_kernels(Isa isa) {
+#ifdef LSTM_FUSED_HAVE_AVX512_BF16
+  if (isa == Isa::avx512_bf16) return &avx512_bf16::pair_kernels;
+#endif
+  (void)isa;
+  return nullptr;
+}
 
 template <>
 const Kernels<float>& kernels<float>(Isa isa) {
   switch (isa) {
 #ifdef LSTM_FUSED_HAVE_AVX512
+    case Isa::avx512_bf16:
     case Isa::avx512:
       return avx512::float_kernels;
 #endif
@@ -33,6 +45,7 @@ template <>
 const Kernels<double>& kernels<double>(Isa isa) {
   switch (isa) {
 #ifdef LSTM_FUSED_HAVE_AVX512
+    case Isa::avx512_bf16:
     case Isa::avx512:
       return avx512::double_kernels;
 #endif

@@ -45,23 +45,25 @@ struct StepRow {
   const T* m_candidate;
 };
 
-template <typename T>
+template <typename T, typename O>
 struct ForwardScratch {
   int64_t stride;      // of the padded rows
   int64_t chunk_rows;  // rows of an input projection
   StepRow<T>* rows;    // [rows]
-  const T** a;         // [chunk_rows] left operands of a product: x
-  const T** a_hidden;  // [rows] h~_{t-1}
-  T** out;             // [chunk_rows] rows of the result
-  T *h_now, *h_next;   // [rows, stride] left operand of the recurrence: h~_{t-1} and h~_t
-  T* h;                // [rows, stride] h_t where h~_t differs, else null
-  T* unprojected;      // [rows, stride] h', where a projection follows, else null
-  T* c;                // [rows, stride]
-  T* gates;            // [chunk_rows, 4H], where they are not saved
-  T* recurrent;        // [rows, 4H] W_hh h~, where it is not saved
-  T* stats;            // [chunk_rows, 6], where they are not saved
-  T* tile;             // one register tile
-  T* row_scratch;      // [2, stride] of one row: o and c'
+  const O** a;         // [chunk_rows] left operands of a product: x
+  const O** a_hidden;  // [rows] h~_{t-1}
+  // What operand_row rounds to: x [chunk_rows, operands(I)], h~ [rows, operands(P)], h' [rows, operands(H)]; or null.
+  O *input_operands, *hidden_operands, *unprojected_operands;
+  T** out;            // [chunk_rows] rows of the result
+  T *h_now, *h_next;  // [rows, stride] left operand of the recurrence: h~_{t-1} and h~_t
+  T* h;               // [rows, stride] h_t where h~_t differs, else null
+  T* unprojected;     // [rows, stride] h', where a projection follows, else null
+  T* c;               // [rows, stride]
+  T* gates;           // [chunk_rows, 4H], where they are not saved
+  T* recurrent;       // [rows, 4H] W_hh h~, where it is not saved
+  T* stats;           // [chunk_rows, 6], where they are not saved
+  T* tile;            // one register tile
+  T* row_scratch;     // [2, stride] of one row: o and c'
   BlockMasks<T> masks;
 
   ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged,
@@ -70,8 +72,13 @@ struct ForwardScratch {
     stride = scratch_stride(sizes);
     chunk_rows = merged || row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
     rows = arena.take<StepRow<T>>(row_count);
-    a = arena.take<const T*>(chunk_rows);
-    a_hidden = arena.take<const T*>(row_count);
+    a = arena.take<const O*>(chunk_rows);
+    a_hidden = arena.take<const O*>(row_count);
+    constexpr bool rounds = kGroup<O> > 1;
+    input_operands = rounds ? arena.take<O>(chunk_rows * operands<O>(sizes.input_size)) : nullptr;
+    hidden_operands = rounds ? arena.take<O>(row_count * operands<O>(sizes.projection_size)) : nullptr;
+    unprojected_operands =
+        rounds && options.projection ? arena.take<O>(row_count * operands<O>(sizes.hidden_size)) : nullptr;
     out = arena.take<T*>(chunk_rows);
     h_now = arena.take<T>(row_count * stride);
     h_next = arena.take<T>(row_count * stride);
@@ -162,14 +169,15 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
 
 // Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
 // otherwise it starts as row.gates.
-template <bool Extra, bool Merged, typename T>
-void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
-  const int64_t I = task.sizes.input_size, H = task.sizes.hidden_size, P = task.sizes.projection_size;
+template <bool Extra, bool Merged, typename T, typename O>
+void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
+  const int64_t I = operands<O>(task.sizes.input_size), P = operands<O>(task.sizes.projection_size);
+  const int64_t H = task.sizes.hidden_size;
   const int64_t panel_size = (I + P) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + P - first_row;
   const GateColumns columns{H};
   for (int64_t p = 0; p < columns.panels<T>(); ++p) {
     const int64_t j = p * kLanes<T>, n = H - j;
-    const T* const panel = task.packed + p * panel_size;
+    const O* const panel = static_cast<const O*>(task.packed) + p * panel_size;
     Vec<T> bias[kPanelVectors] = {};
     if constexpr (Merged)
       for (int gate = 0; gate < kPanelVectors; ++gate) bias[gate] = load(task.bias + gate * H + j, n);
@@ -182,8 +190,8 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
                                 LSTM_FUSED_INLINE { v = Merged ? bias[gate] : load(rows[i].gates + gate * H + j, n); });
       const auto ahead = Prefetch::share(panel + panel_size + first_row * kPanelColumns<T>, depth, tile_number);
       if constexpr (Merged)
-        multiply_add(tile, RowPointers<T, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
-      multiply_add(tile, RowPointers<T, R>::from(scratch.a_hidden + first), P, panel + I * kPanelColumns<T>,
+        multiply_add(tile, RowPointers<O, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
+      multiply_add(tile, RowPointers<O, R>::from(scratch.a_hidden + first), P, panel + I * kPanelColumns<T>,
                    kPanelColumns<T>, ahead.after(Merged ? I : 0));
       for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
                                 LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
@@ -196,23 +204,30 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t 
   }
 }
 
+// out[r] = bias + a[r] times packed panels, or the weight as it lies where nothing is packed (never for pairs).
+template <typename T, typename O, class Columns>
+LSTM_FUSED_FN void product(int64_t count, const O* const* a, int64_t depth, const O* packed, int64_t panel_size,
+                           Columns columns, const T* weight, int64_t rows, const T* bias, T* const* out) {
+  if constexpr (kGroup<O> == 1)
+    if (!packed) return gemm_unpacked<T>(count, a, depth, weight, rows, bias, out);
+  gemm_rows<T>(count, a, operands<O>(depth), packed, panel_size, columns, bias, out);
+}
+
 // W_hh h~ of all rows as whole rows.
-template <typename T>
-LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+template <typename T, typename O>
+LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
-  if (task.packed) {
-    const int64_t I = task.sizes.input_size;
-    gemm_rows<T>(active, scratch.a_hidden, P, task.packed + I * kPanelColumns<T>, (I + P) * kPanelColumns<T>,
-                 GateColumns{H}, nullptr, scratch.out);
-  } else {
-    gemm_unpacked<T>(active, scratch.a_hidden, P, task.in.weight_hh, 4 * H, nullptr, scratch.out);
-  }
+  const int64_t first_row = operands<O>(task.sizes.input_size), panel_rows = first_row + operands<O>(P);
+  const O* const packed = static_cast<const O*>(task.packed);
+  product(active, scratch.a_hidden, P, packed ? packed + first_row * kPanelColumns<T> : nullptr,
+          panel_rows * kPanelColumns<T>, GateColumns{H}, task.in.weight_hh, 4 * H, static_cast<const T*>(nullptr),
+          scratch.out);
 }
 
 // Without layer norm and without packed weights.
-template <bool Extra, typename T>
-void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+template <bool Extra, typename T, typename O>
+void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
   for (int64_t r = 0; r < active; ++r) {
@@ -270,8 +285,8 @@ LSTM_FUSED_FN Gates<Vec<T>> normalized_gates(const LayerInputs<T>& in, const T* 
 }
 
 // With layer norm: the whole recurrence first, then row by row the gates, the statistics of c', and h'.
-template <bool Extra, typename T>
-void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+template <bool Extra, typename T, typename O>
+void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
   T* const o = scratch.row_scratch;
@@ -299,23 +314,21 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int
 }
 
 // h_t = W_hr h' of all rows.
-template <typename T>
-void projection_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+template <typename T, typename O>
+void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) {
-    scratch.a[r] = scratch.rows[r].unprojected;
+    scratch.a[r] = operand_row(scratch.rows[r].unprojected, H, scratch.unprojected_operands + r * operands<O>(H));
     scratch.out[r] = scratch.rows[r].h;
   }
-  if (task.packed_hr)
-    gemm_rows<T>(active, scratch.a, H, task.packed_hr, H * kPanelColumns<T>, PlainColumns{P}, nullptr, scratch.out);
-  else
-    gemm_unpacked<T>(active, scratch.a, H, task.in.weight_hr, P, nullptr, scratch.out);
+  product(active, scratch.a, H, static_cast<const O*>(task.packed_hr), operands<O>(H) * kPanelColumns<T>,
+          PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr), scratch.out);
   for (int64_t r = 0; r < active; ++r)
     for (int64_t j = 0; j < P; j += kLanes<T>) finish_hidden(scratch.rows[r], j, P - j, load(scratch.rows[r].h + j));
 }
 
-template <bool Extra, typename T>
-LSTM_FUSED_FN void forward_step(const ForwardTask<T>& task, ForwardScratch<T>& scratch, int64_t active) {
+template <bool Extra, typename T, typename O>
+LSTM_FUSED_FN void forward_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   if (has_layer_norm(task.options))
     layer_norm_step<Extra>(task, scratch, active);
   else if (task.merged)
@@ -329,22 +342,22 @@ LSTM_FUSED_FN void forward_step(const ForwardTask<T>& task, ForwardScratch<T>& s
 }
 
 // A reset: the r-th row starts its step from zeros.
-template <typename T>
-void clear_state(ForwardScratch<T>& scratch, int64_t r) {
+template <typename T, typename O>
+void clear_state(ForwardScratch<T, O>& scratch, int64_t r) {
   const int64_t stride = scratch.stride;
   std::memset(scratch.h_now + r * stride, 0, sizeof(T) * stride);
   std::memset(scratch.c + r * stride, 0, sizeof(T) * stride);
   if (scratch.h) std::memset(scratch.h + r * stride, 0, sizeof(T) * stride);
 }
 
-template <typename T>
+template <typename T, typename O>
 int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged, int64_t rows) {
   Arena arena{nullptr, 0};
-  ForwardScratch<T>(arena, sizes, options, saves, merged, rows);
+  ForwardScratch<T, O>(arena, sizes, options, saves, merged, rows);
   return arena.used;
 }
 
-template <typename T>
+template <typename T, typename O>
 void forward(const ForwardTask<T>& task) {
   const LayerSizes& sizes = task.sizes;
   const LayerOptions& options = task.options;
@@ -355,7 +368,7 @@ void forward(const ForwardTask<T>& task) {
   const LayerSaved<T>& saved = task.out.saved;
   const bool saves = saved.gates != nullptr;
   Arena arena{task.scratch, 0};
-  ForwardScratch<T> scratch(arena, sizes, options, saves, task.merged, count);
+  ForwardScratch<T, O> scratch(arena, sizes, options, saves, task.merged, count);
   const int64_t stride = scratch.stride;
 
   // The padding of the scratch rows has to be finite, since whole vectors are computed.
@@ -404,15 +417,14 @@ void forward(const ForwardTask<T>& task) {
       for (int64_t s = chunk; s < chunk_end; ++s)
         for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
           const int64_t t = time_of(options, row_steps[r], s), b = batch_row[r];
-          scratch.a[chunk_count] = task.in.input + (t * B + b) * I;
+          scratch.a[chunk_count] =
+              operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands + chunk_count * operands<O>(I));
           scratch.out[chunk_count] = gates_row(chunk_count, saved_position(t, b));
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
-      if (task.packed)
-        gemm_rows<T>(chunk_count, scratch.a, I, task.packed, (I + P) * kPanelColumns<T>, GateColumns{H}, bias,
-                     scratch.out);
-      else
-        gemm_unpacked<T>(chunk_count, scratch.a, I, task.in.weight_ih, 4 * H, bias, scratch.out);
+      product(chunk_count, scratch.a, I, static_cast<const O*>(task.packed),
+              (operands<O>(I) + operands<O>(P)) * kPanelColumns<T>, GateColumns{H}, task.in.weight_ih, 4 * H, bias,
+              scratch.out);
     }
 
     int64_t n = 0;
@@ -425,9 +437,9 @@ void forward(const ForwardTask<T>& task) {
         if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
         const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
         StepRow<T>& row = scratch.rows[r];
-        scratch.a_hidden[r] = scratch.h_now + r * stride;
+        scratch.a_hidden[r] = operand_row(scratch.h_now + r * stride, P, scratch.hidden_operands + r * operands<O>(P));
         if (task.merged) {
-          scratch.a[r] = task.in.input + position * I;
+          scratch.a[r] = operand_row(task.in.input + position * I, I, scratch.input_operands + r * operands<O>(I));
           if (row_steps[r] > s + 1)
             prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
         }

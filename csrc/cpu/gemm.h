@@ -1,6 +1,6 @@
 // Matrix products: a register tile of rows x (4 vectors) over packed panels, and the packing.
 //
-// A panel is K x (4 vectors), contiguous. Two kinds:
+// A panel is K x (4 vectors), contiguous; K counts operands (operand.h). Two kinds:
 //   plain  panel p holds columns [4Lp, 4L(p+1)) of a [K, N] matrix                          (L = lanes of a vector)
 //   gates  panel p holds hidden units [Lp, L(p+1)) of the four gates side by side, of W^T with W [4H, K]:
 //          one register tile then has i, f, g, o of the same units, and the gates need no second pass
@@ -8,7 +8,7 @@
 // depend on how rows are grouped, hence not on the number of threads.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/operand.h"
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
@@ -106,25 +106,25 @@ LSTM_FUSED_FN void for_each_vector(Tile<T, Rows>& tile, F f) {
 }
 
 // acc[i][j] += sum_k a(i, k) * b[k * ldb + j * lanes + lane].
-template <typename T, int Rows, class A, class Ahead = NoPrefetch>
-LSTM_FUSED_FN void multiply_add(Tile<T, Rows>& tile, A a, int64_t depth, const T* b, int64_t ldb, Ahead ahead = {}) {
+template <typename T, typename O, int Rows, class A, class Ahead = NoPrefetch>
+LSTM_FUSED_FN void multiply_add(Tile<T, Rows>& tile, A a, int64_t depth, const O* b, int64_t ldb, Ahead ahead = {}) {
   for (int64_t k = 0; k < depth; ++k, b += ldb) {
-    Vec<T> panel[kPanelVectors];
+    decltype(load_operands(b)) panel[kPanelVectors];
     ahead(k);
 #pragma GCC unroll 4
-    for (int j = 0; j < kPanelVectors; ++j) panel[j] = load(b + j * kLanes<T>);
+    for (int j = 0; j < kPanelVectors; ++j) panel[j] = load_operands(b + j * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      const Vec<T> x = broadcast(a(i, k));
+      const auto x = broadcast_operand(a(i, k));
 #pragma GCC unroll 4
-      for (int j = 0; j < kPanelVectors; ++j) tile.acc[i][j] += x * panel[j];
+      for (int j = 0; j < kPanelVectors; ++j) add_product(tile.acc[i][j], x, panel[j]);
     }
   }
 }
 
 // acc[i][j] = init(i, j) + sum_k a(i, k) * b[k * ldb + j * lanes + lane]; then done(i, j, acc[i][j]).
-template <typename T, int Rows, class A, class Init, class Done, class Ahead = NoPrefetch>
-LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init init, Done done, Ahead ahead = {}) {
+template <typename T, int Rows, typename O, class A, class Init, class Done, class Ahead = NoPrefetch>
+LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const O* b, int64_t ldb, Init init, Done done, Ahead ahead = {}) {
   Tile<T, Rows> tile;
   for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { v = init(i, j); });
   multiply_add(tile, a, depth, b, ldb, ahead);
@@ -132,21 +132,21 @@ LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const T* b, int64_t ldb, Init i
 }
 
 // The left operand as one pointer a row (rows anywhere in memory), or packed as [K][Rows].
-template <typename T, int Rows>
+template <typename O, int Rows>
 struct RowPointers {
-  const T* row[Rows];
-  LSTM_FUSED_FN RowPointers from(const T* const* rows) {
+  const O* row[Rows];
+  LSTM_FUSED_FN RowPointers from(const O* const* rows) {
     RowPointers a;
     for (int i = 0; i < Rows; ++i) a.row[i] = rows[i];
     return a;
   }
-  LSTM_FUSED_INLINE T operator()(int i, int64_t k) const { return row[i][k]; }
+  LSTM_FUSED_INLINE O operator()(int i, int64_t k) const { return row[i][k]; }
 };
 
-template <typename T, int Rows>
+template <typename O, int Rows>
 struct PackedRows {
-  const T* data;
-  LSTM_FUSED_INLINE T operator()(int i, int64_t k) const { return data[k * Rows + i]; }
+  const O* data;
+  LSTM_FUSED_INLINE O operator()(int i, int64_t k) const { return data[k * Rows + i]; }
 };
 
 template <int N>
@@ -213,8 +213,8 @@ struct GateColumns {
 
 // out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size; bias: null or a row laid out
 // like an output row.
-template <typename T, class Columns>
-LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, const T* packed, int64_t panel_size,
+template <typename T, typename O, class Columns>
+LSTM_FUSED_FN void gemm_rows(int64_t count, const O* const* a, int64_t depth, const O* packed, int64_t panel_size,
                              Columns columns, const T* bias, T* const* out) {
   for (int64_t p = 0; p < columns.template panels<T>(); ++p) {
     Vec<T> bias_vectors[kPanelVectors] = {};
@@ -224,13 +224,13 @@ LSTM_FUSED_FN void gemm_rows(int64_t count, const T* const* a, int64_t depth, co
       lanes[j] = columns.template lanes<T>(p, j);
       if (bias && lanes[j] > 0) bias_vectors[j] = load(bias + offsets[j], lanes[j]);
     }
-    const T* const panel = packed + p * panel_size;
+    const O* const panel = packed + p * panel_size;
     for_each_tile(count, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
       for (int i = 0; i < R; ++i)
         for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out[first + i] + offsets[j], 1);
       gemm_tile<T, R>(
-          RowPointers<T, R>::from(a + first), depth, panel, kPanelColumns<T>,
+          RowPointers<O, R>::from(a + first), depth, panel, kPanelColumns<T>,
           [&](int, int j) LSTM_FUSED_INLINE { return bias_vectors[j]; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             if (lanes[j] > 0) store(out[first + i] + offsets[j], v, lanes[j]);
@@ -295,53 +295,60 @@ int64_t gradient_stride(int64_t columns) {
 }
 
 // Panels [first, last) of a [K, N] matrix.
-template <typename T>
-void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed) {
+template <typename T, typename O>
+void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, void* packed) {
   for (int64_t p = first; p < last; ++p) {
-    const int64_t begin = p * kPanelColumns<T>;
-    const int64_t width = columns - begin < kPanelColumns<T> ? columns - begin : kPanelColumns<T>;
-    T* to = packed + p * depth * kPanelColumns<T>;
-    for (int64_t k = 0; k < depth; ++k, to += kPanelColumns<T>) {
-      const T* from = matrix + k * columns + begin;
-      if (width == kPanelColumns<T>) {
-        std::memcpy(to, from, sizeof(T) * kPanelColumns<T>);
-      } else {
-        for (int64_t c = 0; c < kPanelColumns<T>; ++c) to[c] = c < width ? from[c] : T(0);
+    O* to = static_cast<O*>(packed) + p * operands<O>(depth) * kPanelColumns<T>;
+    for (int64_t k = 0; k < depth; k += kGroup<O>, to += kPanelColumns<T>)
+      for (int j = 0; j < kPanelVectors; ++j) {
+        const int64_t column = p * kPanelColumns<T> + j * kLanes<T>, lanes = columns - column;
+        if (lanes < kLanes<T>) std::memset(to + j * kLanes<T>, 0, sizeof(O) * kLanes<T>);
+        if (lanes <= 0) continue;
+        const T* rows[kGroup<O>];
+        for (int64_t row = 0; row < kGroup<O>; ++row)
+          rows[row] = k + row < depth ? matrix + (k + row) * columns + column : nullptr;
+        store_group(rows, lanes, to + j * kLanes<T>);
       }
-    }
   }
 }
 
 // Panels [first, last) of W^T, W [N, K]; panel p starts at packed + p * panel_size.
-template <typename T, class Columns>
-LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, int64_t first, int64_t last, T* packed,
+template <typename T, typename O, class Columns>
+LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, int64_t first, int64_t last, O* packed,
                                int64_t panel_size) {
-  constexpr int64_t L = kLanes<T>;
+  constexpr int64_t L = kLanes<T>, G = kGroup<O>;
   for (int64_t p = first; p < last; ++p)
     for (int j = 0; j < kPanelVectors; ++j) {
-      T* const to = packed + p * panel_size + j * L;
+      O* const to = packed + p * panel_size + j * L;
       const T* const from = weight + columns.template offset<T>(p, j) * depth;
       const int64_t left = columns.template lanes<T>(p, j), units = left < L ? left : L;
-      int64_t k = 0;
+      int64_t k = 0;  // operands
       if (units == L)
-        for (; k + L <= depth; k += L) transpose_square(from + k, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
-      for (; k < depth; ++k)
-        for (int64_t lane = 0; lane < L; ++lane)
-          to[k * kPanelColumns<T> + lane] = lane < units ? from[lane * depth + k] : T(0);
+        for (; (k + L) * G <= depth; k += L)
+          transpose_operands(from + k * G, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
+      for (; k < operands<O>(depth); ++k)
+        for (int64_t lane = 0; lane < L; ++lane) {
+          const int64_t numbers = depth - k * G < G ? depth - k * G : G;
+          O buffer{};
+          if (lane < units) buffer = *operand_row(from + lane * depth + k * G, numbers, &buffer);
+          to[k * kPanelColumns<T> + lane] = buffer;
+        }
     }
 }
 
-// Gate panels of W^T, W [4H, K].
-template <typename T>
-void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
-                int64_t panel_size) {
-  pack_weight(weight, GateColumns{hidden_size}, depth, first, last, packed, panel_size);
+// Gate panels of W^T, W [4H, K], from row `row` (operands) of every panel on.
+template <typename T, typename O>
+void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, void* packed,
+                int64_t panel_size, int64_t row) {
+  pack_weight(weight, GateColumns{hidden_size}, depth, first, last, static_cast<O*>(packed) + row * kPanelColumns<T>,
+              panel_size);
 }
 
 // Plain panels of W^T, W [N, K].
-template <typename T>
-void pack_plain_weight(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, T* packed) {
-  pack_weight(weight, PlainColumns{columns}, depth, first, last, packed, depth * kPanelColumns<T>);
+template <typename T, typename O>
+void pack_plain_weight(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, void* packed) {
+  pack_weight(weight, PlainColumns{columns}, depth, first, last, static_cast<O*>(packed),
+              operands<O>(depth) * kPanelColumns<T>);
 }
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

@@ -7,7 +7,7 @@
 namespace lstm_fused {
 namespace {
 
-constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 bool usable(Isa isa) { return isa_compiled(isa) && isa_supported(isa); }
 
@@ -32,6 +32,8 @@ Isa choose() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
@@ -43,6 +45,12 @@ const char* isa_name(Isa isa) {
 
 bool isa_compiled(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+#ifdef LSTM_FUSED_HAVE_AVX512_BF16
+      return true;
+#else
+      return false;
+#endif
     case Isa::avx512:
 #ifdef LSTM_FUSED_HAVE_AVX512
       return true;
@@ -66,7 +74,16 @@ bool isa_supported(Isa isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : true;
+  switch (isa) {
+    case Isa::avx512_bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx2:
+      return avx2;
+    default:
+      return true;
+  }
 #else
   return isa == Isa::baseline;
 #endif

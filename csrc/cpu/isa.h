@@ -3,7 +3,8 @@
 
 namespace lstm_fused {
 
-enum class Isa { baseline, avx2, avx512 };  // in rising order of preference
+// In rising order of preference. avx512_bf16 is avx512 and, for products of bfloat16, their instruction.
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(Isa isa);
 bool isa_compiled(Isa isa);   // this build contains its kernels

@@ -1,4 +1,5 @@
-// The kernels of one instruction set: compiled once for each, with LSTM_FUSED_ISA_NAME naming it.
+// The kernels of one instruction set: compiled once for each, with LSTM_FUSED_ISA_NAME naming it. With the instruction
+// set that adds bfloat16 products to another, only what it adds.
 #include "cpu/kernels.h"
 
 #include "cpu/backward.h"
@@ -33,20 +34,45 @@ int64_t plain_panels(int64_t columns) {
   return PlainColumns{columns}.panels<T>();
 }
 
-template <typename T>
+template <typename T, typename O>
 constexpr Kernels<T> make_table() {
-  return {forward_scratch<T>, forward<T>,         backward_scratch<T>, backward<T>,        finish_backward<T>,
-          gate_panels<T>,     plain_panels<T>,    kPanelColumns<T>,    pack_gates<T>,      pack_plain_weight<T>,
-          pack_plain<T>,      drop_weights<T>,    scratch_stride,      kGradientBlock,     gradient_stride<T>,
-          parameter_sums<T>,  pack_transposed<T>, weight_gradient<T>,  unpack_gradient<T>, apply_sigmoid<T>,
+  void (*group)(const T*, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
+  if constexpr (kGroup<O> > 1) group = group_rows<T, O>;
+  return {kGroup<O>,
+          forward_scratch<T, O>,
+          forward<T, O>,
+          backward_scratch<T, O>,
+          backward<T, O>,
+          finish_backward<T, O>,
+          gate_panels<T>,
+          plain_panels<T>,
+          kPanelColumns<T>,
+          pack_gates<T, O>,
+          pack_plain_weight<T, O>,
+          pack_plain<T, O>,
+          drop_weights<T>,
+          scratch_stride,
+          kGradientBlock,
+          gradient_stride<T>,
+          parameter_sums<T>,
+          pack_transposed<T, O>,
+          group,
+          weight_gradient<T, O>,
+          unpack_gradient<T>,
+          apply_sigmoid<T>,
           apply_tanh<T>};
 }
 
 }  // namespace
 
+#if defined(__AVX512BF16__)
+extern const Kernels<float> pair_kernels;
+const Kernels<float> pair_kernels = make_table<float, Pair>();
+#else
 extern const Kernels<float> float_kernels;
 extern const Kernels<double> double_kernels;
-const Kernels<float> float_kernels = make_table<float>();
-const Kernels<double> double_kernels = make_table<double>();
+const Kernels<float> float_kernels = make_table<float, float>();
+const Kernels<double> double_kernels = make_table<double, double>();
+#endif
 
 }  // namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME

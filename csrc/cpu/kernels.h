@@ -29,11 +29,11 @@ struct ForwardTask {
   int64_t step_begin, step_end;
   // Gate panels of [W_ih W_hh], each [I + P, 4 vectors]. Null where packing costs more than it saves: the weights are
   // used as they lie.
-  const T* packed;
-  bool merged;         // both products of a step in one tile; otherwise W_ih x of many steps first
-  const T* packed_hr;  // plain panels of W_hr^T, projection only; or null with packed
-  const T* bias;       // [4H], both biases together
-  char* scratch;       // forward_scratch() bytes
+  const void* packed;
+  bool merged;            // both products of a step in one tile; otherwise W_ih x of many steps first
+  const void* packed_hr;  // plain panels of W_hr^T, projection only; or null with packed
+  const T* bias;          // [4H], both biases together
+  char* scratch;          // forward_scratch() bytes
 };
 
 // Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran. in.h_0 and
@@ -51,9 +51,9 @@ struct BackwardTask {
   int64_t step_begin, step_end;
   bool first_chunk;             // the first to run: it holds the last steps
   const int64_t* chunk_offset;  // [step_end - step_begin] index of a step's first row in the chunk
-  const T* packed_ih;           // plain panels of W_ih [4H, I], or null: no input gradient wanted
-  const T* packed_hh;           // plain panels of W_hh [4H, P]
-  const T* packed_hr;           // plain panels of W_hr [P, H], projection only, like the next two
+  const void* packed_ih;        // plain panels of W_ih [4H, I], or null: no input gradient wanted
+  const void* packed_hh;        // plain panels of W_hh [4H, P]
+  const void* packed_hr;        // plain panels of W_hr [P, H], projection only, like the next two
   T* d_hidden;                  // [rows of the chunk, gradient_stride(P)] gradient of h_t
   T* unprojected;               // [rows of the chunk, H] h', or null: no weight gradients wanted
   const T* bias;                // [4H], layer norm only
@@ -74,10 +74,10 @@ struct WeightGradientTask {
   int64_t stride;  // of the gradients and of the sums: gradient_stride
   int64_t rows;    // of the chunk
   int64_t first, last;
-  const T* packed_input;  // by pack_transposed
-  const T* packed_hidden;
-  const T* d_gates_ih;
-  const T* d_gates_hh;
+  const void* packed_input;  // by pack_transposed
+  const void* packed_hidden;
+  const void* d_gates_ih;  // as they lie, or by group_rows
+  const void* d_gates_hh;
   T* sums;  // [input_columns + hidden_columns, stride], accumulated over the chunks
   bool first_chunk;
 };
@@ -87,8 +87,11 @@ struct ParameterSums {
   int64_t padded_hidden, bias, ln_ih, ln_hh, ln_c_weight, ln_c_bias, peepholes, size;
 };
 
+// The kernels of one instruction set and one kind of operands. An operand is what a product takes in at a time: `group`
+// numbers, in as many bytes as a T has. What is packed holds operands: void.
 template <typename T>
 struct Kernels {
+  int64_t group;
   int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, bool merged, int64_t rows);
   void (*forward)(const ForwardTask<T>&);
   int64_t (*backward_scratch)(const LayerSizes&, const LayerOptions&, int64_t rows);
@@ -98,18 +101,22 @@ struct Kernels {
   int64_t (*gate_panels)(int64_t hidden_size);
   int64_t (*plain_panels)(int64_t columns);
   int64_t panel_columns;
-  void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, T* packed,
-                     int64_t panel_size);
-  void (*pack_plain_weight)(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, T* packed);
-  void (*pack_plain)(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, T* packed);
+  void (*pack_gates)(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, void* packed,
+                     int64_t panel_size, int64_t row);
+  void (*pack_plain_weight)(const T* weight, int64_t columns, int64_t depth, int64_t first, int64_t last, void* packed);
+  void (*pack_plain)(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, void* packed);
 
   void (*drop_weights)(const LayerOptions&, const T* from, int64_t columns, int64_t first, int64_t last, T* to);
   int64_t (*scratch_stride)(const LayerSizes&);
   int64_t gradient_block;  // rows of a chunk that are packed and multiplied together
   int64_t (*gradient_stride)(int64_t columns);
   ParameterSums (*parameter_sums)(int64_t hidden_size, const LayerOptions&);
-  // Rows [0, count) given by pointer, each times its mask where there is one, packed as the transposed left operand.
-  void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed);
+  // Rows [first, first + count) given by pointer, each times its mask where there is one, packed as the transposed left
+  // operand; first is a multiple of gradient_block.
+  void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t first, int64_t count, int64_t columns,
+                          void* packed);
+  // Groups [first, last) of rows of gradients as the right operand; null where an operand is one number.
+  void (*group_rows)(const T* gradients, int64_t rows, int64_t stride, int64_t first, int64_t last, void* grouped);
   void (*weight_gradient)(const WeightGradientTask<T>&);
   // d_weight [rows, columns], its rows of panels [first, last), from sums [columns, gradient_stride(rows)].
   void (*unpack_gradient)(const T* sums, int64_t rows, int64_t columns, int64_t first, int64_t last, T* d_weight);
@@ -121,5 +128,8 @@ struct Kernels {
 
 template <typename T>
 const Kernels<T>& kernels(Isa isa);
+
+// Those whose operands are pairs of bfloat16; null where the instruction set cannot multiply them.
+const Kernels<float>* bfloat16_kernels(Isa isa);
 
 }  // namespace lstm_fused::cpu

@@ -7,6 +7,7 @@
 #include <new>
 #include <numeric>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -135,8 +136,8 @@ struct Plan {
 // step keep the multipliers busy meanwhile, or where the weights stay in the second-level cache. The rule must not
 // depend on the number of threads, because the order of the sums does on it.
 template <typename T>
-bool merges_products(const LayerSizes& sizes) {
-  const int64_t bytes = 4 * sizes.hidden_size * (sizes.input_size + sizes.projection_size) * sizeof(T);
+bool merges_products(const LayerSizes& sizes, int64_t group) {
+  const int64_t bytes = 4 * sizes.hidden_size * (sizes.input_size + sizes.projection_size) * sizeof(T) / group;
   return sizes.batch >= kMergedRows || (sizes.batch >= kMergedRowsOfSmall && bytes <= kSmallWeights);
 }
 
@@ -188,16 +189,41 @@ void zero(T* p, int64_t count) {
   if (p) std::memset(p, 0, sizeof(T) * count);
 }
 
+bool packs(const LayerSizes& sizes) { return sizes.steps * sizes.batch > kUnpackedRows; }
+
+template <typename T>
+int64_t operands(const Kernels<T>& k, int64_t count) {
+  return ceil_div(count, k.group);
+}
+
+template <typename T>
+const Kernels<T>& kernels_for(const LayerOptions& options) {
+  if constexpr (std::is_same<T, float>::value)
+    if (options.bfloat16 && multiplies_bfloat16()) return *bfloat16_kernels(isa_in_use());
+  return kernels<T>(isa_in_use());
+}
+
+// The gradients of a chunk as weight_gradient wants them.
+template <typename T>
+const void* right_operand(const Kernels<T>& k, const T* gradients, int64_t rows, int64_t stride, void* grouped,
+                          const Executor& executor) {
+  if (!k.group_rows) return gradients;
+  share(executor, operands(k, rows),
+        [&](int64_t first, int64_t last) { k.group_rows(gradients, rows, stride, first, last, grouped); });
+  return grouped;
+}
+
 // The backward pass of h_t = W_hr h', over the chunks of a call. Without a projection all is null and nothing happens.
 template <typename T>
 struct Projection {
   const Kernels<T>& k;
   int64_t hidden_size, projection_size, stride;
-  T* packed_hr = nullptr;    // plain panels of W_hr [P, H]
-  T* d_hidden = nullptr;     // [rows of the chunk, stride]
-  T* unprojected = nullptr;  // [rows of the chunk, H] h'; null where no weight gradients are wanted, like the next two
-  T* packed_unprojected = nullptr;
-  T* sums = nullptr;  // [H, stride]
+  void* packed_hr = nullptr;  // plain panels of W_hr [P, H]
+  T* d_hidden = nullptr;      // [rows of the chunk, stride]
+  T* unprojected = nullptr;   // [rows of the chunk, H] h'; null where no weight gradients are wanted, like the next two
+  void* packed_unprojected = nullptr;
+  void* grouped = nullptr;  // d_hidden by group_rows
+  T* sums = nullptr;        // [H, stride]
   std::vector<const T*> rows;
 
   Projection(const Kernels<T>& kernels, const LayerSizes& sizes, const LayerOptions& options, int64_t chunk_rows,
@@ -207,14 +233,15 @@ struct Projection {
         projection_size(sizes.projection_size),
         stride(kernels.gradient_stride(sizes.projection_size)) {
     if (!options.projection) return;
-    packed_hr = workspace.take<T>(k.plain_panels(hidden_size) * k.panel_columns * projection_size);
+    packed_hr = workspace.take<T>(k.plain_panels(hidden_size) * k.panel_columns * operands(k, projection_size));
     d_hidden = workspace.take<T>(chunk_rows * stride);
     // Columns past P are read as part of a panel; their products are never used.
     for (int64_t row = 0; row < chunk_rows; ++row)
       zero(d_hidden + row * stride + projection_size, stride - projection_size);
     if (!want_weights) return;
     unprojected = workspace.take<T>(chunk_rows * hidden_size);
-    packed_unprojected = workspace.take<T>(chunk_rows * hidden_size);
+    packed_unprojected = workspace.take<T>(operands(k, chunk_rows) * hidden_size);
+    grouped = workspace.take<T>(k.group_rows ? operands(k, chunk_rows) * stride : 0);
     sums = workspace.take<T>(hidden_size * stride);
     for (int64_t row = 0; row < chunk_rows; ++row) rows.push_back(unprojected + row * hidden_size);
   }
@@ -232,13 +259,14 @@ struct Projection {
     share(executor, ceil_div(count, k.gradient_block), [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         const int64_t row = block * k.gradient_block;
-        k.pack_transposed(&rows[row], nullptr, std::min(k.gradient_block, count - row), hidden_size,
-                          packed_unprojected + row * hidden_size);
+        k.pack_transposed(rows.data(), nullptr, row, std::min(k.gradient_block, count - row), hidden_size,
+                          packed_unprojected);
       }
     });
+    const void* const right = right_operand(k, d_hidden, count, stride, grouped, executor);
     share(executor, k.plain_panels(projection_size), [&](int64_t first, int64_t last) {
-      k.weight_gradient({hidden_size, 0, stride, count, first, last, packed_unprojected, nullptr, d_hidden, d_hidden,
-                         sums, first_chunk});
+      k.weight_gradient(
+          {hidden_size, 0, stride, count, first, last, packed_unprojected, nullptr, right, right, sums, first_chunk});
     });
   }
 
@@ -255,22 +283,25 @@ template <typename T>
 class ForwardPass {
  public:
   // `in` with weight_hh as the recurrence uses it.
-  ForwardPass(const Kernels<T>& kernels, const LayerSizes& sizes, const LayerOptions& options, const LayerInputs<T>& in,
-              const Plan& plan, bool saves, Workspace& workspace, const Executor& executor)
-      : k_(kernels), sizes_(sizes), options_(options), plan_(plan) {
+  ForwardPass(const LayerSizes& sizes, const LayerOptions& options, const LayerInputs<T>& in, const Plan& plan,
+              bool saves, Workspace& workspace, const Executor& executor)
+      : k_(packs(sizes) ? kernels_for<T>(options) : kernels<T>(isa_in_use())),
+        sizes_(sizes),
+        options_(options),
+        plan_(plan) {
     const int64_t I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
-    const int64_t panels = k_.gate_panels(H), panel_size = (I + P) * k_.panel_columns;
-    const bool packs = sizes.steps * sizes.batch > kUnpackedRows;
-    merged_ = packs && !has_layer_norm(options) && merges_products<T>(sizes);
+    merged_ = packs(sizes) && !has_layer_norm(options) && merges_products<T>(sizes, k_.group);
     bias_ = sum_of_biases(in, 4 * H, workspace);
-    if (packs && plan.max_steps() > 0) {
-      T* const packed = workspace.take<T>(panels * panel_size);
+    if (packs(sizes) && plan.max_steps() > 0) {
+      const int64_t panels = k_.gate_panels(H);
+      const int64_t panel_size = (operands(k_, I) + operands(k_, P)) * k_.panel_columns;
+      void* const packed = workspace.take<T>(panels * panel_size);
       share(executor, panels, [&](int64_t first, int64_t last) {
-        k_.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size);
-        k_.pack_gates(in.weight_hh, H, P, first, last, packed + I * k_.panel_columns, panel_size);
+        k_.pack_gates(in.weight_ih, H, I, first, last, packed, panel_size, 0);
+        k_.pack_gates(in.weight_hh, H, P, first, last, packed, panel_size, operands(k_, I));
       });
       const int64_t hr_panels = options.projection ? k_.plain_panels(P) : 0;
-      T* const packed_hr = workspace.take<T>(hr_panels * k_.panel_columns * H);
+      void* const packed_hr = workspace.take<T>(hr_panels * k_.panel_columns * operands(k_, H));
       share(executor, hr_panels,
             [&](int64_t first, int64_t last) { k_.pack_plain_weight(in.weight_hr, P, H, first, last, packed_hr); });
       packed_ = packed;
@@ -293,7 +324,7 @@ class ForwardPass {
   const LayerOptions options_;
   const Plan& plan_;
   bool merged_;
-  const T *packed_ = nullptr, *packed_hr_ = nullptr;
+  const void *packed_ = nullptr, *packed_hr_ = nullptr;
   const T* bias_;
   std::vector<char*> scratch_;
 };
@@ -311,13 +342,13 @@ template <typename T>
 class Replay {
  public:
   // `in` as of ForwardPass; `states`: what the forward pass has saved.
-  Replay(const Kernels<T>& kernels, const LayerSizes& sizes, LayerOptions options, const LayerInputs<T>& in,
-         const LayerSaved<T>& states, const Plan& plan, Workspace& workspace, const Executor& executor)
+  Replay(const LayerSizes& sizes, LayerOptions options, const LayerInputs<T>& in, const LayerSaved<T>& states,
+         const Plan& plan, Workspace& workspace, const Executor& executor)
       : steps(options.recompute),
         sizes_(sizes),
         in_(in),
         states_(states),
-        pass_(kernels, sizes, without_output(options), in, plan, true, workspace, executor) {
+        pass_(sizes, without_output(options), in, plan, true, workspace, executor) {
     const int64_t rows = steps * sizes.batch, gates = rows * 4 * sizes.hidden_size;
     const bool norm = has_layer_norm(options);
     saved.hidden = workspace.take<T>(rows * sizes.projection_size);
@@ -351,10 +382,11 @@ class Replay {
 
 }  // namespace
 
+bool multiplies_bfloat16() { return bfloat16_kernels(isa_in_use()) != nullptr; }
+
 template <typename T>
 void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                    const LayerOutputs<T>& out, const Executor& executor) {
-  const Kernels<T>& k = kernels<T>(isa_in_use());
   const LayerOptions options = effective(sizes, given);
   LayerInputs<T> in = given_in;
   const int64_t B = sizes.batch, H = sizes.hidden_size, P = sizes.projection_size;
@@ -374,8 +406,9 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
 
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
-  if (plan.max_steps() > 0) in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
-  const ForwardPass<T> pass(k, sizes, options, in, plan, out.saved.gates != nullptr, workspace, executor);
+  if (plan.max_steps() > 0)
+    in.weight_hh = dropped_weight(kernels<T>(isa_in_use()), sizes, options, in.weight_hh, workspace, executor);
+  const ForwardPass<T> pass(sizes, options, in, plan, out.saved.gates != nullptr, workspace, executor);
   if (!saves_states) {
     const int64_t saved_steps = std::max<int64_t>(1, sizes.steps);
     executor.run(plan.tasks(), [&](int64_t task) { pass.run(task, in, out, saved_steps, 0, sizes.steps); });
@@ -400,8 +433,8 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
 template <typename T>
 void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,
                     const LayerOutputs<T>& out, const LayerGradients<T>& grad, const Executor& executor) {
-  const Kernels<T>& k = kernels<T>(isa_in_use());
   const LayerOptions options = effective(sizes, given);
+  const Kernels<T>& k = kernels_for<T>(options);
   LayerInputs<T> in = given_in;
   const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
   const Plan plan(sizes, in.lengths, executor.threads);
@@ -432,8 +465,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     const int64_t chunk_rows = chunk_steps * B;
     const int64_t gate_panels = k.plain_panels(4 * H);
 
-    T* const packed_ih = workspace.take<T>(grad.d_input ? k.plain_panels(I) * k.panel_columns * 4 * H : 0);
-    T* const packed_hh = workspace.take<T>(k.plain_panels(P) * k.panel_columns * 4 * H);
+    const int64_t gate_operands = operands(k, 4 * H);
+    void* const packed_ih = workspace.take<T>(grad.d_input ? k.plain_panels(I) * k.panel_columns * gate_operands : 0);
+    void* const packed_hh = workspace.take<T>(k.plain_panels(P) * k.panel_columns * gate_operands);
     in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
     share(executor, k.plain_panels(P),
           [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, P, first, last, packed_hh); });
@@ -454,15 +488,19 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
 
     const int64_t mask_stride = k.scratch_stride(sizes);
     T* const hidden_mask = workspace.take<T>(options.recurrent_dropout > 0 ? B * mask_stride : 0);
-    T* const packed_input = workspace.take<T>(want_weights ? chunk_rows * I : 0);
-    T* const packed_hidden = workspace.take<T>(want_weights ? chunk_rows * P : 0);
+    const int64_t row_groups = want_weights ? operands(k, chunk_rows) : 0;
+    void* const packed_input = workspace.take<T>(row_groups * I);
+    void* const packed_hidden = workspace.take<T>(row_groups * P);
+    void* const grouped_ih = workspace.take<T>(k.group_rows ? row_groups * stride : 0);
+    void* const grouped_hh =
+        d_gates_hh == d_gates_ih ? grouped_ih : workspace.take<T>(k.group_rows ? row_groups * stride : 0);
     T* const weight_sums = workspace.take<T>(want_weights ? (I + P) * stride : 0);
     T* const zeros = workspace.take<T>(in.reset ? P : 0);  // h_{t-1} after a reset
     zero(zeros, P);
 
     // What the backward kernels read of the forward pass: all of it, or one segment after the other.
     std::optional<Replay<T>> replay;
-    if (options.recompute > 0) replay.emplace(k, sizes, options, in, out.saved, plan, workspace, executor);
+    if (options.recompute > 0) replay.emplace(sizes, options, in, out.saved, plan, workspace, executor);
     LayerSaved<T> saved = replay ? replay->saved : out.saved;
     if (!saved.hidden) saved.hidden = out.output;
     const int64_t saved_steps = replay ? replay->steps : sizes.steps;
@@ -543,12 +581,15 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
       share(executor, ceil_div(rows, k.gradient_block), [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {
           const int64_t row = block * k.gradient_block, count = std::min(k.gradient_block, rows - row);
-          k.pack_transposed(&inputs[row], nullptr, count, I, packed_input + row * I);
-          k.pack_transposed(&hiddens[row], hidden_mask ? &masks[row] : nullptr, count, P, packed_hidden + row * P);
+          k.pack_transposed(inputs.data(), nullptr, row, count, I, packed_input);
+          k.pack_transposed(hiddens.data(), hidden_mask ? masks.data() : nullptr, row, count, P, packed_hidden);
         }
       });
+      const void* const right_ih = right_operand(k, d_gates_ih, rows, stride, grouped_ih, executor);
+      const void* const right_hh =
+          d_gates_hh == d_gates_ih ? right_ih : right_operand(k, d_gates_hh, rows, stride, grouped_hh, executor);
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.weight_gradient({I, P, stride, rows, first, last, packed_input, packed_hidden, d_gates_ih, d_gates_hh,
+        k.weight_gradient({I, P, stride, rows, first, last, packed_input, packed_hidden, right_ih, right_hh,
                            weight_sums, step_end == max_steps});
       });
       projection.add_weight_gradient(rows, step_end == max_steps, executor);

@@ -1,8 +1,8 @@
 // Gradients of the weights, transposed: [x | h~]^T [I + H, rows] times d_gates [rows, 4H].
 //
-// d_gates is read as it lies (a panel is 4 vectors of each row) and stays in the cache while all of [x | h~] passes by,
-// packed as [tile][row of the block][tile rows]. The transpose has the longer side, 4H, along the vectors; it is turned
-// once at the end.
+// d_gates is read as it lies, or in groups of rows (a panel is 4 vectors of each row), and stays in the cache while all
+// of [x | h~] passes by, packed as [tile][row of the block][tile rows]. The transpose has the longer side, 4H, along
+// the vectors; it is turned once at the end.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -12,27 +12,46 @@ namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 constexpr int64_t kGradientBlock = 256;  // rows of a tile: enough to pay for its start and its end
 
-template <typename T>
-void pack_transposed(const T* const* rows, const T* const* masks, int64_t count, int64_t columns, T* packed) {
-  for (int64_t first = 0; first < columns; first += kTileRows) {
-    const int64_t width = columns - first < kTileRows ? columns - first : kTileRows;
+// Rows [first, first + count) of the chunk, a block of it, into their place among its packed rows.
+template <typename T, typename O>
+void pack_transposed(const T* const* rows, const T* const* masks, int64_t first, int64_t count, int64_t columns,
+                     void* packed) {
+  constexpr int64_t G = kGroup<O>;
+  const int64_t groups = operands<O>(count);
+  O* const block = static_cast<O*>(packed) + first / G * columns;
+  for (int64_t column = 0; column < columns; column += kTileRows) {
+    const int64_t width = columns - column < kTileRows ? columns - column : kTileRows;
     with_rows(width, [&](auto constant) LSTM_FUSED_INLINE {
       constexpr int R = decltype(constant)::value;
-      for (int64_t k = 0; k < count; ++k) {
-        T* to = packed + first * count + k * R;
-        const T* from = rows[k] + first;
-        if (masks)
-          for (int i = 0; i < R; ++i) to[i] = from[i] * masks[k][first + i];
-        else
-          std::memcpy(to, from, sizeof(T) * R);
+      for (int64_t k = 0; k < groups; ++k) {
+        const T *group[G] = {}, *group_masks[G] = {};
+        for (int64_t row = 0; row < G && k * G + row < count; ++row) {
+          group[row] = rows[first + k * G + row] + column;
+          if (masks) group_masks[row] = masks[first + k * G + row] + column;
+        }
+        store_columns(group, group_masks, reinterpret_cast<O(&)[R]>(block[column * groups + k * R]));
       }
     });
   }
 }
 
-template <typename T>
-LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, const T* d_gates, int64_t stride,
-                               bool accumulate, T* sums) {
+// Gradients [rows, stride] as the right operand, in groups of rows: groups [first, last). Only where an operand is more
+// than one number; otherwise they are read as they lie.
+template <typename T, typename O>
+void group_rows(const T* gradients, int64_t rows, int64_t stride, int64_t first, int64_t last, void* grouped) {
+  constexpr int64_t G = kGroup<O>;
+  for (int64_t k = first; k < last; ++k)
+    for (int64_t j = 0; j < stride; j += kLanes<T>) {
+      const T* group[G];
+      for (int64_t row = 0; row < G; ++row)
+        group[row] = k * G + row < rows ? gradients + (k * G + row) * stride + j : nullptr;
+      store_group(group, kLanes<T>, static_cast<O*>(grouped) + k * stride + j);
+    }
+}
+
+template <typename T, typename O>
+LSTM_FUSED_FN void add_products(const O* packed, int64_t depth, int64_t columns, const O* d_gates, int64_t stride,
+                                bool accumulate, T* sums) {
   for (int64_t first = 0; first < columns; first += kTileRows) {
     const int64_t width = columns - first < kTileRows ? columns - first : kTileRows;
     with_rows(width, [&](auto constant) LSTM_FUSED_INLINE {
@@ -41,7 +60,7 @@ LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, c
       for (int i = 0; i < R; ++i)  // the next tile's sums
         for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out + (R + i) * stride + j * kLanes<T>, 1);
       gemm_tile<T, R>(
-          PackedRows<T, R>{packed + first * rows}, rows, d_gates, stride,
+          PackedRows<O, R>{packed + first * depth}, depth, d_gates, stride,
           [&](int i, int j)
               LSTM_FUSED_INLINE { return accumulate ? load(out + i * stride + j * kLanes<T>) : Vec<T>{}; },
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE { store(out + i * stride + j * kLanes<T>, v); });
@@ -49,18 +68,21 @@ LSTM_FUSED_FN void add_product(const T* packed, int64_t rows, int64_t columns, c
   }
 }
 
-template <typename T>
+template <typename T, typename O>
 void weight_gradient(const WeightGradientTask<T>& task) {
   const int64_t I = task.input_columns, H = task.hidden_columns, stride = task.stride;
+  const O* const packed_input = static_cast<const O*>(task.packed_input);
+  const O* const packed_hidden = static_cast<const O*>(task.packed_hidden);
   for (int64_t p = task.first; p < task.last; ++p)
     for (int64_t row = 0; row < task.rows; row += kGradientBlock) {
       const int64_t rows = task.rows - row < kGradientBlock ? task.rows - row : kGradientBlock;
-      const int64_t column = p * kPanelColumns<T>, gates = row * stride + column;
+      const int64_t group = row / kGroup<O>, depth = operands<O>(rows);
+      const int64_t column = p * kPanelColumns<T>, gates = group * stride + column;
       const bool accumulate = !task.first_chunk || row > 0;
-      add_product(task.packed_input + row * I, rows, I, task.d_gates_ih + gates, stride, accumulate,
-                  task.sums + column);
-      add_product(task.packed_hidden + row * H, rows, H, task.d_gates_hh + gates, stride, accumulate,
-                  task.sums + I * stride + column);
+      add_products(packed_input + group * I, depth, I, static_cast<const O*>(task.d_gates_ih) + gates, stride,
+                   accumulate, task.sums + column);
+      add_products(packed_hidden + group * H, depth, H, static_cast<const O*>(task.d_gates_hh) + gates, stride,
+                   accumulate, task.sums + I * stride + column);
     }
 }
 

@@ -33,6 +33,7 @@ struct LayerOptions {
   double zoneout_c = 0;
   int64_t open_gates = 0;  // gates that are 1: bits of OpenGate in cell.h
   double eps = 1e-5;
+  bool bfloat16 = false;  // products may round what they multiply to it: all that a call takes is bfloat16
   uint64_t seed = 0;
   int64_t stream = 0;      // layer * directions + direction
   int64_t first_step = 0;  // the t of the first step, as the masks see it (a cell called step by step)

@@ -265,12 +265,17 @@ def _accumulators(input: Tensor, *shape: int) -> Tensor:
     return input.new_empty(shape, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 
+def _computed(input: Tensor, *shape: int) -> Tensor:
+    """Of the type that is computed with: on the CPU float32 for half precision."""
+    return _accumulators(input, *shape) if input.device.type == "cpu" else input.new_empty(shape)
+
+
 def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool) -> tuple[Tensor, ...]:
     """Gates, recurrent and stats."""
     gates = (*leading, 4 * hidden_size)
     if not norm:
-        return input.new_empty(gates), input.new_empty(0), input.new_empty(0)
-    return input.new_empty(gates), input.new_empty(gates), _accumulators(input, *leading, 6)
+        return _computed(input, *gates), input.new_empty(0), input.new_empty(0)
+    return _computed(input, *gates), _computed(input, *gates), _accumulators(input, *leading, 6)
 
 
 @torch.library.register_fake("lstm_fused::lstm_layer")
@@ -284,8 +289,8 @@ def _(
     if recompute > 0:
         states = (T + recompute - 1) // recompute + 1
         kept = _accumulators(input, states, B, P), _accumulators(input, states, B, H)
-        return *results, *kept, input.new_empty(0), input.new_empty(0), _accumulators(input, 0)
-    hidden = input.new_empty((T, B, P) if training and dropout > 0 else (0,))
+        return *results, *kept, input.new_empty(0), input.new_empty(0), input.new_empty(0)
+    hidden = _computed(input, T, B, P) if training and dropout > 0 else input.new_empty(0)
     return *results, hidden, _accumulators(input, T, B, H), *_saved(input, (T, B), H, _has_norm(tensors))
 
 

@@ -297,8 +297,61 @@ void check_recompute(Problem p, const Values<double>* d_outputs, const Result<T>
   }
 }
 
+double to_bfloat16(double x) {
+  const float single = static_cast<float>(x);
+  uint32_t bits;
+  std::memcpy(&bits, &single, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  float rounded;
+  std::memcpy(&rounded, &bits, sizeof bits);
+  return rounded;
+}
+
+// The root of the mean squared difference.
+template <typename A, typename B>
+double mean_difference(const Values<A>& a, const Values<B>& b) {
+  double sum = 0;
+  for (size_t k = 0; k < b.size(); ++k)
+    sum += std::pow(static_cast<double>(a[k]) - static_cast<double>(b[k]), 2) / b.size();
+  return std::sqrt(sum);
+}
+
+// Products of bfloat16 against float64, of numbers that bfloat16 holds: no further off than a change of the last place
+// of what is multiplied makes a result, a few times.
+void check_bfloat16(Problem p, const Values<double>* d_outputs) {
+  constexpr double kLastPlace = 1.0 / 256, kTimes = 6;
+  p.name += ", bfloat16";
+  for (Values<double>& values : p.in)
+    for (double& v : values) v = to_bfloat16(v);
+  const Result<double> exact = run<double>(p, true, 1, d_outputs);
+  Problem moved = p;
+  std::uniform_real_distribution<double> change(-kLastPlace, kLastPlace);
+  for (int k : {0, 1, 3, 4, 11})
+    for (double& v : moved.in[k]) v *= 1 + change(generator);
+  const Result<double> sensitive = run<double>(moved, true, 1, d_outputs);
+  const auto close = [&](const Values<float>& got, const Values<double>& want, const Values<double>& other) {
+    return mean_difference(got, want) <= kTimes * mean_difference(other, want) + kLastPlace;
+  };
+
+  p.options.bfloat16 = true;
+  const Result<float> rounded = run<float>(p, true, 1, d_outputs), inference = run<float>(p, false, 1);
+  check(same_bits(rounded.output, inference.output), p.name + ": inference gives what training gives");
+  check(close(rounded.output, exact.output, sensitive.output), p.name + ": output");
+  for (int k = 0; k < kInputs; ++k)
+    check(close(rounded.gradients[k], exact.gradients[k], sensitive.gradients[k]),
+          p.name + ": gradient " + std::to_string(k));
+  check_threads<float>(p, d_outputs, rounded);
+  check_recompute<float>(p, d_outputs, rounded);
+  // The first step multiplies nothing that has to be rounded, but for what masks and a projection make of it.
+  const LayerOptions& o = p.options;
+  const bool exact_products = !o.projection && o.recurrent_dropout == 0 && o.weight_dropout == 0;
+  if (p.sizes.steps == 1 && exact_products)
+    check(difference(rounded.output, exact.output) < 2e-5, p.name + ": the output of a single step");
+}
+
 void check_problem(Problem p) {
   const auto [T, B, I, H, P] = p.sizes;
+  const bool norm = has_layer_norm(p.options);
   for (int k = 0; k < kInputs; ++k) {
     const bool gain = k >= 7 && k <= 9;
     const double scale = k == 3 ? 1 / std::sqrt(I) : k == 4 || k == 11 ? 1 / std::sqrt(H) : gain ? 0.3 : 1;
@@ -317,22 +370,26 @@ void check_problem(Problem p) {
   // Along a random direction of every input: the change of the loss is the gradient times the direction.
   for (int k = 0; k < kInputs; ++k) {
     if (p.in[k].empty()) continue;
-    const double step = 1e-6;
+    const double step = 2e-7, rounding = 1e-15 / step;
     const Values<double> direction = normal(p.in[k].size());
-    double slope = 0, gradient = 0, scale = 1e-3;
+    double slope = 0, gradient = 0, scale = 1e-3, tolerance = 0;
     for (int sign : {1, -1}) {
       Problem moved = p;
       for (size_t e = 0; e < direction.size(); ++e) moved.in[k][e] += sign * step * direction[e];
       const Plain out = equations(moved);
       const Values<double>* const values[3] = {&out.output, &out.h_n, &out.c_n};
       for (int v = 0; v < 3; ++v)
-        for (size_t e = 0; e < values[v]->size(); ++e) slope += sign * d_outputs[v][e] * (*values[v])[e] / (2 * step);
+        for (size_t e = 0; e < values[v]->size(); ++e) {
+          const double term = d_outputs[v][e] * (*values[v])[e];
+          slope += sign * term / (2 * step);
+          tolerance += rounding * std::abs(term);
+        }
     }
     for (size_t e = 0; e < direction.size(); ++e) {
       gradient += result.gradients[k][e] * direction[e];
       scale += std::abs(result.gradients[k][e] * direction[e]);
     }
-    check(std::abs(slope - gradient) < 1e-5 * scale, p.name + ": gradient of input " + std::to_string(k));
+    check(std::abs(slope - gradient) < tolerance + 1e-5 * scale, p.name + ": gradient of input " + std::to_string(k));
   }
 
   const Result<float> single = run<float>(p, true, 1, d_outputs);
@@ -345,11 +402,13 @@ void check_problem(Problem p) {
   check_threads<float>(p, d_outputs, single);
   check_recompute<double>(p, d_outputs, result);
   check_recompute<float>(p, d_outputs, single);
+  // A norm of few gates makes whatever is rounded as large as it likes.
+  if (cpu::multiplies_bfloat16() && (H > 3 || !norm)) check_bfloat16(p, d_outputs);
 }
 
 void check_layers() {
-  const LayerSizes shapes[] = {
-      {1, 1, 1, 1, 1}, {4, 3, 5, 7, 7}, {3, 20, 2, 17, 17}, {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}};
+  const LayerSizes shapes[] = {{1, 1, 1, 1, 1},    {4, 3, 5, 7, 7},     {3, 20, 2, 17, 17},
+                               {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}, {1, 18, 19, 35, 35}};
   int number = 0;
   for (const LayerSizes& sizes : shapes)
     for (int variant = 0; variant < 24; ++variant) {
