@@ -85,7 +85,7 @@ def test_same_bits_for_any_number_of_threads():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("on", ALONE, ids=label)
 def test_half_precision(on, dtype):
-    """Results are the same bits. Gradients are not: gates that are computed again were never rounded."""
+    """Results are the same bits. Gradients are not: hidden states that are computed again were never rounded."""
     kept, recomputed = both(on, (7, 4, 3, 17, 3), dtype=dtype)
     names = ("output", "h_n", "c_n")
     assert_same_bits({name: recomputed[name] for name in names}, {name: kept[name] for name in names})
