@@ -17,6 +17,7 @@ namespace lstm_fused::cuda {
 namespace {
 
 constexpr int kPlainThreads = 128;  // a block without sums over its row
+constexpr int kPlainBlocks = 8;     // of a multiprocessor: left to itself ptxas aims at 16, and spills registers for it
 
 // What flows back into the h that step t of row b started from: through the product, and `passed` by other ways.
 template <typename T, int V, typename Step>
@@ -99,7 +100,8 @@ __device__ __forceinline__ void zero_gates(const BackwardStep<T>& step, int64_t 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kPlainThreads) project_kernel(const __grid_constant__ BackwardStep<T> step) {
+__global__ void __launch_bounds__(kPlainThreads, kPlainBlocks)
+    project_kernel(const __grid_constant__ BackwardStep<T> step) {
   constexpr int V = kLanes<T>;
   const int64_t b = blockIdx.x, P = step.sizes.projection_size;
   const bool is_real = step.sequence.is_real(step.t, b);

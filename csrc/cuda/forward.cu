@@ -15,6 +15,7 @@ namespace lstm_fused::cuda {
 namespace {
 
 constexpr int kPlainThreads = 128;  // a block without sums over its row
+constexpr int kPlainBlocks = 8;     // of a multiprocessor: left to itself ptxas aims at 16, and spills registers for it
 
 template <typename T>
 __global__ void start_kernel(const __grid_constant__ Start<T> start) {
@@ -103,7 +104,8 @@ __device__ __forceinline__ void finish_ended_row(const ForwardStep<T>& step, int
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kPlainThreads) project_kernel(const __grid_constant__ ForwardStep<T> step) {
+__global__ void __launch_bounds__(kPlainThreads, kPlainBlocks)
+    project_kernel(const __grid_constant__ ForwardStep<T> step) {
   constexpr int V = kLanes<T>;
   const int64_t b = blockIdx.x, P = step.sizes.projection_size;
   if (!step.sequence.is_real(step.t, b)) return finish_ended_row<T, V>(step, b, P, true);

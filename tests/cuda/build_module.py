@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "cuda_module"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-HOT = ("plain_kernel", "layer_norm_kernel")  # one launch a step
+HOT = ("plain_kernel", "layer_norm_kernel", "project_kernel")  # one launch a step each
 
 
 @dataclass

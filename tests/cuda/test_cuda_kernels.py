@@ -59,5 +59,5 @@ def test_the_module_builds():
     assert module.stat().st_size > 0
     hot = [kernel for kernel in build_module.kernels(said) if kernel.hot]
     assert {kernel.architecture for kernel in hot} == set(build_module.ARCHITECTURES)
-    assert len(hot) == 3 * 4 * 4  # architectures; forward and backward, with and without layer norm; dtypes
+    assert len(hot) == 3 * 2 * 3 * 4  # architectures; forward and backward; plain, layer norm, projection; dtypes
     assert [kernel for kernel in hot if kernel.spilled] == []

@@ -58,9 +58,14 @@ class Step:
     ok: bool
     seconds: float
     summary: str = ""
+    passed: int | None = None  # tests; None: this is none
     failed: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)  # by name: why
     output: str = ""  # the end of it
+
+    @property
+    def verdict(self) -> str:
+        return "**FAILED**" if not self.ok else "skipped" if self.passed == 0 else "passed"
 
 
 class Run:
@@ -105,6 +110,7 @@ class Run:
             name, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={page}", *arguments,
             until=until + 30, **environment,
         )  # fmt: skip
+        step.passed = 0
         if page.exists():  # not where pytest itself was stopped or is missing
             for case in xml.etree.ElementTree.parse(page).iter("testcase"):
                 label = f"{case.get('classname')}.{case.get('name')}"
@@ -112,6 +118,8 @@ class Run:
                     step.failed.append(label)
                 elif (skipped := case.find("skipped")) is not None:
                     step.skipped[label] = skipped.get("message", "")
+                else:
+                    step.passed += 1
             page.unlink()
         step.ok = step.ok and NO_TIME not in step.skipped.values()
 
@@ -150,9 +158,7 @@ class Run:
             lines += ["**A dry run without a GPU: it shows that the pieces run, and nothing about a GPU.**", ""]
         lines += [*(f"- {key}: {value}" for key, value in self.machine.items()), f"- all of it took {seconds} s", ""]
         lines += ["| step | | seconds | |", "|---|---|---|---|"]
-        lines += [
-            f"| {s.name} | {'passed' if s.ok else '**FAILED**'} | {s.seconds} | {s.summary} |" for s in self.steps
-        ]
+        lines += [f"| {s.name} | {s.verdict} | {s.seconds} | {s.summary} |" for s in self.steps]
         if (self.out / "gpu.md").exists():
             lines += ["", "The figures: [gpu.md](gpu.md), [gpu.csv](gpu.csv)."]
         lines += ["", "![Speed of a training step](gpu.png)"] if (self.out / "gpu.png").exists() else []

@@ -37,6 +37,7 @@ def test_tests_for_which_no_time_is_left_are_not_passed(tmp_path):
     run.test("too late", ["tests/test_cuda.py"], 0)
     (step,) = run.steps
     assert not step.ok
+    assert step.passed == 0
     assert step.skipped
     assert set(step.skipped.values()) == {gpu_run.NO_TIME}
 
