@@ -1,6 +1,6 @@
 """Time a training step on a GPU: layer norm and dropout against cuDNN's plain LSTM and a TorchScript LN-LSTM.
 
-    python -m benchmarks.gpu --out FOLDER [--seconds N]   gpu.csv, gpu.md and, where there is matplotlib, gpu.png
+    python -m benchmarks.gpu --out FOLDER [--seconds N]   gpu.csv, gpu.md and gpu.svg
     python -m benchmarks.gpu --out FOLDER --dry-run       tiny shapes on the CPU: does it run?
 
 All candidates of a shape take turns in one process, and are validated before anything is timed. Times are medians
@@ -11,6 +11,9 @@ named in gpu.md.
 from __future__ import annotations
 
 import argparse
+import html
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -202,39 +205,49 @@ def write(rows: list[Row], left_out: list[str], told: dict[str, str], folder: Pa
     if left_out:
         lines += ["## Not measured", "", *(f"- {what}" for what in left_out)]
     (folder / "gpu.md").write_text("\n".join(lines).rstrip() + "\n")
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: there is no matplotlib here")
-        return
-    matplotlib.use("Agg")
     if rows:
-        picture(rows, told, folder / "gpu.png")
+        (folder / "gpu.svg").write_text(picture(rows, told))
 
 
-def picture(rows: list[Row], told: dict[str, str], path: Path) -> None:
-    """Speed against cuDNN, one panel for each kind of numbers, a point for each shape."""
-    import matplotlib.pyplot as plt
+COLOURS = {STEPS: "#1b6ca8", FULL: "#5f8f1a", SCRIPT: "#9a9a9a"}
+LEFT, TOP, COLUMN, PANEL, BELOW = 100, 70, 36, 170, 110  # pixels
 
+
+def picture(rows: list[Row], told: dict[str, str]) -> str:
+    """Speed against cuDNN, one panel for each kind of numbers, a point for each shape: SVG, which needs no package."""
     groups = list(dict.fromkeys(row.group for row in rows))
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-    size = (max(12.0, 0.55 * len(shapes)), 3.2 * len(groups))
-    figure, grid = plt.subplots(len(groups), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
-    axes = grid[:, 0]
-    for group, axis in zip(groups, axes, strict=True):
-        for name, colour in ((STEPS, "#1b6ca8"), (FULL, "#8fc93a"), (SCRIPT, "#9a9a9a")):
-            speeds = {row.shape: row.speed_vs_nn_lstm for row in rows if (row.group, row.candidate) == (group, name)}
-            places = [shapes.index(shape) for shape in speeds]
-            axis.plot(places, list(speeds.values()), "o", color=colour, label=name)
-        axis.axhline(1, color="#444444")
-        axis.set_yscale("log")
-        axis.set_ylabel(f"{group.partition(', ')[2]}\nspeed, {PEER} = 1")
-        axis.set_xticks(range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Training step on {told['GPU']}, torch {told['torch']}")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    shapes = sorted({row.shape for row in rows}, key=lambda shape: [int(size) for size in re.findall(r"\d+", shape)])
+    logarithms = [math.log2(row.speed_vs_nn_lstm) for row in rows]
+    low, high = math.floor(min(logarithms)), max(math.ceil(max(logarithms)), 1)
+    width, height = max(LEFT + COLUMN * len(shapes) + 20, 800), TOP + (PANEL + 20) * len(groups) + BELOW
+
+    def text(x: float, y: float, words: str, more: str = "") -> str:
+        return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{html.escape(words)}</text>'
+
+    parts = [
+        text(10, 20, f"Training step on {told['GPU']}, torch {told['torch']}: speed, {PEER} = 1", 'font-size="14"')
+    ]
+    for k, (name, colour) in enumerate(COLOURS.items()):
+        parts.append(text(10 + 300 * k, 42, f"\u25cf {name}", f'fill="{colour}"'))
+    for k, group in enumerate(groups):
+        top = TOP + k * (PANEL + 20)
+        parts.append(text(LEFT, top - 4, group.partition(", ")[2]))
+        for power in range(low, high + 1):
+            y = top + PANEL * (high - power) / (high - low)
+            colour = "#444444" if power == 0 else "#dddddd"
+            parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y:.0f}" y2="{y:.0f}" stroke="{colour}"/>')
+            parts.append(text(LEFT - 6, y + 4, f"{2.0**power:g}", 'text-anchor="end"'))
+        for row in rows:
+            if row.group == group and row.candidate in COLOURS:
+                x = LEFT + COLUMN * (shapes.index(row.shape) + 0.5)
+                y = top + PANEL * (high - math.log2(row.speed_vs_nn_lstm)) / (high - low)
+                parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{COLOURS[row.candidate]}"/>')
+    for k, shape in enumerate(shapes):
+        x, y = LEFT + COLUMN * (k + 0.5), height - BELOW + 6
+        parts.append(text(x, y, shape, f'text-anchor="end" transform="rotate(-50 {x:.0f} {y})"'))
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"]) + "\n"
 
 
 def main() -> None:

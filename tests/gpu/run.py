@@ -1,11 +1,11 @@
 """Build, test and time everything on a machine with a GPU, and write a report: in under 10 minutes, with no network.
 
-    python tests/gpu/run.py [--out FOLDER]     report.json, report.md, gpu.csv, gpu.md and gpu.png
+    python tests/gpu/run.py [--out FOLDER]     report.json, report.md, gpu.csv, gpu.md and gpu.svg
     python tests/gpu/run.py --dry-run          what can be done without a GPU: the real module is built, the kernels run
                                                on the CPU, and the benchmark times tiny shapes there
 
 Needs torch's CUDA build, the nvcc of its major version, a C++ compiler, pip, setuptools, pybind11 and pytest. What else
-is missing (ninja, lightning, jsonargparse, matplotlib, compute-sanitizer) leaves out what it would have done, with the
+is missing (ninja, lightning, jsonargparse, compute-sanitizer) leaves out what it would have done, with the
 reason in the report.
 """
 
@@ -35,7 +35,7 @@ CUDA = {"LSTM_FUSED_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} 
 NO_CUDNN = CUDA | {"LSTM_FUSED_CUDNN": "0"}  # our kernels for plain layers too
 GPU_TESTS = "tests/gpu/test_gpu.py"
 NO_TIME = "no time was left"  # says tests/conftest.py
-RESULTS = ("report.json", "report.md", "gpu.csv", "gpu.md", "gpu.png")
+RESULTS = ("report.json", "report.md", "gpu.csv", "gpu.md", "gpu.svg")
 TESTS = {  # what pytest is given, and the environment; they run beside each other, each kind in a process of its own
     "what only a GPU can show": ([GPU_TESTS, "-k", "not sanitizer"], CUDA),
     "compute-sanitizer": ([GPU_TESTS, "-k", "sanitizer"], CUDA),
@@ -161,7 +161,7 @@ class Run:
         lines += [f"| {s.name} | {s.verdict} | {s.seconds} | {s.summary} |" for s in self.steps]
         if (self.out / "gpu.md").exists():
             lines += ["", "The figures: [gpu.md](gpu.md), [gpu.csv](gpu.csv)."]
-        lines += ["", "![Speed of a training step](gpu.png)"] if (self.out / "gpu.png").exists() else []
+        lines += ["", "![Speed of a training step](gpu.svg)"] if (self.out / "gpu.svg").exists() else []
         for step in self.steps:
             if not step.ok:
                 lines += ["", f"## Failed: {step.name}", "", f"`{step.command}`", ""]

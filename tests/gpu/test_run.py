@@ -51,5 +51,5 @@ def test_the_dry_run(tmp_path):
     assert report["dry_run"]
     assert len(report["steps"]) == 4
     assert all(step["ok"] for step in report["steps"])
-    for page in ("report.md", "gpu.md", "gpu.csv", "gpu.png"):
+    for page in ("report.md", "gpu.md", "gpu.csv", "gpu.svg"):
         assert (tmp_path / page).stat().st_size > 0
