@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import cases, machine, memory, options, others, report, rows
+from . import cases, compiled, machine, memory, options, others, report, rows
 from .picture import picture
 from .targets import NOT_MEASURED, targets
 from .validation import accuracy, validate
@@ -31,6 +31,7 @@ GROUPS: dict[str, Callable[[cases.Scale], Iterator[cases.Case]]] = {
     "lengths": options.lengths,
     "dropout": options.dropouts,
     "bfloat16": options.bfloat16,
+    "compiled": compiled.compiled,
     "others": others.others,
     "threads": cases.two_threads,
 }

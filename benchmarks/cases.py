@@ -28,6 +28,7 @@ class Scale:
     streaming: tuple[int, ...]  # hidden sizes
     memory: tuple[Shape, ...]
     peers: tuple[str, ...]  # the slow ones
+    compiled: tuple[Shape, ...]
     others: tuple[Shape, ...]  # peers that take minutes or a package
     seconds: float  # of timing a case, if its rounds do not need more
     rounds: int  # at least
@@ -40,6 +41,7 @@ SCALES = {
         streaming=(128, 256, 512, 1024),
         memory=((256, 64, 256), (128, 64, 128), (64, 64, 512)),
         peers=(SCRIPT, EAGER),
+        compiled=((8, 4, 64), *GRID[:1], *GRID[2:5], *GRID[6:]),
         others=GRID[:1],
         seconds=6.0,
         rounds=7,
@@ -50,6 +52,7 @@ SCALES = {
         streaming=(128, 256, 512, 1024),
         memory=((256, 64, 256),),
         peers=(SCRIPT,),
+        compiled=(),
         others=(),
         seconds=0.6,
         rounds=4,
@@ -60,6 +63,7 @@ SCALES = {
         streaming=(8,),
         memory=((64, 32, 64),),
         peers=(EAGER,),
+        compiled=(),
         others=(),
         seconds=0.0,
         rounds=1,

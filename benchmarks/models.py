@@ -23,6 +23,7 @@ FULL = "layer norm + recurrent and output dropout"
 SCRIPT = "TorchScript LN-LSTM"
 EAGER = "eager LN-LSTM"
 LAYER_NORM = "layer norm"
+COMPILED = ", compiled"
 
 # Each kind of dropout, as the arguments of the op that switch it on.
 DROPOUTS: dict[str, dict[str, Any]] = {

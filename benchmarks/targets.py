@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from . import compiled
 from .machine import has_bfloat16_products
 from .memory import GROUP as MEMORY
-from .models import DROPOUTS, FULL, NORM, PEER, PLAIN, SCRIPT
+from .models import COMPILED, DROPOUTS, FULL, NORM, PEER, PLAIN, SCRIPT
 from .rows import Row, geometric_mean
 from .validation import Accuracy
 
@@ -93,6 +94,10 @@ def targets(rows: Iterable[Row], accuracy: Accuracy) -> list[Target]:
     for name in DROPOUTS:
         costs = of("dropout on top of layer norm", name, "cost")
         found.append(at_most(f"{name}: time, the layer-normed step without = 1", 1.1, costs))
+    for group, models in compiled.MODELS.items():
+        for name in (name for name in models if name != PEER):
+            costs = of(group, name + COMPILED, "cost")
+            found.append(at_most(f"{group}, {name}: time, eager = 1", 1.05, costs))
     return [*found, *exactness(accuracy)]
 
 
