@@ -1,5 +1,6 @@
 """The ops as torch's machinery sees them: opcheck, torch.compile, torch.export, checkpointing, meta tensors."""
 
+import copy
 import io
 import warnings
 
@@ -16,8 +17,9 @@ from testing import (
     layer_case,
     random,
 )
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
@@ -291,20 +293,37 @@ def test_meta_tensors():
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_autocast_computes_in_float32(options):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(options, dtype):
+    """What a layer in autocast's dtype gives, to weights and inputs of whatever dtype; a cell's step is in float32."""
     lstm = FusedLSTM(5, 7, num_layers=2, **options).eval()
-    x = torch.randn(4, 3, 5).bfloat16().float().requires_grad_()
-    half = x.detach().bfloat16().requires_grad_()
-    want, _ = lstm(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        got, _ = lstm(half)
-        cell, _ = FusedLSTMCell(5, 7)(half[0])
-    assert got.dtype == cell.dtype == torch.float32
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-    got.sum().backward()
-    want.sum().backward()
-    assert half.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(half.grad, x.grad.bfloat16())
+    half = copy.deepcopy(lstm).to(dtype)
+    x = random(4, 3, 5, seed=1).float()
+    for given in (x, x.to(dtype), x.to(torch.bfloat16)):
+        given = given.requires_grad_()
+        lstm.zero_grad()
+        half.zero_grad()
+        with torch.autocast("cpu", dtype):
+            got, state = lstm(given)
+            cell = FusedLSTMCell(5, 7)(given[0])
+        want, _ = half(given.to(dtype))
+        assert {y.dtype for y in (got, *state)} == {dtype}
+        assert {y.dtype for y in cell} == {torch.float32}
+        assert_same_bits([got], [want])
+        got.sum().backward()
+        want.sum().backward()
+        for mine, theirs in zip(lstm.parameters(), half.parameters(), strict=True):
+            assert mine.grad.dtype == torch.float32
+            assert_same_bits([mine.grad.to(dtype)], [theirs.grad])
+
+
+def test_autocast_is_that_of_nn_lstm():
+    """The dtypes of the results, in and out of autocast."""
+    x = random(4, 3, 5, seed=1).float()
+    for ours, theirs, given in ((FusedLSTM, nn.LSTM, x), (FusedLSTMCell, nn.LSTMCell, x[0])):
+        with torch.autocast("cpu", torch.bfloat16):
+            got, want = ours(5, 7)(given), theirs(5, 7)(given)
+        assert [y.dtype for y in tree_leaves(got)] == [y.dtype for y in tree_leaves(want)]
 
 
 def test_forward_mode_derivatives():

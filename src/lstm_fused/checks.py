@@ -158,7 +158,7 @@ def state(
             _same_kind(f"{name} in hx", x, weight, RuntimeError)
 
 
-_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
+AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}  # the dtypes that it converts
 
 
 def autocast_is_on(value: Tensor) -> bool:
@@ -175,7 +175,7 @@ def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Excep
         raise RuntimeError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")
     if value.dtype == weight.dtype:
         return
-    if not (autocast_is_on(value) and {value.dtype, weight.dtype} <= _AUTOCAST):
+    if not (autocast_is_on(value) and {value.dtype, weight.dtype} <= AUTOCAST):
         raise wrong_dtype(f"{name} must have the dtype of the weights, {weight.dtype}, got {value.dtype}")
 
 

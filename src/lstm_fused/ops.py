@@ -203,7 +203,7 @@ def _call(
 ) -> Any:
     """The op that this call needs. Arguments that have their default are not handed over: each costs 0.3 us."""
     if checks.autocast_is_on(tensors[0]):
-        tensors = _autocast(tensors)
+        tensors = _autocast(tensors, is_cell=op is _CELL)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
         return reference(*tensors, **options)
     compiling = torch.compiler.is_compiling()
@@ -226,10 +226,19 @@ def _call(
     return inference(*tensors[:given], **options)
 
 
-def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The rule of these ops under autocast: half precision is converted to float32, in which the kernels compute."""
-    halves = (torch.bfloat16, torch.float16)
-    return tuple(x.float() if x is not None and x.dtype in halves else x for x in tensors)
+def _autocast(tensors: tuple[Tensor | None, ...], is_cell: bool = False) -> tuple[Tensor | None, ...]:
+    """The rule of these ops under autocast: a layer takes its half precision, as ``nn.LSTM`` does.
+
+    A cell takes float32, as ``nn.LSTMCell`` does on the CPU: its caller carries the cell state, which half precision
+    would round at every step, and a layer's kernel does not.
+    """
+    dtype = torch.float32 if is_cell else torch.get_autocast_dtype(tensors[0].device.type)
+    return _converted(tensors, dtype)
+
+
+def _converted(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """Those that are float32 or half precision."""
+    return tuple(x.to(dtype) if x is not None and x.dtype in checks.AUTOCAST else x for x in tensors)
 
 
 def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:

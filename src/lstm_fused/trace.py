@@ -56,8 +56,9 @@ class Recorder:
         output, h_n, c_n, hidden, cells, *_ = layer(input, h_0, c_0, *weights.values(), *tensors.values(), **arguments)
         if not (arguments["training"] and arguments["dropout"] > 0):
             hidden = output
-        states = ops._autocast((input, h_0, c_0, hidden, cells))  # in float32 where the kernel computes in it
-        weights = dict(zip(weights, ops._autocast(tuple(weights.values())), strict=True))
+        # In float32 where the kernel computes in it.
+        states = ops._converted((input, h_0, c_0, hidden, cells), torch.float32)
+        weights = dict(zip(weights, ops._converted(tuple(weights.values()), torch.float32), strict=True))
         self.gates.append(_gates(*states, weights, tensors, arguments))
         self.cells.append(cells)
         self.hidden.append(hidden)
