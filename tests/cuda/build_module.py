@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "build_backend"))
+from lstm_fused_build import cuda_toolkit  # noqa: E402
+
 FOLDER = ROOT / "build" / "cuda_module"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 HOT = ("plain_kernel", "layer_norm_kernel", "project_kernel")  # one launch a step each
@@ -119,11 +122,13 @@ def main() -> None:
     text = table(found)
     print(f"{text}\n\n{module.relative_to(ROOT)}, {module.stat().st_size >> 10} KB, {time.time() - start:.0f} s")
     if arguments.report:
-        head = (
-            "# Registers of the CUDA kernels\n\nWhat ptxas says (`python tests/cuda/build_module.py`): registers of a "
-        )
-        head += "thread, and bytes that did not fit into them. The first rows are those of the kernels that run every "
-        head += "step.\n\n"
+        head = f"""\
+# Registers of the CUDA kernels
+
+What ptxas of nvcc {cuda_toolkit()[1]} says (`python tests/cuda/build_module.py`): registers of a thread, and bytes that
+did not fit into them. The first rows are those of the kernels that run every step.
+
+"""
         arguments.report.write_text(head + text + "\n")
     return None
 
