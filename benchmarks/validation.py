@@ -25,7 +25,7 @@ def validate() -> None:
         _against_the_reference(x, weight)
         _peers_against_the_reference(x, weight)
         if why_not(plain, dtype=torch.bfloat16) is None:
-            _bfloat16_against_the_reference(x, weight)
+            _bfloat16_against_the_reference(x[:5], weight[:5])
         if why_not(plain, recompute=True) is None:
             _recomputed(x, weight)
 
@@ -72,7 +72,10 @@ def _peers_against_the_reference(x: Tensor, weight: Tensor) -> None:
 
 
 def _bfloat16_against_the_reference(x: Tensor, weight: Tensor) -> None:
-    """The reference computes in float32 from the same rounded numbers."""
+    """The reference computes in float32 from the same rounded numbers.
+
+    Over a few steps: with its first weights a layer-normed recurrence amplifies whatever is rounded from step to step.
+    """
     H, half = x.shape[-1], torch.bfloat16
     for layer, options in ((full(H, half), full(H).options), (plain(H, dtype=half), {})):
         got = results(layer, x.to(half), weight.to(half), seed=torch.tensor(SEED))
