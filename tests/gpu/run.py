@@ -28,6 +28,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "build_backend"))
+from lstm_fused_build import cuda_toolkit  # noqa: E402
+
 INSTALLED = ROOT / "build" / "gpu_installed"
 # Seconds after the start at which a part is stopped, so that none takes the time of those that follow.
 BUILT_BY, TESTED_BY, TIMED_BY, STOPPED_BY = 240, 400, 540, 570
@@ -181,12 +184,11 @@ def facts() -> dict[str, str]:
         except (OSError, subprocess.CalledProcessError):
             return "none"
 
-    nvcc = re.search(r"release (\S+),", tool("nvcc", "--version"))
     query = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     return {
         "GPU": tool("nvidia-smi", *query),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
-        "nvcc": nvcc.group(1) if nvcc else "none",
+        "nvcc": cuda_toolkit()[1],  # or why there is none
         "Python": platform.python_version(),
         "cores": str(os.cpu_count()),
     }
