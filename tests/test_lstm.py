@@ -9,9 +9,10 @@ import torch
 from testing import assert_close, assert_same_bits, random
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
 import lstm_fused.lstm
-from lstm_fused import FusedLSTM, reference
+from lstm_fused import FusedLSTM, FusedLSTMCell, reference
 
 T, B, I, H = 6, 4, 3, 5  # noqa: E741
 LENGTHS = {"sorted": [6, 5, 2, 1], "unsorted": [2, 6, 2, 5]}
@@ -283,6 +284,65 @@ def test_training_learns(device):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def change_in_place(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.neg_()
+
+
+def change_through_data(module):
+    for parameter in module.parameters():
+        parameter.data = -parameter.data
+
+
+def change_by_loading(module):
+    module.load_state_dict({name: -value for name, value in module.state_dict().items()})
+
+
+def change_by_assigning(module):
+    module.load_state_dict({name: -value for name, value in module.state_dict().items()}, assign=True)
+
+
+def change_by_moving(module):
+    module.double()
+    change_in_place(module)
+    module.float()
+
+
+def change_by_an_optimizer(module):
+    for parameter in module.parameters():
+        parameter.grad = 2 * parameter.detach()
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (12, 3)], ids=["one_step", "sequence"])
+@pytest.mark.parametrize("kind", [FusedLSTM, FusedLSTMCell])
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place,
+        change_through_data,
+        change_by_loading,
+        change_by_assigning,
+        change_by_moving,
+        change_by_an_optimizer,
+    ],
+)
+def test_no_weight_is_remembered(change, kind, sizes, device):
+    """Weights that changed between two calls of inference, whichever way, are the second call's."""
+    x = random(*sizes, I, seed=1).float().to(device)
+    x = x[0] if kind is FusedLSTMCell else x
+    module, fresh = kind(I, H, device=device), kind(I, H, device=device)
+    fresh.load_state_dict({name: -value for name, value in module.state_dict().items()})
+    with torch.inference_mode():
+        before = tree_leaves(module(x))
+    change(module)
+    with torch.inference_mode():
+        after = tree_leaves(module(x))
+        assert_same_bits(after, tree_leaves(fresh(x)))
+    assert not torch.equal(after[0], before[0])
 
 
 def test_parametrized_weight():
