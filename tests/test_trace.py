@@ -1,5 +1,7 @@
 """lstm.trace() against the reference, step by step, and against forward."""
 
+import sys
+
 import pytest
 import torch
 from testing import TOLERANCE, assert_close, assert_same_bits, random
@@ -184,3 +186,30 @@ def test_half_precision(options):
     for got, want in ((half.gates[0], exact.gates[0]), (half.cells[0], exact.cells[0])):
         assert got.dtype == torch.float32
         assert_close(got, want, TOLERANCE[torch.bfloat16])
+
+
+def test_plot(tmp_path):
+    """Six pictures, each with its numbers, of the sequence and the layer asked for."""
+    trace = FusedLSTM(I, H, 2, bidirectional=True, proj_size=2).bfloat16().trace(random(T, B, I, seed=1).bfloat16())
+    figure = trace.plot(sequence=2, layer=3)
+    figure.savefig(tmp_path / "trace.png")
+    shown = {axes.get_title(): axes.images[0].get_array().data for axes in figure.axes if axes.images}
+    gates, cells, hidden = (values[3][:, 2].float() for values in (trace.gates, trace.cells, trace.hidden))
+    wanted = dict(zip(("input gate i", "forget gate f", "candidate g", "output gate o"), gates.unbind(1), strict=True))
+    wanted |= {"cell c": cells, "hidden state h": hidden}
+    assert shown.keys() == wanted.keys()
+    for title, values in wanted.items():  # units over steps
+        assert_same_bits([torch.tensor(shown[title])], [values.T.contiguous()])
+
+
+def test_plot_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"^trace\.plot\(\) needs matplotlib: pip install matplotlib$"):
+        FusedLSTM(I, H).trace(random(T, B, I, seed=1).float()).plot()
+
+
+def test_arrays():
+    """numpy takes everything as it is."""
+    trace = FusedLSTM(I, H, 2).trace(random(T, B, I, seed=1).float())
+    for values in (trace.output, *trace.state, *trace.gates, *trace.cells, *trace.hidden):
+        assert values.numpy().shape == values.shape

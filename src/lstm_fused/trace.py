@@ -6,13 +6,16 @@ steps are one batched computation of the reference's formulas, whatever the opti
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, ops, reference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PARAMETERS = (
     "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c",
@@ -25,7 +28,7 @@ class Trace(NamedTuple):
 
     Time comes first in them, whatever ``batch_first``; one sequence without a batch is a batch of one. Past a
     sequence's length all are zero. Gates and cells of a module in half precision are float32, as they are computed.
-    Nothing here is differentiable.
+    Nothing here is differentiable: all are ready to be drawn or turned into arrays.
     """
 
     output: Any  # as forward returns it
@@ -33,6 +36,34 @@ class Trace(NamedTuple):
     gates: tuple[Tensor, ...]  # [T, B, 4, H]: i, f, g, o after their activations
     cells: tuple[Tensor, ...]  # [T, B, H]: c_t, as the next step gets it
     hidden: tuple[Tensor, ...]  # [T, B, P]: h_t, as the next step gets it, before the output's dropout
+
+    def plot(self, sequence: int = 0, layer: int = 0) -> Figure:
+        """One sequence in one layer and direction (``layer``: its place in ``gates``): six pictures, units over steps.
+
+        They are a matplotlib figure of its own: ``figure.savefig("trace.png")``.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("trace.plot() needs matplotlib: pip install matplotlib") from error
+
+        i, f, g, o = self.gates[layer][:, sequence].float().cpu().unbind(1)
+        c, h = (states[layer][:, sequence].float().cpu() for states in (self.cells, self.hidden))
+        shown = {"input gate i": i, "forget gate f": f, "output gate o": o}
+        shown |= {"candidate g": g, "cell c": c, "hidden state h": h}
+        figure = Figure(figsize=(12, 6), layout="constrained")
+        for axes, (title, values) in zip(figure.subplots(2, 3, sharex=True).flat, shown.items(), strict=True):
+            if "gate" in title:
+                scale = {"vmin": 0, "vmax": 1, "cmap": "viridis"}
+            else:  # a cell may leave [-1, 1]
+                largest = max(1.0, values.abs().max().item()) if values.numel() else 1.0
+                scale = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"}
+            figure.colorbar(axes.imshow(values.T.numpy(), aspect="auto", interpolation="nearest", **scale), ax=axes)
+            axes.set(title=title, xlabel="step", ylabel="unit")
+        return figure
 
 
 class Recorder:
