@@ -3,13 +3,16 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from testing import assert_close, assert_same_bits, random, recorded
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lstm_fused import FusedLSTM, FusedLSTMCell
 
@@ -100,6 +103,19 @@ def test_gradients_are_clipped_and_applied():
     assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"layer_norm": "carry", "peephole": True}, {"proj_size": 2}], ids=str)
+def test_no_two_gradients_are_one_tensor(options, compiled):
+    """Scaled in place, each is scaled once."""
+    module = FusedLSTM(I, H, 2, **options)
+    cell = FusedLSTMCell(I, H, **{name: value for name, value in options.items() if name != "proj_size"})
+    for each, input in ((module, x().float()), (cell, x()[0].float())):
+        torch.compiler.reset()
+        call = torch.compile(each, backend="aot_eager") if compiled else each
+        gradients = torch.autograd.grad(call(input.requires_grad_())[0].sum(), [input, *each.parameters()])
+        assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(gradients)
+
+
 def test_gradients_that_nobody_wants_are_not_computed():
     module = FusedLSTM(I, H, 2, dtype=torch.float64)
 
@@ -185,12 +201,39 @@ def test_moves():
     assert_same_bits([assigned(x().float())[0]], [expected])
 
 
-def test_parametrizations():
+def spectral_and_weight_norm(module):
+    nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
+    nn.utils.parametrizations.weight_norm(module, "weight_ih_l0")
+
+
+def orthogonal(module):
+    nn.utils.parametrizations.orthogonal(module, "weight_hh_l0")
+
+
+def weight_norm_of_old(module):
+    nn.utils.weight_norm(module, "weight_hh_l0")
+
+
+def pruned(module):
+    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
+    prune.random_unstructured(module, "bias_ih_l0", 2)
+
+
+def averaged(module):
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    for parameter in module.parameters():
+        parameter.data.mul_(1.5)
+    average.update_parameters(module)
+    module.load_state_dict(average.module.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", [spectral_and_weight_norm, orthogonal, weight_norm_of_old, pruned, averaged])
+def test_what_torch_does_to_parameters(change):
     results = []
     for module in pair(1):
         torch.manual_seed(0)
-        nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
-        nn.utils.parametrizations.weight_norm(module, "weight_ih_l0")
+        change(module)
         output, _ = module.eval()(x())
         output.square().sum().backward()
         results.append([output, *(p.grad for p in module.parameters())])
@@ -234,6 +277,64 @@ def test_deterministic_algorithms():
         assert_same_bits(step(), expected)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_inference_mode():
+    """States made in it carry on in it; outside they are refused as by any module."""
+    theirs, ours = pair()
+    with torch.inference_mode():
+        output, state = ours(x())
+        assert output.is_inference()
+        assert_close(ours(x(), state), theirs(x(), theirs(x())[1]))
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        ours(x(), state)
+
+
+def test_threads_of_the_caller():
+    """One module called by many at a time, as a server does."""
+    module = FusedLSTM(32, 64, 2, layer_norm=True, recurrent_dropout=0.2)
+    inputs = [random(20, 8, 32, seed=k).float() for k in range(4)]
+
+    def step(input):
+        output, _ = module(input, seed=1)
+        return [output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))]
+
+    expected = [step(input) for input in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(step, inputs * 5), expected * 5, strict=True):
+            assert_same_bits([g.detach() for g in got], [w.detach() for w in want])
+
+
+def test_a_subclass_of_tensor_goes_through():
+    class Labelled(torch.Tensor):
+        pass
+
+    for module in pair():
+        assert type(module(x().as_subclass(Labelled))[0]) is Labelled
+
+
+def test_subclasses():
+    """Which call the constructor and forward of what they extend, and initialise in their own way."""
+    results = []
+    for kind in (nn.LSTM, FusedLSTM):
+
+        class Extended(kind):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                self.head = nn.Linear(self.hidden_size, 2, dtype=torch.float64)
+                nn.init.ones_(self.head.weight)
+                nn.init.zeros_(self.head.bias)
+
+            def reset_parameters(self):
+                for name, parameter in self.named_parameters():
+                    nn.init.constant_(parameter, 0.3 if "ih" in name else -0.2)
+
+            def forward(self, input, hx=None):
+                output, state = super().forward(input, hx)
+                return self.head(output), state
+
+        results.append(Extended(I, H, num_layers=2, dtype=torch.float64)(x()))
+    assert_close(results[1], results[0])
 
 
 def test_a_container_can_hold_it():

@@ -12,7 +12,7 @@ from testing import (
     random,
     recorded,
 )
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
 
@@ -167,6 +167,22 @@ def test_gradients_of_every_sample(options):
         alone = {name: p.clone().requires_grad_() for name, p in parameters.items()}
         expected = torch.autograd.grad(loss(module, x[k], alone), list(alone.values()))
         assert_close({name: g[k] for name, g in got.items()}, dict(zip(alone, expected, strict=True)))
+
+
+@CASES
+def test_an_ensemble(options):
+    """Models of different weights as one, which vmap cannot do with nn.LSTM; and the gradients of each."""
+    models = [FusedLSTM(I, H, 2, dtype=torch.float64, **options).eval() for _ in range(N)]
+    weights, _ = stack_module_state(models)
+    skeleton = FusedLSTM(I, H, 2, dtype=torch.float64, device="meta", **options).eval()
+    x = random(T, B, I, seed=1)
+    got = vmap(lambda weights: functional_call(skeleton, weights, (x,))[0])(weights)
+    assert_close(got, torch.stack([model(x)[0] for model in models]))
+    slopes = vmap(grad(lambda weights: loss(skeleton, x, weights)))(weights)
+    for n, model in enumerate(models):
+        alone = dict(model.named_parameters())
+        expected = torch.autograd.grad(loss(model, x, alone), list(alone.values()))
+        assert_close({name: g[n] for name, g in slopes.items()}, dict(zip(alone, expected, strict=True)))
 
 
 @CASES

@@ -234,6 +234,16 @@ def test_from_torch(device):
     assert theirs.weight_ih_l0.all()
 
 
+def test_from_torch_with_the_norms_that_have_biases():
+    theirs = nn.LSTM(I, H, 2, bidirectional=True)
+    theirs.bias_hh_l1_reverse.requires_grad_(False)
+    ours = FusedLSTM.from_torch(theirs, layer_norm="carry")
+    for name, parameter in theirs.named_parameters():
+        copied = ours.get_parameter(name.replace("bias_", "bias_ln_"))
+        assert_same_bits([copied.detach()], [parameter.detach()])
+        assert copied.requires_grad == parameter.requires_grad
+
+
 def test_positional_arguments_are_those_of_nn_lstm(device):
     arguments = (I, H, 2, False, True, 0.5, True, 0, device, torch.float64)
     ours, theirs = FusedLSTM(*arguments), nn.LSTM(*arguments)

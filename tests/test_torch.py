@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from testing import (
     label,
     layer_case,
     random,
+    recorded,
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops
 
@@ -238,6 +240,25 @@ def test_export_with_dynamic_sizes(options, device):
     assert_close(program.module()(longer), module(longer))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_is_saved_and_trained(strict, device):
+    """In training, too: the program draws masks, and its gradients are those of the module."""
+    module, x = example(device, **OPTIONS["regularised"], batch_first=True)
+    sizes = {"input": {0: torch.export.Dim("B", max=1000), 1: torch.export.Dim("T", max=1000)}}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(module, (x,), dynamic_shapes=sizes, strict=strict), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    for B, T in ((9, 2), (1, 1)):
+        other, results = random(B, T, 3, seed=2).float().to(device), []
+        for call in (program, module):
+            torch.manual_seed(3)
+            output, (h_n, _) = call(other)
+            gradients = torch.autograd.grad(output.square().sum(), list(call.parameters()), materialize_grads=True)
+            results.append([output, h_n, *gradients])
+        assert_close(*results)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_jit_trace(options, training, device):
@@ -290,6 +311,43 @@ def test_meta_tensors():
     output, h_n, c_n = ops.lstm_layer(**{name: x.to("meta") for name, x in tensors.items()}, **options)
     assert output.is_meta
     assert (output.shape, h_n.shape, c_n.shape) == ((3, 2, 5), (2, 5), (2, 5))
+
+
+def test_selective_checkpointing():
+    """What a policy keeps of the ops is not computed again."""
+    module, x = example("cpu", **OPTIONS["regularised"])
+
+    def policy(context, op, *arguments, **options):
+        ours = op.namespace == "lstm_fused"
+        return CheckpointPolicy.MUST_SAVE if ours else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    results = []
+    with recorded() as calls:
+        for call in (module, lambda x: checkpoint(module, x, use_reentrant=False, context_fn=contexts)):
+            torch.manual_seed(4)
+            output, _ = call(x)
+            results.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+    assert_same_bits(*results)
+    assert [name for name, _ in calls].count("lstm_layer") == 2 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_training_with_a_gradient_scaler(dtype):
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 3), FusedLSTM(3, 5, 2, layer_norm=True), torch.nn.Linear(5, 1)])
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    x, losses = random(6, 4, 3, seed=1).float(), []
+    for _ in range(20):
+        with torch.autocast("cpu", dtype):
+            loss = (model[2](model[1](model[0](x))[0]).float().squeeze(-1) - x.cumsum(0)[..., 0]).square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

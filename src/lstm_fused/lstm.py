@@ -265,7 +265,8 @@ class FusedLSTM(_FusedBase):
         """A copy of ``lstm``, with the given keyword-only arguments.
 
         Copied: sizes, weights and whether each is trained, device, dtype and mode.
-        The biases are those of ``lstm``: ``forget_bias`` changes nothing until ``reset_parameters()``.
+        The biases are those of ``lstm``, with ``layer_norm="carry"`` as biases of the norms: ``forget_bias`` changes
+        nothing until ``reset_parameters()``.
 
         Raises:
             TypeError: ``lstm`` is another module.
@@ -276,9 +277,13 @@ class FusedLSTM(_FusedBase):
             lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first, lstm.dropout,
             lstm.bidirectional, lstm.proj_size, weight.device, weight.dtype, **options,
         )  # fmt: skip
-        fused.load_state_dict(fused.state_dict() | lstm.state_dict())
+
+        def ours(name: str) -> str:
+            return name.replace("bias_", "bias_ln_") if fused.layer_norm == "carry" else name
+
+        fused.load_state_dict(fused.state_dict() | {ours(name): value for name, value in lstm.state_dict().items()})
         for name, parameter in lstm.named_parameters():
-            fused.get_parameter(name).requires_grad_(parameter.requires_grad)
+            fused.get_parameter(ours(name)).requires_grad_(parameter.requires_grad)
         return fused.train(lstm.training)
 
     @property

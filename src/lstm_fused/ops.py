@@ -33,8 +33,9 @@ _EPS = 1e-5
 # How many of the tensor arguments there are, and the place of the weights among them.
 _LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 20, 19, 7
 _WEIGHTS = slice(3, 17)
-# The places of the first of layer norm's tensors, and of the first that came after layer norm.
+# The places of the first of layer norm's tensors, and of the first that came after layer norm; bias_hh and bias_ln_hh.
 _WEIGHT_LN_IH, _WEIGHT_HR = 7, 13
+_SECOND_BIASES = (slice(6, 7), slice(12, 13))  # what is not given at the end is not counted as an input
 
 
 def lstm_layer(
@@ -379,9 +380,12 @@ def _wanted(ctx: Any) -> dict[str, bool]:
 
 
 def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, ...]:
-    """The backward op's results, one for each of `count` inputs: the biases share theirs, the rest have none."""
+    """The backward op's results, one for each of `count` inputs: the two biases have the same, the rest none."""
     d_bias, d_norms, d_others = gradients[5], gradients[6:10], gradients[10:]
-    all_of_them = (*gradients[:5], d_bias, d_bias, *d_norms, d_bias, d_bias, *d_others)
+    # Two tensors: who scales gradients in place would scale one that stands for two parameters twice.
+    second = any(any(ctx.needs_input_grad[place]) for place in _SECOND_BIASES)
+    d_biases = (d_bias, d_bias.clone() if second else d_bias)
+    all_of_them = (*gradients[:5], *d_biases, *d_norms, *d_biases, *d_others)
     padded = all_of_them + (None,) * (count - len(all_of_them))
     return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=False))
 
