@@ -61,6 +61,7 @@ FEATURES = {
     "`peephole=True`": Feature({"peephole": True}),
     "`forget_bias=`": Feature({"forget_bias": 1.0}),
     "`open_gates=`": Feature({"open_gates": "io"}),
+    "`recompute=True`": Feature({"layer_norm": True, "recompute": True}),
     "`hx` given": Feature({}, ("hx",)),
     "`lengths=`": Feature({}, ("lengths",)),
     "`reset=`": Feature({}, ("reset",)),

@@ -8,7 +8,14 @@ from testing import DTYPES, EVERYTHING, NOT_OF_A_CELL, cell_case, layer_case, ru
 from lstm_fused import build_info, ops
 
 SIZES = [(5, 4, 3, 7), (3, 9, 20, 70), (2, 2, 1, 1)]  # T, B, I, H
-OPTIONS = [(), ("initial_state", "lengths"), ("layer_norm",), EVERYTHING, (*EVERYTHING, "eval")]
+OPTIONS = [
+    (),
+    ("initial_state", "lengths"),
+    ("layer_norm",),
+    EVERYTHING,
+    (*EVERYTHING, "eval"),
+    (*EVERYTHING, "recompute"),
+]
 
 
 def results() -> dict[str, dict[str, torch.Tensor]]:

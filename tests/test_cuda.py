@@ -39,6 +39,7 @@ def test_plain_layers_go_to_cudnn(on, cudnn, monkeypatch):
     [
         *("layer_norm", "carry", "peephole", "projection", "lengths", "reset", "reverse", "dropout"),
         *("recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c", "open_gates"),
+        "recompute",
     ],
 )
 def test_other_layers_do_not(on, cudnn):

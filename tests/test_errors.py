@@ -322,7 +322,7 @@ def op_calls(kind: str, on: tuple[str, ...]):
     yield backward, saved | tensors, options | absent | {"want_input": True, "want_weights": True}
 
 
-@pytest.mark.parametrize("on", [EVERYTHING, EVERYTHING_ELSE], ids=label)
+@pytest.mark.parametrize("on", [EVERYTHING, (*EVERYTHING_ELSE, "recompute")], ids=label)
 @pytest.mark.parametrize("kind", ["lstm_layer", "lstm_cell"])
 def test_no_tensor_crashes_an_op(kind, on):
     """Every tensor of every op, spoilt in every way: an error, or a result where it does not matter; no crash."""

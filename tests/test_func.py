@@ -50,6 +50,7 @@ VMAP_CASES = {
     "states": (("initial_state",), ["h_0", "c_0"]),
     "quiet": (QUIET, list(SLICED)),
     "resets": (("reset", "projection", "carry"), ["reset"]),
+    "segments": (("lengths", "reverse", "recompute"), ["input", "lengths"]),
     "eval": ((*EVERYTHING_ELSE, "eval"), ["input", "c_0"]),
     "weights": (("layer_norm",), ["input", "weight_hh"]),
     "everything": (EVERYTHING, ["input", "lengths"]),

@@ -28,10 +28,12 @@ from lstm_fused import FusedLSTM, FusedLSTMCell, ops
 
 OPS = torch.ops.lstm_fused
 OPTION_SETS = [(), ("initial_state", "lengths", "reverse"), ("layer_norm", "dropout"), EVERYTHING, EVERYTHING_ELSE]
+OPTION_SETS += [("recompute",), (*EVERYTHING_ELSE, "recompute")]
 DEFAULTS = {
     "reverse": False,
     "dropout": 0.0,
     "variational": False,
+    "recompute": 0,
     "recurrent_dropout": 0.0,
     "candidate_dropout": 0.0,
     "weight_dropout": 0.0,
@@ -126,6 +128,7 @@ OPTIONS = {
         "peephole": True,
         "open_gates": "i",
     },
+    "recomputed": {"layer_norm": True, "dropout": 0.2, "recurrent_dropout": 0.2, "recompute": True},
 }
 
 
@@ -348,6 +351,19 @@ def test_training_with_a_gradient_scaler(dtype):
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [0, 1, 3, 7, 100])
+@pytest.mark.parametrize("T", [0, 1, 7, 9])
+def test_meta_tensors_of_what_is_kept(T, steps, dtype):
+    """Shapes and types are those of the tensors that the kernel makes."""
+    tensors, _ = layer_case(("projection", "dropout"), T=T, B=2, H=5, dtype=dtype)
+    given = [tensors.get(x.name) for x in OPS.lstm_layer.default._schema.arguments if not x.kwarg_only]
+    options = {"dropout": 0.3, "recompute": steps}
+    real = OPS.lstm_layer(*detached(given), **options)
+    meta = OPS.lstm_layer(*(x if x is None else x.to("meta") for x in detached(given)), **options)
+    assert [(x.shape, x.dtype) for x in meta] == [(x.shape, x.dtype) for x in real]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

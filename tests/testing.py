@@ -37,14 +37,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zoneout_h": {"zoneout_h": 0.25},
     "zoneout_c": {"zoneout_c": 0.45},
     "open_gates": {"open_gates": 1},
+    "recompute": {"recompute": 3},
     "eval": {"training": False},
 }
-NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational"}
+NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational", "recompute"}
 # Pairs that cannot be, or are no other case than one of the two alone.
 EXCLUSIVE = ({"projection", "zoneout_h"}, {"layer_norm", "carry"}, {"no_bias", "carry"})
 # As many options together as can be: with "ba2016" and zoneout of h, and with "carry" and a projection.
-EVERYTHING = tuple(name for name in OPTIONS if name not in ("no_bias", "eval", "carry", "projection"))
-EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in ("no_bias", "eval", "layer_norm", "zoneout_h"))
+_APART = ("no_bias", "recompute", "eval")  # of which either way is a case of its own
+EVERYTHING = tuple(name for name in OPTIONS if name not in (*_APART, "carry", "projection"))
+EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in (*_APART, "layer_norm", "zoneout_h"))
 
 
 def compatible(on: Iterable[str]) -> bool:
@@ -52,14 +54,18 @@ def compatible(on: Iterable[str]) -> bool:
 
 
 def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
-    """No option, every one, every pair, and all at once: in training, with a fresh output mask a step, and in eval."""
+    """No option, every one, every pair, and all at once.
+
+    The last in training, with a fresh output mask a step, in eval, and computed again for the backward pass.
+    """
     names = [name for name in OPTIONS if not (of_a_cell and name in NOT_OF_A_CELL)]
     all_at_once = []
     for everything in (EVERYTHING, EVERYTHING_ELSE):
         these = tuple(name for name in everything if name in names)
         all_at_once += [these, (*these, "eval")]
         if not of_a_cell:  # "variational" has its way over "dropout": once without it
-            all_at_once.append(tuple(name for name in these if name != "variational"))
+            fresh = tuple(name for name in these if name != "variational")
+            all_at_once += [fresh, (*these, "recompute"), (*fresh, "recompute")]
     pairs = (pair for pair in itertools.combinations(names, 2) if compatible(pair))
     return [(), *((n,) for n in names), *pairs, *all_at_once]
 
@@ -67,9 +73,9 @@ def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
 def label(on: tuple[str, ...]) -> str:
     """A name for a set of options in a test's id."""
     if len(on) > 3:
-        return ("everything_else" if "carry" in on else "everything") + (
-            "+eval" if "eval" in on else "" if "variational" in on or "dropout" not in on else "+fresh"
-        )
+        fresh = "dropout" in on and "variational" not in on
+        parts = {"fresh": fresh, "recompute": "recompute" in on, "eval": "eval" in on}
+        return "+".join(["everything_else" if "carry" in on else "everything", *(k for k, v in parts.items() if v)])
     return "+".join(on) or "plain"
 
 

@@ -1,4 +1,4 @@
-// The forward kernels: the state before the first step, and one step of all rows after its product with W_hh.
+// The forward kernels: the state before a step, and one step of all rows after its product with W_hh.
 //
 //   z   = N(W_ih x_t) + N(W_hh h~_{t-1}) + b          N: layer norm over 4H, or the identity
 //   c'  = f * c_{t-1} + i * (m_g * g),  h' = o * Math::tanh(N_c(c'))
@@ -22,13 +22,14 @@ __global__ void start_kernel(const __grid_constant__ Start<T> start) {
   using A = Accumulator<T>;
   const int64_t b = blockIdx.x, H = start.sizes.hidden_size, P = start.sizes.projection_size;
   const int64_t first = start.sequence.first(b);
+  const int64_t next = start.sequence.reverse && first < start.t ? first : start.t;
   for_each_vector<1, false>(P, [&](int64_t j, int64_t) {
     const T h = start.h_0[b * P + j];
     start.h[b * P + j] = h;
     if (!start.operand) return;
     const bool runs = start.sequence.length(b) > 0;
     const Lanes<A, 1> masked =
-        hidden_operand<T, 1>(start.options, start.sequence, start.seed, runs ? first : 0, b, j, {widen(h)});
+        hidden_operand<T, 1>(start.options, start.sequence, start.seed, runs ? next : 0, b, j, {widen(h)});
     start.operand[b * P + j] = Narrow<T>::from(masked[0]);
   });
   for_each_vector<1, false>(H, [&](int64_t j, int64_t) { start.cell[b * H + j] = widen(start.c_0[b * H + j]); });

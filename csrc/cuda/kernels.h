@@ -33,12 +33,13 @@ struct Sequence {
   __device__ __forceinline__ bool is_reset(int64_t t, int64_t b) const { return reset && reset[t * batch + b]; }
 };
 
-// The state before the first step.
+// The state before a step.
 template <typename T>
 struct Start {
   LayerSizes sizes;
   LayerOptions options;
   Sequence sequence;
+  int64_t t;             // of that step; rows that begin later take that for their first
   const int64_t* seed;   // [] or null: nothing is random
   const T* h_0;          // [B, P]
   const T* c_0;          // [B, H]
@@ -123,18 +124,20 @@ struct Finish {
   T* d_c_0;                      // [B, H] out
 };
 
-// The right operands of the weight gradients: [T, B, columns], zero past the lengths.
+// The right operands of the weight gradients: rows [steps, B, columns] from step `first` on, zero past the lengths.
 template <typename T>
 struct Operand {
   LayerSizes sizes;
   LayerOptions options;
   Sequence sequence;
+  int64_t first;  // t of the first row
+  int64_t rows;   // steps * B
   const int64_t* seed;
-  const T* input;   // [T, B, I]
+  const T* input;   // [steps, B, I]
   const T* h_0;     // [B, P]
-  const T* hidden;  // [T, B, P] h_t
+  const T* hidden;  // [steps, B, P] h_t; where the first of these is not a row's first, there is the one before too
   bool aligned;
-  T* out;  // [T, B, I] the input, or [T, B, P] h~_{t-1}
+  T* out;  // [steps, B, I] the input, or [steps, B, P] h~_{t-1}
 };
 
 // W_hh or its gradient times the mask of weight dropout: [4H, P].
@@ -152,8 +155,9 @@ struct WeightMask {
 //   sums[0][k] = sum v,   sums[1][k] = sum v x_hat,   sums[2][k] = sum v h_hat
 template <typename T>
 struct ColumnSums {
-  Sequence sequence;      // rows [T, B] that are not real are left out
-  int64_t rows, columns;  // rows = T * B, or B with `sequence.steps` 1
+  Sequence sequence;      // rows [steps, B] that are not real are left out
+  int64_t first;          // t of the first row
+  int64_t rows, columns;  // rows = steps * B, or B with `sequence.steps` 1
   bool aligned;
   bool norms;                   // otherwise the first sum alone
   const T* values;              // [rows, columns]

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <optional>
 
 #include "cuda/kernels.h"
 
@@ -63,6 +64,7 @@ struct Call {
   LayerInputs<T> in;
   const int64_t* seed;
   bool norm, drops_weight, drops_hidden;
+  int64_t segments;  // with `recompute`; otherwise all steps are one
   bool inputs_aligned;
   const Arguments& arguments;
   Tensor weight_hh;  // [4H, P] as the steps use it: with weight dropout, in training, a masked copy
@@ -76,6 +78,7 @@ struct Call {
         norm(has_layer_norm(options)),
         drops_weight(options.training && options.weight_dropout > 0),
         drops_hidden(options.training && options.recurrent_dropout > 0),
+        segments(options.recompute > 0 ? lstm_fused::segments(sizes, options) : sizes.steps > 0),
         arguments(arguments),
         weight_hh(*arguments.weight_hh) {
     in.input = pointer<T>(arguments.input);
@@ -104,6 +107,12 @@ struct Call {
     }
   }
 
+  // Steps are counted in the order in which they run: where a segment begins, and the one before ends.
+  int64_t begin_of(int64_t segment) const { return segment < segments ? segment * options.recompute : sizes.steps; }
+  int64_t time_of(int64_t s) const { return options.reverse ? sizes.steps - 1 - s : s; }
+  // The lowest t of steps [begin, end).
+  int64_t first_time(int64_t begin, int64_t end) const { return options.reverse ? sizes.steps - end : begin; }
+
   void mask_weight_hh(const T* from, const Tensor& to, cudaStream_t stream) const {
     T* const out = static_cast<T*>(to.mutable_data_ptr());
     check(mask_weight<T>({sizes, options, seed, aligned<T>(sizes, {from, out}), from, out}, stream));
@@ -116,82 +125,199 @@ struct Call {
   }
 };
 
+// Runs of forward steps, each from the state that the one before has left in h [B, P] and cell [B, H].
+template <typename T>
+class ForwardSteps {
+  using A = Accumulator<T>;
+
+ public:
+  ForwardSteps(const Call<T>& call, const LayerOptions& options, const Tensor& h, const Tensor& cell, bool saves,
+               cudaStream_t stream)
+      : call_(call),
+        stream_(stream),
+        h_(h),
+        cell_(cell),
+        operand_(has_own_operand(call) ? call.arguments.empty({call.sizes.batch, call.sizes.projection_size}) : h),
+        weight_ih_t_(transposed(*call.arguments.weight_ih, 4 * call.sizes.hidden_size, call.sizes.input_size)),
+        weight_hh_t_(transposed(call.weight_hh, 4 * call.sizes.hidden_size, call.sizes.projection_size)),
+        overflow_(call.overflow(kForwardSlots)) {
+    const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
+    if (!saves || !call.norm) recurrent_ = call.arguments.empty({B, 4 * H});
+    if (options.projection) {
+      unprojected_ = call.arguments.empty({B, H});
+      projected_ = call.arguments.empty({B, P});
+      weight_hr_t_ = transposed(*call.arguments.weight_hr, P, H);
+    }
+    step_.sizes = call.sizes;
+    step_.options = options;
+    step_.sequence = call.sequence;
+    step_.seed = call.seed;
+    step_.in = call.in;
+    step_.saves = saves;
+    step_.h = pointer<T>(h_);
+    step_.operand = has_own_operand(call) ? pointer<T>(operand_) : nullptr;
+    step_.cell = pointer<A>(cell_);
+    step_.unprojected = pointer<T>(unprojected_);
+    step_.projected = pointer<T>(projected_);
+    step_.overflow = pointer<A>(overflow_);
+  }
+
+  // The state before step `begin`; steps are counted in the order in which they run. The cell is c_0's, in its type.
+  void start(const T* h_0, const T* c_0, int64_t begin) {
+    check(cuda::start<T>({step_.sizes, step_.options, step_.sequence, call_.time_of(begin), step_.seed, h_0, c_0,
+                          step_.h, step_.operand, step_.cell},
+                         stream_));
+  }
+
+  // Steps [begin, end). The tensors of `out` begin with step t = `first`.
+  void run(int64_t begin, int64_t end, const Forward& out, int64_t first) {
+    const int64_t B = call_.sizes.batch, I = call_.sizes.input_size, H = call_.sizes.hidden_size,
+                  P = call_.sizes.projection_size;
+    if (begin == end) return;
+    const bool saves = step_.saves;
+    const int64_t chunk_steps = saves ? end - begin : std::clamp<int64_t>(chunk_values / (4 * B * H), 1, end - begin);
+    const Tensor gates = saves ? *out.gates : call_.arguments.empty({chunk_steps, B, 4 * H});
+    const Tensor& recurrent = recurrent_ ? *recurrent_ : *out.recurrent;
+    step_.aligned =
+        call_.inputs_aligned && aligned<T>(call_.sizes, {step_.h, step_.operand, step_.cell, pointer<T>(out.output)});
+    for (int64_t chunk = begin; chunk < end; chunk += chunk_steps) {
+      const int64_t count = std::min(chunk_steps, end - chunk), chunk_first = call_.first_time(chunk, chunk + count);
+      multiply(rows_of(gates, 0, count * B, 4 * H), rows_of(*call_.arguments.input, chunk_first * B, count * B, I),
+               weight_ih_t_);
+      for (int64_t s = chunk; s < chunk + count; ++s) {
+        const int64_t t = call_.time_of(s), row = (t - first) * B, recurrent_row = recurrent_ ? 0 : row;
+        multiply(rows_of(recurrent, recurrent_row, B, 4 * H), operand_, weight_hh_t_);
+        step_.t = t;
+        step_.gates = pointer<T>(gates) + (t - chunk_first) * B * 4 * H;
+        step_.recurrent = pointer<T>(recurrent) + recurrent_row * 4 * H;
+        step_.stats = out.stats ? pointer<A>(out.stats) + row * 6 : nullptr;
+        step_.cells = saves && out.cells ? pointer<A>(out.cells) + row * H : nullptr;
+        step_.hidden = saves && out.hidden ? pointer<T>(out.hidden) + row * P : nullptr;
+        step_.output = pointer<T>(out.output) + row * P;
+        check(forward_step(step_, stream_));
+        if (unprojected_) {
+          multiply(*projected_, *unprojected_, *weight_hr_t_);
+          check(project_step(step_, stream_));
+        }
+      }
+    }
+  }
+
+ private:
+  static bool has_own_operand(const Call<T>& call) { return call.drops_hidden || call.sequence.reset; }
+
+  const Call<T>& call_;
+  const cudaStream_t stream_;
+  const Tensor h_, cell_;
+  const Tensor operand_;  // [B, P] h~, the left operand of the product with W_hh
+  const Tensor weight_ih_t_, weight_hh_t_;
+  const MaybeTensor overflow_;
+  MaybeTensor recurrent_, unprojected_, projected_, weight_hr_t_;
+  ForwardStep<T> step_{};
+};
+
+// With `recompute`: the forward pass once more, a segment at a time. Each fills the same memory.
+template <typename T>
+class Replay {
+ public:
+  Replay(const Call<T>& call, const Forward& states, cudaStream_t stream)
+      : call_(call),
+        states_(states),
+        h_(call.arguments.empty({call.sizes.batch, call.sizes.projection_size})),
+        cell_(call.arguments.empty_accumulators({call.sizes.batch, call.sizes.hidden_size})),
+        hidden_(call.arguments.empty({(call.begin_of(1) + 1) * call.sizes.batch, call.sizes.projection_size})),
+        steps_(call, without_output(call.options), h_, cell_, true, stream) {
+    const int64_t rows = call.begin_of(1) * call.sizes.batch, H = call.sizes.hidden_size;
+    saved_.gates = call.arguments.empty({rows, 4 * H});
+    saved_.cells = call.arguments.empty_accumulators({rows, H});
+    if (call.norm) saved_.recurrent = call.arguments.empty({rows, 4 * H});
+    if (call.norm) saved_.stats = call.arguments.empty_accumulators({rows, 6});
+  }
+
+  // What a forward pass saves of the steps of a segment, with h_t as the output: before its first step, or in reverse
+  // after its last, there is the h that the segment started from.
+  const Forward& run(int64_t segment) {
+    const int64_t B = call_.sizes.batch, P = call_.sizes.projection_size, H = call_.sizes.hidden_size;
+    const int64_t begin = call_.begin_of(segment), end = call_.begin_of(segment + 1);
+    const bool reverse = call_.options.reverse;
+    Tensor before = rows_of(hidden_, reverse ? (end - begin) * B : 0, B, P), cell = cell_;
+    torch::stable::copy_(before, rows_of(*states_.hidden, segment * B, B, P));
+    steps_.start(pointer<T>(before), call_.in.c_0, begin);
+    torch::stable::copy_(cell, rows_of(*states_.cells, segment * B, B, H));
+    saved_.output = rows_of(hidden_, reverse ? 0 : B, (end - begin) * B, P);
+    steps_.run(begin, end, saved_, call_.first_time(begin, end));
+    return saved_;
+  }
+
+ private:
+  // The output is h_t then, and its masks are not drawn.
+  static LayerOptions without_output(LayerOptions options) {
+    options.dropout = 0;
+    return options;
+  }
+
+  const Call<T>& call_;
+  const Forward states_;
+  const Tensor h_, cell_;
+  const Tensor hidden_;  // [steps of a segment + 1, B, P]
+  ForwardSteps<T> steps_;
+  Forward saved_;
+};
+
+// A weight's gradient: the product of one segment, or the sum of those of several, in the accumulator's type.
+class WeightGradient {
+ public:
+  WeightGradient(const Arguments& arguments, const MaybeTensor& out, int64_t segments) : out_(out) {
+    if (out && segments > 1) product_ = arguments.empty({out->size(0), out->size(1)});
+    if (out && segments == 0) torch::stable::zero_(*out_);
+  }
+
+  void add(const Tensor& a, const Tensor& b) {
+    multiply(product_ ? *product_ : *out_, a, b);
+    if (!product_) return;
+    const ScalarType type = product_->scalar_type(), accumulator = accumulator_of(type);
+    if (sum_)
+      sum_ = torch::stable::subtract(*sum_, *product_, -1);
+    else
+      sum_ = type == accumulator ? torch::stable::clone(*product_) : torch::stable::to(*product_, accumulator);
+  }
+
+  void finish() {
+    if (sum_) torch::stable::copy_(*out_, *sum_);
+  }
+
+ private:
+  MaybeTensor out_, product_, sum_;
+};
+
 }  // namespace
 
 template <typename T>
 void layer_forward(const Arguments& arguments, const Forward& out, cudaStream_t stream) {
-  using A = Accumulator<T>;
   const Call<T> call(arguments, stream);
-  const LayerSizes& sizes = call.sizes;
-  const LayerOptions& options = call.options;
-  const int64_t steps = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size,
-                P = sizes.projection_size;
+  const int64_t steps = call.sizes.steps, B = call.sizes.batch, H = call.sizes.hidden_size,
+                P = call.sizes.projection_size;
   if (B == 0) return;
 
   // The state: h in h_n, c in c_n where that is of the type it is computed in.
-  const bool saves = out.gates.has_value();
+  const bool saves = out.gates.has_value(), saves_states = !saves && out.cells;
   const bool own_cell = accumulator_of(arguments.type) != arguments.type;
-  const Tensor cell = own_cell ? arguments.empty_accumulators({B, H}) : *out.c_n;
-  const bool own_operand = call.drops_hidden || call.sequence.reset;
-  const Tensor operand = own_operand ? arguments.empty({B, P}) : *out.h_n;
-  T* const next_operand = own_operand ? pointer<T>(operand) : nullptr;
-  check(start<T>({sizes, options, call.sequence, call.seed, call.in.h_0, call.in.c_0, pointer<T>(out.h_n), next_operand,
-                  pointer<A>(cell)},
-                 stream));
-
-  const int64_t chunk_steps = saves ? std::max<int64_t>(steps, 1)
-                                    : std::clamp<int64_t>(chunk_values / (4 * B * H), 1, std::max<int64_t>(steps, 1));
-  const Tensor gates = saves ? *out.gates : arguments.empty({std::min(chunk_steps, steps), B, 4 * H});
-  const bool keeps_recurrent = saves && call.norm;
-  const Tensor recurrent = keeps_recurrent ? *out.recurrent : arguments.empty({B, 4 * H});
-  const MaybeTensor overflow = call.overflow(kForwardSlots);
-  MaybeTensor unprojected, projected, weight_hr;
-  if (options.projection) {
-    unprojected = arguments.empty({B, H});
-    projected = arguments.empty({B, P});
-    weight_hr = transposed(*arguments.weight_hr, P, H);
-  }
-  const Tensor weight_ih_t = transposed(*arguments.weight_ih, 4 * H, I),
-               weight_hh_t = transposed(call.weight_hh, 4 * H, P);
-
-  ForwardStep<T> step{};
-  step.sizes = sizes;
-  step.options = options;
-  step.sequence = call.sequence;
-  step.seed = call.seed;
-  step.in = call.in;
-  step.saves = saves;
-  step.h = pointer<T>(out.h_n);
-  step.operand = next_operand;
-  step.cell = pointer<A>(cell);
-  step.unprojected = pointer<T>(unprojected);
-  step.projected = pointer<T>(projected);
-  step.overflow = pointer<A>(overflow);
-  step.aligned = call.inputs_aligned && aligned<T>(sizes, {step.h, step.operand, step.cell, pointer<T>(out.output)});
-
-  for (int64_t s = 0; s < steps; ++s) {
-    const int64_t t = options.reverse ? steps - 1 - s : s;
-    // The chunk of W_ih x that step t is in: steps [first, last).
-    if (s % chunk_steps == 0) {
-      const int64_t count = std::min(chunk_steps, steps - s), first = options.reverse ? t - count + 1 : t;
-      multiply(rows_of(gates, 0, count * B, 4 * H), rows_of(*arguments.input, first * B, count * B, I), weight_ih_t);
+  const Tensor h = *out.h_n, cell = own_cell ? arguments.empty_accumulators({B, H}) : *out.c_n;
+  ForwardSteps<T> pass(call, call.options, h, cell, saves, stream);
+  pass.start(call.in.h_0, call.in.c_0, 0);
+  const auto save_state = [&](int64_t number) {
+    Tensor saved_h = rows_of(*out.hidden, number * B, B, P), saved_cell = rows_of(*out.cells, number * B, B, H);
+    torch::stable::copy_(saved_h, h);
+    torch::stable::copy_(saved_cell, cell);
+  };
+  if (saves_states) {
+    for (int64_t segment = 0; segment < call.segments; ++segment) {
+      save_state(segment);
+      pass.run(call.begin_of(segment), call.begin_of(segment + 1), out, 0);
     }
-    const int64_t chunk_first = options.reverse ? std::max<int64_t>(steps - (s / chunk_steps + 1) * chunk_steps, 0)
-                                                : s / chunk_steps * chunk_steps;
-    const int64_t row = t * B, recurrent_row = keeps_recurrent ? row : 0;
-    multiply(rows_of(recurrent, recurrent_row, B, 4 * H), operand, weight_hh_t);
-    step.t = t;
-    step.gates = pointer<T>(gates) + (t - chunk_first) * B * 4 * H;
-    step.recurrent = pointer<T>(recurrent) + recurrent_row * 4 * H;
-    step.stats = pointer<A>(out.stats) ? pointer<A>(out.stats) + row * 6 : nullptr;
-    step.cells = pointer<A>(out.cells) ? pointer<A>(out.cells) + row * H : nullptr;
-    step.hidden = pointer<T>(out.hidden) ? pointer<T>(out.hidden) + row * P : nullptr;
-    step.output = pointer<T>(out.output) + row * P;
-    check(forward_step(step, stream));
-    if (options.projection) {
-      multiply(*projected, *unprojected, *weight_hr);
-      check(project_step(step, stream));
-    }
+    save_state(call.segments);
+  } else {
+    pass.run(0, steps, out, 0);
   }
   if (own_cell) {
     Tensor c_n = *out.c_n;
@@ -200,21 +326,22 @@ void layer_forward(const Arguments& arguments, const Forward& out, cudaStream_t 
 }
 
 template <typename T>
-void layer_backward(const Arguments& arguments, const Forward& saved, const Tensor& d_output, const Tensor& d_h_n,
+void layer_backward(const Arguments& arguments, const Forward& given, const Tensor& d_output, const Tensor& d_h_n,
                     const Tensor& d_c_n, const Gradients& grad, cudaStream_t stream) {
   using A = Accumulator<T>;
   const Call<T> call(arguments, stream);
   const LayerSizes& sizes = call.sizes;
   const LayerOptions& options = call.options;
-  const int64_t steps = sizes.steps, B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size,
-                P = sizes.projection_size;
+  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
   const bool wants_weights = grad.d_bias.has_value();
-  const int64_t rows = steps * B;
+  const int64_t most_rows = call.begin_of(1) * B;  // of a segment
 
-  const Tensor d_gates_ih = arguments.empty({rows, 4 * H});
-  const Tensor d_gates_hh = call.norm ? arguments.empty({rows, 4 * H}) : d_gates_ih;
+  const Tensor d_gates_ih = arguments.empty({most_rows, 4 * H});
+  const Tensor d_gates_hh = call.norm ? arguments.empty({most_rows, 4 * H}) : d_gates_ih;
+  const Tensor product = arguments.empty({B, P}), d_cell = arguments.empty_accumulators({B, H});
+  const MaybeTensor overflow = call.overflow(kBackwardSlots);
   MaybeTensor d_z, row_sums, passed, d_projected, d_unprojected, unprojected;
-  if (call.norm && wants_weights) d_z = arguments.empty({rows, 4 * H});
+  if (call.norm && wants_weights) d_z = arguments.empty({most_rows, 4 * H});
   const int64_t sums = wants_weights ? unit_sums(options) : 0;
   if (sums > 0) {
     const int64_t shape[] = {B, sums, H};
@@ -223,39 +350,62 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
   if (options.zoneout_h > 0 || (options.reverse && call.sequence.lengths))
     passed = arguments.empty_accumulators({B, P});
   if (options.projection) {
-    d_projected = arguments.empty({rows, P});
+    d_projected = arguments.empty({most_rows, P});
     d_unprojected = arguments.empty({B, H});
-    unprojected = arguments.empty({rows, H});
+    unprojected = arguments.empty({most_rows, H});
   }
 
-  if (B > 0) {
-    const Tensor product = arguments.empty({B, P}), d_cell = arguments.empty_accumulators({B, H});
-    const MaybeTensor overflow = call.overflow(kBackwardSlots);
-    BackwardStep<T> step{};
-    step.sizes = sizes;
-    step.options = options;
-    step.sequence = call.sequence;
-    step.seed = call.seed;
-    step.in = call.in;
-    step.d_h_n = pointer<T>(d_h_n);
-    step.d_c_n = pointer<T>(d_c_n);
-    step.product = pointer<T>(product);
-    step.passed = pointer<A>(passed);
-    step.d_cell = pointer<A>(d_cell);
-    step.unit_sums = pointer<A>(row_sums);
-    step.d_unprojected = pointer<T>(d_unprojected);
-    step.overflow = pointer<A>(overflow);
+  std::optional<Replay<T>> replay;
+  if (options.recompute > 0 && B > 0) replay.emplace(call, given, stream);
+  BackwardStep<T> step{};
+  step.sizes = sizes;
+  step.options = options;
+  step.sequence = call.sequence;
+  step.seed = call.seed;
+  step.in = call.in;
+  step.d_h_n = pointer<T>(d_h_n);
+  step.d_c_n = pointer<T>(d_c_n);
+  step.product = pointer<T>(product);
+  step.passed = pointer<A>(passed);
+  step.d_cell = pointer<A>(d_cell);
+  step.unit_sums = pointer<A>(row_sums);
+  step.d_unprojected = pointer<T>(d_unprojected);
+  step.overflow = pointer<A>(overflow);
+
+  WeightGradient d_weight_ih(arguments, grad.d_weight_ih, call.segments),
+      d_weight_hh(arguments, grad.d_weight_hh, call.segments), d_weight_hr(arguments, grad.d_weight_hr, call.segments);
+  MaybeTensor real_inputs, hidden, partial;
+  ColumnSums<T> columns{};
+  columns.sequence = call.sequence;
+  columns.rows = most_rows;
+  columns.columns = 4 * H;
+  columns.norms = call.norm;
+  const int64_t most_chunks = columns.chunks();  // of a segment
+  int64_t chunks = 0;                            // of all
+  if (wants_weights) {
+    if (call.sequence.lengths) real_inputs = arguments.empty({most_rows, I});
+    hidden = arguments.empty({most_rows, P});
+    partial = arguments.empty_accumulators({call.segments * most_chunks, columns.sums(), columns.columns});
+  }
+
+  for (int64_t segment = call.segments - 1; segment >= 0; --segment) {
+    const int64_t begin = call.begin_of(segment), end = call.begin_of(segment + 1);
+    const int64_t first = call.first_time(begin, end), rows = (end - begin) * B;
+    const Forward& saved = replay ? replay->run(segment) : given;
     step.aligned = call.inputs_aligned &&
                    aligned<T>(sizes, {pointer<T>(saved.gates), pointer<T>(saved.recurrent), pointer<A>(saved.cells),
                                       pointer<T>(d_output), step.d_h_n, step.d_c_n});
-    for (int64_t s = steps - 1; s >= 0; --s) {
-      const int64_t t = options.reverse ? steps - 1 - s : s, row = t * B;
+    for (int64_t s = end - 1; s >= begin && B > 0; --s) {
+      const int64_t t = call.time_of(s), row = (t - first) * B;
       step.t = t;
       step.gates = pointer<T>(saved.gates) + row * 4 * H;
       step.recurrent = call.norm ? pointer<T>(saved.recurrent) + row * 4 * H : nullptr;
       step.stats = call.norm ? pointer<A>(saved.stats) + row * 6 : nullptr;
-      step.cells = s > 0 ? pointer<A>(saved.cells) + (options.reverse ? t + 1 : t - 1) * B * H : nullptr;
-      step.d_output = pointer<T>(d_output) + row * P;
+      if (s > begin)
+        step.cells = pointer<A>(saved.cells) + (call.time_of(s - 1) - first) * B * H;
+      else
+        step.cells = replay ? pointer<A>(given.cells) + segment * B * H : nullptr;
+      step.d_output = pointer<T>(d_output) + t * B * P;
       step.d_gates_ih = pointer<T>(d_gates_ih) + row * 4 * H;
       step.d_gates_hh = pointer<T>(d_gates_hh) + row * 4 * H;
       step.d_z = d_z ? pointer<T>(d_z) + row * 4 * H : nullptr;
@@ -268,68 +418,72 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
       check(backward_step(step, stream));
       multiply(product, rows_of(d_gates_hh, row, B, 4 * H), call.weight_hh);
     }
+
+    // What the steps left is multiplied and summed over all of them at once.
+    if (grad.d_input)
+      multiply(rows_of(*grad.d_input, first * B, rows, I), rows_of(d_gates_ih, 0, rows, 4 * H), *arguments.weight_ih);
+    if (!wants_weights) continue;
+    if (rows > 0) {
+      Operand<T> operand{sizes,
+                         options,
+                         call.sequence,
+                         first,
+                         rows,
+                         call.seed,
+                         call.in.input + first * B * I,
+                         call.in.h_0,
+                         pointer<T>(saved.hidden ? saved.hidden : saved.output),
+                         false,
+                         nullptr};
+      if (real_inputs) {
+        operand.out = pointer<T>(real_inputs);
+        check(real_input(operand, stream));
+      }
+      operand.out = pointer<T>(hidden);
+      operand.aligned = aligned<T>(sizes, {operand.h_0, operand.hidden, operand.out});
+      check(previous_hidden(operand, stream));
+    }
+    const Tensor inputs =
+        real_inputs ? rows_of(*real_inputs, 0, rows, I) : rows_of(*arguments.input, first * B, rows, I);
+    d_weight_ih.add(transposed(d_gates_ih, rows, 4 * H), inputs);
+    d_weight_hh.add(transposed(d_gates_hh, rows, 4 * H), rows_of(*hidden, 0, rows, P));
+    if (options.projection) d_weight_hr.add(transposed(*d_projected, rows, P), rows_of(*unprojected, 0, rows, H));
+
+    columns.first = first;
+    columns.rows = rows;
+    columns.values = pointer<T>(d_z ? *d_z : d_gates_ih);
+    columns.aligned = true;  // memory of torch's own, and rows of 4 H
+    columns.partial = pointer<A>(partial) + segment * most_chunks * columns.sums() * columns.columns;
+    if (call.norm) {
+      columns.gates = pointer<T>(saved.gates);
+      columns.recurrent = pointer<T>(saved.recurrent);
+      columns.stats = pointer<A>(saved.stats);
+      columns.aligned = aligned<T>({0, 0, 0, 0, 0}, {columns.gates, columns.recurrent});
+    }
+    if (columns.chunks() > 0) check(column_sums(columns, stream));
+    if (segment + 1 == call.segments) chunks = segment * most_chunks + columns.chunks();
+  }
+  if (B > 0)
     check(finish<T>({sizes, options, call.sequence, call.seed, step.d_h_n, step.d_c_n, step.product, step.passed,
                      step.d_cell, pointer<T>(grad.d_h_0), pointer<T>(grad.d_c_0)},
                     stream));
-  }
-
-  // What the steps left is multiplied and summed over all of them at once.
-  if (grad.d_input) multiply(rows_of(*grad.d_input, 0, rows, I), d_gates_ih, *arguments.weight_ih);
   if (!wants_weights) return;
-  MaybeTensor real_inputs;
-  if (call.sequence.lengths) real_inputs = arguments.empty({rows, I});
-  const Tensor hidden = arguments.empty({rows, P});
-  if (rows > 0) {
-    Operand<T> operand{sizes,
-                       options,
-                       call.sequence,
-                       call.seed,
-                       call.in.input,
-                       call.in.h_0,
-                       pointer<T>(saved.hidden ? saved.hidden : saved.output),
-                       false,
-                       nullptr};
-    if (real_inputs) {
-      operand.out = pointer<T>(real_inputs);
-      check(real_input(operand, stream));
-    }
-    operand.out = pointer<T>(hidden);
-    operand.aligned = aligned<T>(sizes, {operand.h_0, operand.hidden, operand.out});
-    check(previous_hidden(operand, stream));
-  }
-  const Tensor inputs = real_inputs ? *real_inputs : rows_of(*arguments.input, 0, rows, I);
-  multiply(*grad.d_weight_ih, transposed(d_gates_ih, rows, 4 * H), inputs);
-  multiply(*grad.d_weight_hh, transposed(d_gates_hh, rows, 4 * H), hidden);
-  if (call.drops_weight && rows > 0) call.mask_weight_hh(pointer<T>(grad.d_weight_hh), *grad.d_weight_hh, stream);
-  if (options.projection) multiply(*grad.d_weight_hr, transposed(*d_projected, rows, P), *unprojected);
+  d_weight_ih.finish();
+  d_weight_hh.finish();
+  d_weight_hr.finish();
+  if (call.drops_weight && sizes.steps * B > 0)
+    call.mask_weight_hh(pointer<T>(grad.d_weight_hh), *grad.d_weight_hh, stream);
 
-  const auto sum_columns = [&](auto columns, std::initializer_list<T*> to) {
-    const int64_t chunks = columns.chunks();
-    const Tensor partial =
-        arguments.empty_accumulators({std::max<int64_t>(chunks, 1), columns.sums(), columns.columns});
-    columns.partial = pointer<A>(partial);
-    if (chunks > 0) check(column_sums(columns, stream));
-    const int64_t count = static_cast<int64_t>(to.size());
-    ChunkSums<T> all{chunks, count, columns.sums() * columns.columns / count, columns.partial, {}};
+  const auto add_chunks = [&](int64_t count, int64_t size, A* partial, std::initializer_list<T*> to) {
+    ChunkSums<T> all{count, static_cast<int64_t>(to.size()), size, partial, {}};
     std::copy(to.begin(), to.end(), all.out);
     check(chunk_sums(all, stream));
   };
-  ColumnSums<T> columns{};
-  columns.sequence = call.sequence;
-  columns.rows = rows;
-  columns.columns = 4 * H;
-  columns.values = pointer<T>(d_z ? *d_z : d_gates_ih);
-  columns.norms = call.norm;
-  columns.aligned = true;  // memory of torch's own, and rows of 4 H
-  if (!call.norm) {
-    sum_columns(columns, {pointer<T>(grad.d_bias)});
-  } else {
-    columns.gates = pointer<T>(saved.gates);
-    columns.recurrent = pointer<T>(saved.recurrent);
-    columns.stats = pointer<A>(saved.stats);
-    columns.aligned = aligned<T>({0, 0, 0, 0, 0}, {columns.gates, columns.recurrent});
-    sum_columns(columns, {pointer<T>(grad.d_bias), pointer<T>(grad.d_weight_ln_ih), pointer<T>(grad.d_weight_ln_hh)});
-  }
+  if (!call.norm)
+    add_chunks(chunks, 4 * H, pointer<A>(partial), {pointer<T>(grad.d_bias)});
+  else
+    add_chunks(chunks, 4 * H, pointer<A>(partial),
+               {pointer<T>(grad.d_bias), pointer<T>(grad.d_weight_ln_ih), pointer<T>(grad.d_weight_ln_hh)});
   if (sums > 0) {
     ColumnSums<A> units{};
     units.sequence = {1, B, false, nullptr, nullptr};
@@ -337,14 +491,17 @@ void layer_backward(const Arguments& arguments, const Forward& saved, const Tens
     units.columns = sums * H;
     units.values = pointer<A>(row_sums);
     units.aligned = units.columns % kLanes<A> == 0;
+    const Tensor unit_partial = arguments.empty_accumulators({units.chunks(), units.sums(), units.columns});
+    units.partial = pointer<A>(unit_partial);
+    if (units.chunks() > 0) check(column_sums(units, stream));
     T* const norms[] = {pointer<T>(grad.d_weight_ln_c), pointer<T>(grad.d_bias_ln_c)};
     T* const peepholes[] = {pointer<T>(grad.d_weight_ci), pointer<T>(grad.d_weight_cf), pointer<T>(grad.d_weight_co)};
     if (call.norm && options.peephole)
-      sum_columns(units, {norms[0], norms[1], peepholes[0], peepholes[1], peepholes[2]});
+      add_chunks(units.chunks(), H, units.partial, {norms[0], norms[1], peepholes[0], peepholes[1], peepholes[2]});
     else if (call.norm)
-      sum_columns(units, {norms[0], norms[1]});
+      add_chunks(units.chunks(), H, units.partial, {norms[0], norms[1]});
     else
-      sum_columns(units, {peepholes[0], peepholes[1], peepholes[2]});
+      add_chunks(units.chunks(), H, units.partial, {peepholes[0], peepholes[1], peepholes[2]});
   }
 }
 

@@ -12,7 +12,7 @@ constexpr int kRowThreads = 128;
 // One block a row (t, b) of the input, zero where it is not real: 0 times a NaN of the padding would be NaN.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) input_kernel(const __grid_constant__ Operand<T> operand) {
-  const int64_t row = blockIdx.x, t = row / operand.sequence.batch, b = row % operand.sequence.batch;
+  const int64_t row = blockIdx.x, t = operand.first + row / operand.sequence.batch, b = row % operand.sequence.batch;
   const int64_t I = operand.sizes.input_size;
   const bool is_real = operand.sequence.is_real(t, b);
   for_each_vector<1, false>(I, [&](int64_t j, int64_t) {
@@ -26,9 +26,11 @@ __global__ void __launch_bounds__(kRowThreads) hidden_kernel(const __grid_consta
   constexpr int V = kLanes<T>;
   using A = Accumulator<T>;
   const Sequence& sequence = operand.sequence;
-  const int64_t row = blockIdx.x, t = row / sequence.batch, b = row % sequence.batch, P = operand.sizes.projection_size;
+  const int64_t row = blockIdx.x, t = operand.first + row / sequence.batch, b = row % sequence.batch;
+  const int64_t P = operand.sizes.projection_size;
   const bool is_real = sequence.is_real(t, b), is_first = is_real && t == sequence.first(b);
-  const T* const from = is_first ? operand.h_0 + b * P : operand.hidden + (sequence.before(t) * sequence.batch + b) * P;
+  const T* const from =
+      is_first ? operand.h_0 + b * P : operand.hidden + ((sequence.before(t) - operand.first) * sequence.batch + b) * P;
   for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
     const bool aligned = operand.aligned && n >= V;
     auto h = Lanes<A, V>{};
@@ -71,7 +73,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __
   const int64_t end = (chunk + 1) * ColumnSums<T>::kRows < sums.rows ? (chunk + 1) * ColumnSums<T>::kRows : sums.rows;
   if (n > 0)
     for (int64_t row = chunk * ColumnSums<T>::kRows + first; row < end; row += kSumRows) {
-      if (!sums.sequence.is_real(row / sums.sequence.batch, row % sums.sequence.batch)) continue;
+      if (!sums.sequence.is_real(sums.first + row / sums.sequence.batch, row % sums.sequence.batch)) continue;
       const auto v = load<V>(sums.values + row * columns, k, n, aligned);
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) total[0][lane] += v[lane];
@@ -124,13 +126,13 @@ __global__ void __launch_bounds__(kRowThreads) chunks_kernel(const __grid_consta
 
 template <typename T>
 cudaError_t real_input(const Operand<T>& operand, cudaStream_t stream) {
-  return launch(input_kernel<T>, {operand.sizes.steps * operand.sizes.batch}, kRowThreads, 0, stream, operand);
+  return launch(input_kernel<T>, {operand.rows}, kRowThreads, 0, stream, operand);
 }
 
 template <typename T>
 cudaError_t previous_hidden(const Operand<T>& operand, cudaStream_t stream) {
   const unsigned threads = threads_for<T>(operand.sizes.projection_size, kRowThreads);
-  return launch(hidden_kernel<T>, {operand.sizes.steps * operand.sizes.batch}, threads, 0, stream, operand);
+  return launch(hidden_kernel<T>, {operand.rows}, threads, 0, stream, operand);
 }
 
 template <typename T>

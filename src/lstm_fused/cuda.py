@@ -1,11 +1,11 @@
 """CUDA tensors: whether this build has kernels for them, and which road a layer takes, our kernels' or cuDNN's.
 
 The rule, ``road``: cuDNN takes a layer that ``nn.LSTM`` could have computed too, in eager mode: no layer norm, no mask,
-no zoneout, no peephole, no open gate, no projection, no lengths, no resets, forward direction. Our step kernels take
-everything else, and everything that is compiled, exported or under ``torch.func``. ``LSTM_FUSED_CUDNN=0`` (or
-``use_cudnn("0")``) keeps all layers here, which double backward needs: cuDNN has none. ``1`` gives every layer that
-could go to cuDNN to it, ``auto``, the default, does the same: cuDNN keeps a plain layer's weights on the chip for the
-whole sequence, and step kernels cannot match that. ``last_road`` tells what ran.
+no zoneout, no peephole, no open gate, no projection, no recomputation, no lengths, no resets, forward direction. Our
+step kernels take everything else, and everything that is compiled, exported or under ``torch.func``.
+``LSTM_FUSED_CUDNN=0`` (or ``use_cudnn("0")``) keeps all layers here, which double backward needs: cuDNN has none. ``1``
+gives every layer that could go to cuDNN to it, ``auto``, the default, does the same: cuDNN keeps a plain layer's
+weights on the chip for the whole sequence, and step kernels cannot match that. ``last_road`` tells what ran.
 """
 
 from __future__ import annotations

@@ -77,8 +77,14 @@ def cases() -> Iterator[Case]:
     for on in (EVERYTHING, EVERYTHING_ELSE, ("initial_state", "peephole", "reset")):
         yield make("lstm_layer", on, f64, T=2, B=2, I=2, H=520)  # more than a block's registers take, or than one block
     yield make("lstm_layer", ("layer_norm", "lengths", "peephole"), f32, T=2, B=300, I=2, H=4)  # two chunks of rows
-    for T, B in ((0, 2), (2, 0)):
-        yield make("lstm_layer", EVERYTHING, f64, T=T, B=B, I=2, H=3)
+    for on in (*everything, ("initial_state",)):  # segments of 3 steps, two and a part of one
+        for reverse in (on, tuple({*on} ^ {"reverse"})):
+            yield make("lstm_layer", (*reverse, "recompute"), f64, T=7, B=4, I=3, H=5)
+        yield make("lstm_layer", (*on, "recompute"), bf16, T=5, B=2, I=3, H=12)
+    yield make("lstm_layer", ("layer_norm", "lengths", "recompute"), f32, T=5, B=100, I=2, H=4)  # with chunks of rows
+    for on in (EVERYTHING, (*EVERYTHING, "recompute")):
+        for T, B in ((0, 2), (2, 0)):
+            yield make("lstm_layer", on, f64, T=T, B=B, I=2, H=3)
 
 
 def check(case: Case) -> None:
