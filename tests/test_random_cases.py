@@ -10,16 +10,23 @@ from testing import OPTIONS, TOLERANCE, assert_close, compatible, layer_case, ru
 
 from lstm_fused import ops, reference
 
-CASES = st.fixed_dictionaries(
-    {
-        "T": st.integers(0, 9),
-        "B": st.integers(0, 20),
-        "I": st.integers(1, 70),
-        "H": st.integers(1, 70),
-        "dtype": st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-        "seed": st.integers(-(2**40), 2**40),
-    }
-)
+
+def cases(most_steps, most_rows, dtypes):
+    return st.fixed_dictionaries(
+        {
+            "T": st.integers(0, most_steps),
+            "B": st.integers(0, most_rows),
+            "I": st.integers(1, 70),
+            "H": st.integers(1, 70),
+            "dtype": st.sampled_from(dtypes),
+            "seed": st.integers(-(2**40), 2**40),
+        }
+    )
+
+
+CASES = cases(9, 20, [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+# Layer norm of random weights makes rounding grow from step to step; float64 has room for it.
+LONG_CASES = cases(70, 70, [torch.float64])
 OPTION_SETS = st.sets(st.sampled_from(sorted(OPTIONS))).filter(compatible)
 # Of the tensors, in the order of their names: bits that say which lie in memory with gaps and turned around, and which
 # need no gradient.
@@ -71,12 +78,14 @@ def check(on, case, gaps, frozen):
     tensors = laid_out(tensors, gaps, frozen)
     got = run(ops.lstm_layer, tensors, options)
     assert {x.dtype for x in got.values()} == {dtype}
-    # Layer norm makes a difference of what half precision rounded: with the cells of a few units nearly equal, and with
-    # one input, of which it leaves nothing but the sign.
+    # Layer norm makes a difference of what was rounded, with the cells of a few units nearly equal, and with one input,
+    # of which it leaves nothing but the sign: in half precision at once, otherwise after many steps.
     few = {"layer_norm", "carry"} & on and (case["H"] < 16 or case["I"] == 1)
+    if few and (dtype in (torch.bfloat16, torch.float16) or case["T"] > 9):
+        return
     if dtype == torch.float64:
         assert_close(got, run(reference.lstm_layer, tensors, options))
-    elif not (few and dtype in (torch.bfloat16, torch.float16)):
+    else:
         no_further_off(got, tensors, options)
 
 
@@ -88,6 +97,6 @@ def test_some(on, case, gaps, frozen):
 
 @pytest.mark.slow
 @settings(max_examples=2000, derandomize=True, deadline=None, database=None)
-@given(OPTION_SETS, CASES, BITS, BITS)
+@given(OPTION_SETS, CASES | LONG_CASES, BITS, BITS)
 def test_many(on, case, gaps, frozen):
     check(on, case, gaps, frozen)

@@ -263,6 +263,18 @@ def test_an_exported_program_is_saved_and_trained(strict, device):
         assert_close(*results)
 
 
+@pytest.mark.slow
+def test_ahead_of_time_compilation(tmp_path):
+    """AOTInductor: a package that calls the op, at any sizes."""
+    module, x = example("cpu", **OPTIONS["regularised"])
+    sizes = {"input": {0: torch.export.Dim("T", min=1, max=1000), 1: torch.export.Dim("B", min=1, max=1000)}}
+    program = torch.export.export(module.eval(), (x,), dynamic_shapes=sizes)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    other = random(9, 2, 3, seed=2).float()
+    with torch.no_grad():
+        assert_close(torch._inductor.aoti_load_package(path)(other), module(other))
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_jit_trace(options, training, device):

@@ -325,7 +325,7 @@ class FusedLSTM(_FusedBase):
             input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] for one sequence, or a ``PackedSequence``.
             hx: ``(h_0, c_0)``, [L * D, B, P] and [L * D, B, H] (no B for one sequence); zeros when not given.
             lengths: [B], the number of real steps of each sequence, 0..T; a list of ints, or an integer tensor on any
-                device.
+                device (the better choice under ``torch.compile``, which makes a graph for every length of a list).
             reset: bool [T, B], laid out as the input ([T] for one sequence): where the state, also that of ``hx``, is
                 zero before a step in running order, as at the start of an episode or a document.
             seed: of the random masks, an int or an int64 0-dim tensor; drawn from torch's generator when needed and not
