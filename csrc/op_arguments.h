@@ -175,7 +175,7 @@ struct Arguments {
     if (!tensor) return empty({0}, type);
     return type != computed ? torch::stable::to(*tensor, type) : *tensor;
   }
-  // What is there for the backward pass: as it was computed. To round it would cost more time than it saves memory.
+  // What is there for the backward pass: as it was computed. To round it and back took a fifth of a step's time.
   Tensor kept(const MaybeTensor& tensor) const { return tensor ? *tensor : empty({0}, type); }
 
  private:

@@ -69,7 +69,7 @@ def test_old_memory_does_not_matter(expected, tmp_path):
         assert_same_bits(answer["results"][name], results)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("on", [("initial_state",), EVERYTHING], ids=label)
 @pytest.mark.parametrize(
     "sizes", [(12, 37, 5, 9), (40, 31, 3, 17), (3, 300, 2, 5), (20, 3, 40, 70), (2, 1, 3, 4)], ids=str

@@ -1,4 +1,4 @@
-"""bfloat16 and float16: what a call takes and gives is rounded, its arithmetic is float32."""
+"""bfloat16 and float16: what a call takes and gives is rounded, and what it multiplies may be; its sums are float32."""
 
 import math
 
@@ -53,8 +53,15 @@ def test_the_cell_state_is_not_rounded(dtype, device):
         for parameter in lstm.parameters():
             parameter.zero_()
         lstm.bias_ih_l0.copy_(torch.tensor([0.0, 20.0, 2.0**-6, 20.0]))  # i = 1/2, f = o = 1, g = 1/64
-    _, (_, c_n) = lstm(torch.zeros(T, 1, 1, device=device, dtype=dtype))
+    x = torch.zeros(T, 1, 1, device=device, dtype=dtype)
+    _, (_, c_n) = lstm(x)
     assert abs(c_n.item() - T / 2 * math.tanh(2.0**-6)) < 0.02
+
+    # Neither is it by the reference, through which second and forward-mode derivatives go.
+    (_, (_, primal)), _ = torch.func.jvp(lstm, (x,), (x,))
+    assert_close(primal, c_n)
+    once, twice = (torch.autograd.grad(lstm(x)[1][1], lstm.bias_ih_l0, create_graph=again)[0] for again in (0, 1))
+    assert_close(twice, once)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -385,7 +385,7 @@ def test_fake_tensors_of_what_is_kept(T, steps, dtype):
 def test_autocast(options, dtype):
     """What a layer in autocast's dtype gives, to weights and inputs of whatever dtype; a cell's step is in float32."""
     lstm = FusedLSTM(5, 7, num_layers=2, **options).eval()
-    half = copy.deepcopy(lstm).to(dtype)
+    half, step = copy.deepcopy(lstm).to(dtype), FusedLSTMCell(5, 7)
     x = random(4, 3, 5, seed=1).float()
     for given in (x, x.to(dtype), x.to(torch.bfloat16)):
         given = given.requires_grad_()
@@ -393,8 +393,11 @@ def test_autocast(options, dtype):
         half.zero_grad()
         with torch.autocast("cpu", dtype):
             got, state = lstm(given)
-            cell = FusedLSTMCell(5, 7)(given[0])
+            cell = step(given[0])
+            primal, _ = torch.func.jvp(step, (given.detach()[0],), (given.detach()[0],))
         want, _ = half(given.to(dtype))
+        assert_same_bits(cell, step(given[0].float()))
+        torch.testing.assert_close(primal, cell, rtol=1e-6, atol=1e-6)
         assert {y.dtype for y in (got, *state)} == {dtype}
         assert {y.dtype for y in cell} == {torch.float32}
         assert_same_bits([got], [want])

@@ -176,13 +176,15 @@ def test_autocast():
         assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "peephole": True, "recurrent_dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"layer_norm": True, "peephole": True, "recurrent_dropout": 0.3}, {"num_layers": 2, "dropout": 0.3}]
+)
 def test_half_precision(options):
     """Gates and cells are those of the same weights in float32, but for the rounding of the hidden states."""
     module = FusedLSTM(I, H, **options).bfloat16()
     x = random(T, B, I, seed=1).bfloat16()
     half, exact = module.trace(x, seed=2), module.float().trace(x.float(), seed=2)
-    assert half.output.dtype == torch.bfloat16
+    assert {y.dtype for y in (half.output, *half.hidden)} == {torch.bfloat16}
     for got, want in ((half.gates[0], exact.gates[0]), (half.cells[0], exact.cells[0])):
         assert got.dtype == torch.float32
         assert_close(got, want, TOLERANCE[torch.bfloat16])

@@ -83,7 +83,7 @@ struct BackwardScratch {
 
   // The r-th left operand of a product.
   LSTM_FUSED_INLINE const O* operand_row_of(int64_t r, const T* row, int64_t count) const {
-    return operand_row(row, count, operand_rows + r * operand_stride);
+    return operand_row(row, count, operand_rows, r * operand_stride);
   }
 };
 

@@ -318,7 +318,7 @@ template <typename T, typename O>
 void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) {
-    scratch.a[r] = operand_row(scratch.rows[r].unprojected, H, scratch.unprojected_operands + r * operands<O>(H));
+    scratch.a[r] = operand_row(scratch.rows[r].unprojected, H, scratch.unprojected_operands, r * operands<O>(H));
     scratch.out[r] = scratch.rows[r].h;
   }
   product(active, scratch.a, H, static_cast<const O*>(task.packed_hr), operands<O>(H) * kPanelColumns<T>,
@@ -418,7 +418,7 @@ void forward(const ForwardTask<T>& task) {
         for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
           const int64_t t = time_of(options, row_steps[r], s), b = batch_row[r];
           scratch.a[chunk_count] =
-              operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands + chunk_count * operands<O>(I));
+              operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands, chunk_count * operands<O>(I));
           scratch.out[chunk_count] = gates_row(chunk_count, saved_position(t, b));
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
@@ -437,9 +437,9 @@ void forward(const ForwardTask<T>& task) {
         if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
         const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
         StepRow<T>& row = scratch.rows[r];
-        scratch.a_hidden[r] = operand_row(scratch.h_now + r * stride, P, scratch.hidden_operands + r * operands<O>(P));
+        scratch.a_hidden[r] = operand_row(scratch.h_now + r * stride, P, scratch.hidden_operands, r * operands<O>(P));
         if (task.merged) {
-          scratch.a[r] = operand_row(task.in.input + position * I, I, scratch.input_operands + r * operands<O>(I));
+          scratch.a[r] = operand_row(task.in.input + position * I, I, scratch.input_operands, r * operands<O>(I));
           if (row_steps[r] > s + 1)
             prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
         }

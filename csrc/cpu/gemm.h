@@ -4,7 +4,7 @@
 //   plain  panel p holds columns [4Lp, 4L(p+1)) of a [K, N] matrix                          (L = lanes of a vector)
 //   gates  panel p holds hidden units [Lp, L(p+1)) of the four gates side by side, of W^T with W [4H, K]:
 //          one register tile then has i, f, g, o of the same units, and the gates need no second pass
-// Each element of a product is one chain of multiply-adds over k in ascending order, whatever the tile: its bits do not
+// Each element of a product is one chain of multiply-adds over ascending operands, whatever the tile: its bits do not
 // depend on how rows are grouped, hence not on the number of threads.
 #pragma once
 
@@ -330,7 +330,7 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
         for (int64_t lane = 0; lane < L; ++lane) {
           const int64_t numbers = depth - k * G < G ? depth - k * G : G;
           O buffer{};
-          if (lane < units) buffer = *operand_row(from + lane * depth + k * G, numbers, &buffer);
+          if (lane < units) buffer = *operand_row(from + lane * depth + k * G, numbers, &buffer, 0);
           to[k * kPanelColumns<T> + lane] = buffer;
         }
     }

@@ -1,5 +1,5 @@
 // The kernels of one instruction set: compiled once for each, with LSTM_FUSED_ISA_NAME naming it. With the instruction
-// set that adds bfloat16 products to another, only what it adds.
+// set that adds bfloat16 products to another, the table of those alone.
 #include "cpu/kernels.h"
 
 #include "cpu/backward.h"

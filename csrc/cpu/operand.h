@@ -43,9 +43,9 @@ LSTM_FUSED_FN void add_product(V& sum, V a, V b) {
   sum += a * b;
 }
 
-// A row as operands along it: as it lies, or in the buffer.
+// A row as operands along it: as it lies, or in the buffer from `offset` on (the buffer of numbers is null).
 template <typename T>
-LSTM_FUSED_FN const T* operand_row(const T* row, int64_t, T*) {
+LSTM_FUSED_FN const T* operand_row(const T* row, int64_t, T*, int64_t) {
   return row;
 }
 
@@ -70,7 +70,8 @@ LSTM_FUSED_FN void transpose_operands(const T* from, int64_t from_stride, T* to,
   transpose_square(from, from_stride, to, to_stride);
 }
 
-// --- Operands that are pairs: rounded to nearest even, as everything that becomes bfloat16.
+// --- Operands that are pairs: rounded to nearest even, as everything that becomes bfloat16. These instructions take
+// denormal numbers for zeros, and give zeros for them.
 #if defined(__AVX512BF16__)
 
 LSTM_FUSED_FN __m512bh load_operands(const Pair* p) { return (__m512bh)_mm512_loadu_si512(p); }
@@ -92,7 +93,8 @@ LSTM_FUSED_FN __m512i pairs_of(Vec<float> even, Vec<float> odd) {
                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(to_bfloat16(odd)), 16));
 }
 
-LSTM_FUSED_FN const Pair* operand_row(const float* row, int64_t count, Pair* buffer) {
+LSTM_FUSED_FN const Pair* operand_row(const float* row, int64_t count, Pair* buffer, int64_t offset) {
+  buffer += offset;
   for (int64_t k = 0; k < count; k += kLanes<float>) {
     const __m256i rounded = to_bfloat16(load(row + k, count - k));
     const int64_t left = operands<Pair>(count - k) * static_cast<int64_t>(sizeof(Pair));

@@ -1,6 +1,7 @@
 // The CPU implementations of the ops: tensors are taken apart here, and nowhere below. Half precision (bfloat16,
 // float16) is how tensors are kept: a call computes in float32 and rounds what it gives. Where the CPU multiplies
-// bfloat16, what products of a bfloat16 call multiply is rounded to it too; their sums are float32.
+// bfloat16, what the products of a bfloat16 call multiply is rounded to it too, but for a forward pass of few rows;
+// their sums are float32.
 #include <Python.h>
 
 #include "op_implementations.h"
@@ -90,7 +91,7 @@ struct Cpu {
       check(length >= 0 && length <= call.sizes.steps, "lengths must be in 0..T = ", call.sizes.steps, ", got ", length,
             " at index ", b);
     }
-    call.options.bfloat16 = call.type == ScalarType::BFloat16 && multiplies_bfloat16();
+    call.options.bfloat16 = call.type == ScalarType::BFloat16;
     if (call.seed) call.options.seed = static_cast<uint64_t>(*call.seed->const_data_ptr<int64_t>());
   }
 

@@ -77,8 +77,8 @@ def lstm_layer(
     """A whole layer in one direction over a whole sequence, as :func:`lstm_fused.reference.lstm_layer`.
 
     Args:
-        input: [T, B, I], float32, float64, bfloat16 or float16 (computed in float32, the cell state too); the dtype and
-            device of all the others but lengths and seed.
+        input: [T, B, I], float32, float64, bfloat16 or float16 (whose sums, statistics and cell state are float32); the
+            dtype and device of all the others but lengths and seed.
         h_0, c_0: [B, P], [B, H].
         weight_ih, weight_hh: [4H, I], [4H, P].
         bias_ih, bias_hh: [4H], both or neither.
@@ -93,8 +93,8 @@ def lstm_layer(
         dropout, variational: rate of the output's dropout; one mask for all steps.
         recompute: steps of a segment. Above 0 the forward pass keeps the states between segments alone, and the
             backward pass computes each segment again before it walks back through it: less memory, about one forward
-            pass more. The results are the same bits; of half precision on the CPU the gradient of weight_hh is not:
-            the hidden states that are computed again are not rounded, as the output is that stands for them.
+            pass more. The results are the same bits; of half precision on the CPU the gradient of weight_hh may not
+            be: the hidden states that are computed again are not rounded, as the output is that stands for them.
         recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
         zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
         open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
@@ -206,13 +206,14 @@ def _call(
     if checks.autocast_is_on(tensors[0]):
         tensors = _autocast(tensors, is_cell=op is _CELL)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
-        return reference(*tensors, **options)
+        return _by_reference(reference, tensors, options)
     compiling = torch.compiler.is_compiling()
     if compiling and torch.onnx.is_in_onnx_export():
-        return onnx.lower(reference, tensors, options)
+        with torch.autocast(tensors[0].device.type, enabled=False):  # whose rule has been followed
+            return onnx.lower(reference, tensors, options)
     if torch._C._are_functorch_transforms_active():
         if _in_func_gradient():
-            return reference(*tensors, **options)
+            return _by_reference(reference, tensors, options)
     elif not compiling and op is _LAYER and tensors[0].is_cuda and cuda.takes_cudnn(tensors, options):
         return cuda.cudnn_layer(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -240,6 +241,15 @@ def _autocast(tensors: tuple[Tensor | None, ...], is_cell: bool = False) -> tupl
 def _converted(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     """Those that are float32 or half precision."""
     return tuple(x.to(dtype) if x is not None and x.dtype in checks.AUTOCAST else x for x in tensors)
+
+
+def _by_reference(
+    reference: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """The reference as the kernels compute: half precision is rounded where it comes out, and nowhere before."""
+    dtype = tensors[0].dtype
+    with torch.autocast(tensors[0].device.type, enabled=False):  # whose rule has been followed
+        return tuple(x.to(dtype) for x in reference(*_converted(tensors, torch.float32), **options))
 
 
 def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -276,7 +286,7 @@ def _accumulators(input: Tensor, *shape: int) -> Tensor:
 
 
 def _computed(input: Tensor, *shape: int) -> Tensor:
-    """Of the type that is computed with: on the CPU float32 for half precision."""
+    """Of the type that is computed with: on the CPU float32 for half precision, on a GPU (and "meta") that itself."""
     return _accumulators(input, *shape) if input.device.type == "cpu" else input.new_empty(shape)
 
 
@@ -400,8 +410,8 @@ def _differentiable_gradients(
     # Views, so that an input that depends on another, or stands in two places, is differentiated in each place alone.
     inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
     needed = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+    results = _by_reference(forward, inputs, ctx.options)
     with torch.autocast(inputs[0].device.type, enabled=False):
-        results = forward(*inputs, **ctx.options)
         gradients = iter(torch.autograd.grad(results, needed, d_results, create_graph=True, materialize_grads=True))
     return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
 

@@ -92,7 +92,7 @@ class Recorder:
         weights = dict(zip(weights, ops._converted(tuple(weights.values()), torch.float32), strict=True))
         self.gates.append(_gates(*states, weights, tensors, arguments))
         self.cells.append(cells)
-        self.hidden.append(hidden)
+        self.hidden.append(hidden.to(output.dtype))  # which is float32 where the op keeps it beside the output
         return output, h_n, c_n
 
 

@@ -450,6 +450,13 @@ void check_layers() {
   p.options.layer_norm = LayerNorm::ba2016;
   p.options.recurrent_dropout = 0.2;
   check_problem(p);
+  Problem pairs{{401, 3, 2, 5, 5}, {}, {}, {}, "many chunks, the last of odd length", {}};
+  pairs.options.dropout = 0.2;
+  check_problem(pairs);
+  pairs.name += ", with a projection";
+  pairs.sizes.projection_size = 3;
+  pairs.options.projection = true;
+  check_problem(pairs);
   p.name = "many chunks with a projection";
   p.sizes.projection_size = 2;
   p.options.projection = true;
