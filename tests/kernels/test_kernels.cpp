@@ -446,7 +446,7 @@ void check_layers() {
       ++number;
     }
   // More rows than a chunk of the backward pass and than an input projection hold.
-  Problem p{{700, 3, 2, 3, 3}, {}, {}, {}, "many chunks", {}};
+  Problem p{{200, 3, 2, 3, 3}, {}, {}, {}, "many chunks", {}};
   p.options.layer_norm = LayerNorm::ba2016;
   p.options.recurrent_dropout = 0.2;
   check_problem(p);
