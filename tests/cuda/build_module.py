@@ -8,9 +8,11 @@ Needs nvcc and no GPU. Prints what ptxas says of every kernel: registers, and by
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -55,26 +57,29 @@ def setup_with_the_cuda_module_alone() -> None:
 
 
 def build() -> tuple[Path, str]:
-    """The module's path, and everything the compilers said about what is in it."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    environment = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0;10.0+PTX"}
-    result = subprocess.run(
-        [sys.executable, __file__, "--setup"],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if result.returncode:
-        raise RuntimeError(f"the CUDA module does not build:\n{result.stdout[-5000:]}")
-    log = FOLDER / "compilers.log"
-    said = result.stdout
-    if "ptxas info" not in said and log.exists():  # nothing had changed
-        said = log.read_text()
-    log.write_text(said)
+    """The module's path, and everything the compilers said about what is in it. Unchanged sources: the last one."""
+    log, stamp = FOLDER / "compilers.log", FOLDER / "state"
+    state = hashlib.sha256()
+    for path in sorted([ROOT / "setup.py", *(ROOT / "build_backend").glob("*.py"), *(ROOT / "csrc").rglob("*.*")]):
+        state.update(path.read_bytes())
+    if not stamp.exists() or stamp.read_text() != state.hexdigest():
+        shutil.rmtree(FOLDER, ignore_errors=True)  # all anew: who compiles but a part says nothing of the rest
+        FOLDER.mkdir(parents=True)
+        environment = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0;10.0+PTX"}
+        result = subprocess.run(
+            [sys.executable, __file__, "--setup"],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if result.returncode:
+            raise RuntimeError(f"the CUDA module does not build:\n{result.stdout[-5000:]}")
+        log.write_text(result.stdout)
+        stamp.write_text(state.hexdigest())
     (module,) = FOLDER.rglob("_cuda*.so")
-    return module, said
+    return module, log.read_text()
 
 
 def kernels(said: str) -> list[Kernel]:
