@@ -30,6 +30,7 @@ GROUPS: dict[str, Callable[[cases.Scale], Iterator[cases.Case]]] = {
     "packed": options.packed,
     "lengths": options.lengths,
     "dropout": options.dropouts,
+    "recompute": options.recompute,
     "bfloat16": options.bfloat16,
     "compiled": compiled.compiled,
     "others": others.others,

@@ -27,6 +27,7 @@ class Scale:
     structures: tuple[Shape, ...]  # two layers, two directions, mixed lengths
     streaming: tuple[int, ...]  # hidden sizes
     memory: tuple[Shape, ...]
+    long: tuple[Shape, ...]  # where recomputing saves memory
     peers: tuple[str, ...]  # the slow ones
     compiled: tuple[Shape, ...]
     others: tuple[Shape, ...]  # peers that take minutes or a package
@@ -40,6 +41,7 @@ SCALES = {
         structures=((64, 32, 256), (128, 64, 128), (64, 64, 512)),
         streaming=(128, 256, 512, 1024),
         memory=((256, 64, 256), (128, 64, 128), (64, 64, 512)),
+        long=((1024, 16, 256),),
         peers=(SCRIPT, EAGER),
         compiled=((8, 4, 64), *GRID[:1], *GRID[2:5], *GRID[6:]),
         others=GRID[:1],
@@ -51,6 +53,7 @@ SCALES = {
         structures=((64, 32, 256),),
         streaming=(128, 256, 512, 1024),
         memory=((256, 64, 256),),
+        long=((512, 8, 64),),
         peers=(SCRIPT,),
         compiled=(),
         others=(),
@@ -62,6 +65,7 @@ SCALES = {
         structures=((4, 2, 8),),
         streaming=(8,),
         memory=((64, 32, 64),),
+        long=((128, 16, 64),),
         peers=(EAGER,),
         compiled=(),
         others=(),

@@ -17,14 +17,11 @@ import torch
 from torch import nn
 
 from .cases import Scale, Shape, sequences, training
-from .models import FULL, NORM, PEER, PLAIN, TRAINED, norm, plain, why_not
+from .models import FULL, NORM, PEER, PLAIN, RECOMPUTE, RECOMPUTED, TRAINED
 
 GROUP = "peak memory of a training step"
-RECOMPUTE = ", recompute=True"
-CANDIDATES: dict[str, Callable[[int], nn.Module]] = {name: TRAINED[name] for name in (PEER, PLAIN, NORM, FULL)} | {
-    PLAIN + RECOMPUTE: lambda H: plain(H, recompute=True),
-    NORM + RECOMPUTE: lambda H: norm(H, recompute=True),
-}
+CANDIDATES: dict[str, Callable[[int], nn.Module]] = {name: TRAINED[name] for name in (PEER, PLAIN, NORM, FULL)}
+CANDIDATES |= {name + RECOMPUTE: make for name, make in RECOMPUTED.items()}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -33,12 +30,8 @@ def peaks(scale: Scale) -> list[tuple[Shape, dict[str, float]]]:
     if not _CLEAR.exists():
         print(f"{GROUP} is skipped: it is read from Linux's {_STATUS}", flush=True)
         return []
-    names = list(CANDIDATES)
-    reason = why_not(plain, recompute=True)
-    if reason is not None:
-        print(f"{GROUP} is measured without recompute=True: {reason}", flush=True)
-        names = [name for name in names if not name.endswith(RECOMPUTE)]
-    return [(shape, {name: in_a_process(name, shape) for name in names}) for shape in scale.memory]
+    shapes = (*scale.memory, *scale.long)
+    return [(shape, {name: in_a_process(name, shape) for name in CANDIDATES}) for shape in shapes]
 
 
 def in_a_process(name: str, shape: Shape) -> float:

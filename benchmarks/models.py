@@ -74,6 +74,10 @@ TRAINED = {
     EAGER: lambda H: LayerNormLSTM(H, H, RATE, RATE),
 }
 
+# What computes its segments again for the backward pass.
+RECOMPUTE = ", recompute=True"
+RECOMPUTED = {PLAIN: lambda H: plain(H, recompute=True), NORM: lambda H: norm(H, recompute=True)}
+
 
 def why_not(make: Any, *arguments: Any, dtype: torch.dtype = torch.float32, **options: Any) -> str | None:
     """Why a model cannot be made or run, or None where it can."""

@@ -9,7 +9,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from .cases import Candidate, Case, Scale, layer_flops, sequences, shape_text, training
-from .models import DROPOUTS, FULL, LAYER_NORM, NORM, PEER, PLAIN, TRAINED, Layer, full, norm, plain, why_not
+from .models import (
+    DROPOUTS,
+    FULL,
+    LAYER_NORM,
+    NORM,
+    PEER,
+    PLAIN,
+    RECOMPUTE,
+    RECOMPUTED,
+    TRAINED,
+    Layer,
+    full,
+    norm,
+    plain,
+    why_not,
+)
 
 
 def structures(scale: Scale) -> Iterator[Case]:
@@ -80,6 +95,17 @@ def dropouts(scale: Scale) -> Iterator[Case]:
         for name, options in DROPOUTS.items():
             candidates[name] = Candidate(training(Layer(H, **options), x, weight), flops, baseline=LAYER_NORM)
         yield Case("dropout on top of layer norm", shape_text(T, B, H), candidates)
+
+
+def recompute(scale: Scale) -> Iterator[Case]:
+    """A training step of a long sequence that computes its segments again; its cost is that without."""
+    for T, B, H in scale.long:
+        x, weight = sequences(T, B, H)
+        flops = layer_flops(T * B, H)
+        candidates = {name: Candidate(training(TRAINED[name](H), x, weight), flops) for name in (PEER, *RECOMPUTED)}
+        for name, make in RECOMPUTED.items():
+            candidates[name + RECOMPUTE] = Candidate(training(make(H), x, weight), flops, baseline=name)
+        yield Case("recomputing", shape_text(T, B, H), candidates)
 
 
 def bfloat16(scale: Scale) -> Iterator[Case]:

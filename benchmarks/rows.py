@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from .cases import Case, Scale, Shape, shape_text
 from .memory import GROUP as MEMORY
-from .memory import RECOMPUTE
-from .models import PEER
+from .models import PEER, RECOMPUTE
 from .timing import interleaved
 
 

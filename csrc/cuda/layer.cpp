@@ -394,7 +394,7 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
     const Forward& saved = replay ? replay->run(segment) : given;
     step.aligned = call.inputs_aligned &&
                    aligned<T>(sizes, {pointer<T>(saved.gates), pointer<T>(saved.recurrent), pointer<A>(saved.cells),
-                                      pointer<T>(d_output), step.d_h_n, step.d_c_n});
+                                      pointer<A>(given.cells), pointer<T>(d_output), step.d_h_n, step.d_c_n});
     for (int64_t s = end - 1; s >= begin && B > 0; --s) {
       const int64_t t = call.time_of(s), row = (t - first) * B;
       step.t = t;

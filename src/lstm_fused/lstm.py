@@ -204,8 +204,8 @@ class FusedLSTM(_FusedBase):
         open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for.
         recompute: a training step takes less memory and more time: the forward pass keeps only a state every k steps,
             and the backward pass computes the steps between two of them again. k is the square root of T, rounded down;
-            32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the same; in half
-            precision gradients may differ in their rounding (:func:`lstm_fused.ops.lstm_layer`).
+            32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the same, on the CPU
+            to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
         eps: of the layer norms.
 
     All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.

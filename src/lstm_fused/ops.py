@@ -93,8 +93,9 @@ def lstm_layer(
         dropout, variational: rate of the output's dropout; one mask for all steps.
         recompute: steps of a segment. Above 0 the forward pass keeps the states between segments alone, and the
             backward pass computes each segment again before it walks back through it: less memory, about one forward
-            pass more. The results are the same bits; of half precision on the CPU the gradient of weight_hh may not
-            be: the hidden states that are computed again are not rounded, as the output is that stands for them.
+            pass more. On the CPU all results and gradients are the same bits; in half precision the gradient of
+            weight_hh may not be: the hidden states that are computed again are not rounded, as the output is that
+            stands for them. On a GPU products and sums of other sizes are rounded otherwise.
         recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
         zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
         open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
