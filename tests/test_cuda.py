@@ -109,7 +109,7 @@ def test_the_road_of_torch_gives_the_same(on):
 
 
 def test_the_road_of_torch_is_not_under_autocast():
-    """The ops' own rule has been followed before: float32."""
+    """The ops' own rule has been followed before: whatever dtype that led to stays."""
     tensors, _ = layer_case(dtype=torch.float32)
     names = ops.lstm_layer.__code__.co_varnames[:20]
     with torch.autocast("cpu", torch.bfloat16):

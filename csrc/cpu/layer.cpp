@@ -1,22 +1,18 @@
 #include "cpu/layer.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
-#include <numeric>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
+#include "cpu/workspace.h"
 
 namespace lstm_fused::cpu {
 namespace {
 
-constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and so at most that many tasks ...
-constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
 // Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over
 // the sums of the weight gradients. Twice the hidden size, within these bounds.
 constexpr int64_t kLeastChunkRows = 256, kMostChunkRows = 1024;
@@ -24,113 +20,6 @@ constexpr int64_t kUnpackedRows = 8;       // steps x rows up to which the forwa
 constexpr int64_t kMergedRows = 16;        // sequences from which a step makes both products at once ...
 constexpr int64_t kMergedRowsOfSmall = 4;  // ... and when the weights are small:
 constexpr int64_t kSmallWeights = int64_t{1} << 19;  // bytes
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Scratch memory of the calls of one thread, on cache lines, not initialised, kept from call to call: fresh pages from
-// the operating system cost a call of a small layer a tenth of its time. What a call takes is given back as it ends.
-class Workspace {
- public:
-  static Workspace& of_this_thread() {
-    static thread_local Workspace workspace;
-    return workspace;
-  }
-
-  template <typename T>
-  T* take(int64_t count) {
-    if (count == 0) return nullptr;
-    const int64_t bytes = ceil_div(count * static_cast<int64_t>(sizeof(T)), kLine) * kLine;
-    if (used_ + bytes > size_) {
-      const int64_t size = std::max(bytes, kSmallestBlock);
-      blocks_.push_back(new_block(size));  // may throw: only then is it counted
-      size_ = size;
-      used_ = 0;
-    }
-    T* const p = reinterpret_cast<T*>(blocks_.back().get() + used_);
-    used_ += bytes;
-    total_ += bytes;
-    return p;
-  }
-
-  // The memory taken during the lifetime of a Call is free again after it.
-  class Call {
-   public:
-    explicit Call(Workspace& workspace) : workspace_(workspace) {}
-    Call(const Call&) = delete;
-    ~Call() { workspace_.give_back(); }
-
-   private:
-    Workspace& workspace_;
-  };
-
- private:
-  static constexpr int64_t kLine = 64, kSmallestBlock = 1 << 16;
-  static constexpr int64_t kKept = int64_t{256} << 20;  // bytes at most
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-
-  static std::unique_ptr<char, Free> new_block(int64_t size) {
-    void* block = nullptr;
-    if (posix_memalign(&block, kLine, size) != 0) throw std::bad_alloc();
-    return std::unique_ptr<char, Free>(static_cast<char*>(block));
-  }
-
-  void give_back() {
-    // After a call that needed several blocks the next one starts with a single block that is large enough.
-    if (blocks_.size() > 1 || size_ > kKept) {
-      blocks_.clear();
-      size_ = 0;
-      if (total_ <= kKept) {
-        try {
-          blocks_.push_back(new_block(total_));
-          size_ = total_;
-        } catch (const std::bad_alloc&) {  // the next call will ask for what it needs
-        }
-      }
-    }
-    used_ = total_ = 0;
-  }
-
-  std::vector<std::unique_ptr<char, Free>> blocks_;
-  int64_t size_ = 0, used_ = 0;  // of the last block
-  int64_t total_ = 0;            // taken by this call
-};
-
-// The rows by decreasing length, and which of them a task takes.
-struct Plan {
-  std::vector<int64_t> row, steps;  // [B]
-  int64_t granule_rows, granules;
-  std::vector<int64_t> task_begin;  // [tasks + 1], in rows
-
-  Plan(const LayerSizes& sizes, const int64_t* lengths, int64_t threads) : row(sizes.batch), steps(sizes.batch) {
-    const int64_t B = sizes.batch;
-    std::iota(row.begin(), row.end(), 0);
-    if (lengths)
-      std::stable_sort(row.begin(), row.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-    for (int64_t r = 0; r < B; ++r) steps[r] = lengths ? lengths[row[r]] : sizes.steps;
-
-    granule_rows = std::max<int64_t>(1, std::min(kMaxGranuleRows, ceil_div(B, kMaxGranules)));
-    granules = ceil_div(B, granule_rows);
-    // Tasks are runs of whole granules with nearly equal numbers of steps.
-    const int64_t tasks = std::min(threads, granules);
-    const int64_t all_steps = std::accumulate(steps.begin(), steps.end(), int64_t{0});
-    task_begin.push_back(0);
-    int64_t done = 0;
-    for (int64_t g = 0; g < granules; ++g) {
-      const int64_t end = std::min(B, (g + 1) * granule_rows);
-      for (int64_t r = g * granule_rows; r < end; ++r) done += steps[r];
-      const int64_t task = static_cast<int64_t>(task_begin.size());
-      if (g + 1 < granules && task < tasks && done * tasks >= all_steps * task) task_begin.push_back(end);
-    }
-    task_begin.push_back(B);
-  }
-
-  int64_t tasks() const { return static_cast<int64_t>(task_begin.size()) - 1; }
-  int64_t rows(int64_t task) const { return task_begin[task + 1] - task_begin[task]; }
-  int64_t max_steps() const { return steps.empty() ? 0 : steps[0]; }
-  Schedule schedule() const { return {row.data(), steps.data()}; }
-};
 
 // Whether both products of a step go into one tile. That reads all weights at every step: it pays where the rows of a
 // step keep the multipliers busy meanwhile, or where the weights stay in the second-level cache. The rule must not
@@ -199,7 +88,7 @@ int64_t operands(const Kernels<T>& k, int64_t count) {
 template <typename T>
 const Kernels<T>& kernels_for(const LayerOptions& options) {
   if constexpr (std::is_same<T, float>::value)
-    if (options.bfloat16 && multiplies_bfloat16()) return *bfloat16_kernels(isa_in_use());
+    if (const Kernels<float>* const pairs = options.bfloat16 ? bfloat16_kernels(isa_in_use()) : nullptr) return *pairs;
   return kernels<T>(isa_in_use());
 }
 
@@ -381,8 +270,6 @@ class Replay {
 };
 
 }  // namespace
-
-bool multiplies_bfloat16() { return bfloat16_kernels(isa_in_use()) != nullptr; }
 
 template <typename T>
 void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const LayerInputs<T>& given_in,

@@ -14,9 +14,6 @@ struct Executor {
   std::function<void(int64_t tasks, const std::function<void(int64_t)>& f)> run;
 };
 
-// Whether products of bfloat16 are computed as such here (LayerOptions::bfloat16), and not in float32.
-bool multiplies_bfloat16();
-
 // T: float or double. The bits of the results do not depend on the executor.
 template <typename T>
 void layer_forward(const LayerSizes& sizes, const LayerOptions& options, const LayerInputs<T>& in,

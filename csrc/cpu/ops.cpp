@@ -1,5 +1,5 @@
 // The CPU implementations of the ops: tensors are taken apart here, and nowhere below. Half precision (bfloat16,
-// float16) is how tensors are kept: a call computes in float32 and rounds what it gives. Where the CPU multiplies
+// float16) is how tensors come and go: a call computes in float32 and rounds what it gives. Where the CPU multiplies
 // bfloat16, what the products of a bfloat16 call multiply is rounded to it too, but for a forward pass of few rows;
 // their sums are float32.
 #include <Python.h>

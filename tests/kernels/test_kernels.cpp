@@ -403,7 +403,7 @@ void check_problem(Problem p) {
   check_recompute<double>(p, d_outputs, result);
   check_recompute<float>(p, d_outputs, single);
   // A norm of few gates makes whatever is rounded as large as it likes.
-  if (cpu::multiplies_bfloat16() && (H > 3 || !norm)) check_bfloat16(p, d_outputs);
+  if (cpu::bfloat16_kernels(isa_in_use()) && (H > 3 || !norm)) check_bfloat16(p, d_outputs);
 }
 
 void check_layers() {
