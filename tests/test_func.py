@@ -226,4 +226,4 @@ def test_autograd_goes_on_working_outside():
     """Inside a transform the reference, outside the op again."""
     module, x = example({})
     grad(lambda x: module(x)[0].sum())(x[0])
-    assert "lstm_fused" in str(module(x[0])[0].grad_fn.next_functions)
+    assert "FusedLSTM" in str(module(x[0])[0].grad_fn.next_functions)

@@ -35,7 +35,7 @@ _LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 20, 19, 7
 _WEIGHTS = slice(3, 17)
 # The places of the first of layer norm's tensors, and of the first that came after layer norm; bias_hh and bias_ln_hh.
 _WEIGHT_LN_IH, _WEIGHT_HR = 7, 13
-_SECOND_BIASES = (slice(6, 7), slice(12, 13))  # what is not given at the end is not counted as an input
+_BIAS_HH, _BIAS_LN_HH = 6, 12
 
 
 def lstm_layer(
@@ -361,17 +361,17 @@ def _(d_h: Tensor, d_c: Tensor, *tensors: Any, **options: Any) -> Any:
 # Autograd: the forward op keeps what its backward op takes.
 
 
-def _setup_layer(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    result, _, _, *kept = output
-    ctx.save_for_backward(*inputs, result, *kept)
-    ctx.options = keyword_only_inputs
+def _setup_layer(ctx: Any, inputs: list[Any], options: dict[str, Any], results: tuple[Tensor, ...]) -> None:
+    output, _, _, *kept = results
+    ctx.save_for_backward(*inputs, output, *kept)
+    ctx.options = options
     _keep_for_backward_only(ctx, kept)
 
 
-def _setup_cell(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    _, _, *kept = output
+def _setup_cell(ctx: Any, inputs: list[Any], options: dict[str, Any], results: tuple[Tensor, ...]) -> None:
+    _, _, *kept = results
     ctx.save_for_backward(*inputs, *kept)
-    ctx.options = keyword_only_inputs
+    ctx.options = options
     _keep_for_backward_only(ctx, kept)
 
 
@@ -390,15 +390,15 @@ def _wanted(ctx: Any) -> dict[str, bool]:
     return {"want_input": ctx.needs_input_grad[0], "want_weights": any(ctx.needs_input_grad[_WEIGHTS])}
 
 
-def _gradients(ctx: Any, gradients: tuple[Tensor, ...], count: int) -> tuple[Tensor | None, ...]:
-    """The backward op's results, one for each of `count` inputs: the two biases have the same, the rest none."""
+def _gradients(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The backward op's results, one for each input: the two biases have the same, the rest none."""
     d_bias, d_norms, d_others = gradients[5], gradients[6:10], gradients[10:]
     # Two tensors: who scales gradients in place would scale one that stands for two parameters twice.
-    second = any(any(ctx.needs_input_grad[place]) for place in _SECOND_BIASES)
+    second = ctx.needs_input_grad[_BIAS_HH] or ctx.needs_input_grad[_BIAS_LN_HH]
     d_biases = (d_bias, d_bias.clone() if second else d_bias)
     all_of_them = (*gradients[:5], *d_biases, *d_norms, *d_biases, *d_others)
-    padded = all_of_them + (None,) * (count - len(all_of_them))
-    return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=False))
+    padded = all_of_them + (None,) * (len(ctx.needs_input_grad) - len(all_of_them))
+    return tuple(d if needed else None for d, needed in zip(padded, ctx.needs_input_grad, strict=True))
 
 
 def _differentiable_gradients(
@@ -425,7 +425,7 @@ def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None,
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
     results = _OPS.lstm_layer_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
-    return _gradients(ctx, results, _LAYER_TENSORS)
+    return _gradients(ctx, results)
 
 
 def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -435,8 +435,42 @@ def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, 
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
     results = _OPS.lstm_cell_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
-    return _gradients(ctx, results, _CELL_TENSORS)
+    return _gradients(ctx, results)
 
 
-torch.library.register_autograd("lstm_fused::lstm_layer", _layer_backward, setup_context=_setup_layer)
-torch.library.register_autograd("lstm_fused::lstm_cell", _cell_backward, setup_context=_setup_cell)
+_AUTOGRAD = torch.library.Library("lstm_fused", "IMPL")
+
+
+def _register_autograd(
+    op: Any, count: int, setup: Callable[..., None], gradients: Callable[..., tuple[Tensor | None, ...]]
+) -> None:
+    """As ``torch.library.register_autograd``, for an op of ``count`` inputs (tensors or None) and options by name.
+
+    That asks the schema for the list of its arguments, each a new object, once for every argument and call, to fill in
+    defaults that are not needed here: 0.3 ms of a training step.
+    """
+
+    class FusedLSTM(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+            *inputs, keyset, options = arguments
+            results = below_autograd(keyset, *inputs, **options)
+            setup(ctx, inputs, options, results)
+            return results
+
+        backward = staticmethod(gradients)
+
+    def below_autograd(keyset: Any, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs, **options)
+
+    def with_autograd(keyset: Any, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            return FusedLSTM.apply(*inputs, *[None] * (count - len(inputs)), keyset, options)
+        return below_autograd(keyset, *inputs, **options)
+
+    _AUTOGRAD.impl(op, with_autograd, "Autograd", with_keyset=True)
+
+
+_register_autograd(_LAYER, _LAYER_TENSORS, _setup_layer, _layer_backward)
+_register_autograd(_CELL, _CELL_TENSORS, _setup_cell, _cell_backward)
