@@ -254,35 +254,45 @@ LSTM_FUSED_FN Vec<T> sums_of_lanes(Vec<T> (&rows)[kLanes<T>]) {
     return rows[0];
 }
 
+// Rows of W that gemm_unpacked multiplies side by side: enough chains of sums to keep the multipliers busy, few enough
+// rows to stay in the first-level cache for the next row of a.
+template <typename T>
+constexpr int kRowsSideBySide = kLanes<T> < 8 ? kLanes<T> : 8;
+// Bytes of W from which on it is worth asking for the rows ahead, which the hardware does not foresee across pages;
+// what is nearer comes by itself, and asking takes the time of a load.
+constexpr int64_t kFarWeight = int64_t{4} << 20;
+
 // out[r] = bias + W a[r] for r < count, W [N, K] as it lies: for products so small that packing W would cost more than
-// it saves. As many rows of W as a vector has lanes are multiplied side by side; their sums make one vector.
+// it saves. The sums of as many rows of W as a vector has lanes make one vector.
 template <typename T>
 LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth, const T* weight, int64_t columns,
                                  const T* bias, T* const* out) {
-  constexpr int L = kLanes<T>;
+  constexpr int L = kLanes<T>, R = kRowsSideBySide<T>;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const bool far = columns * depth * static_cast<int64_t>(sizeof(T)) > kFarWeight;
   for (int64_t n = 0; n < columns; n += L) {
     const int64_t width = columns - n < L ? columns - n : L;
-    const T* row[L];
-    for (int64_t lane = 0; lane < L; ++lane) row[lane] = weight + (n + (lane < width ? lane : 0)) * depth;
     for (int64_t r = 0; r < count; ++r) {
-      Vec<T> acc[L] = {};
-      int64_t k = 0;
-      for (; k + L <= depth; k += L) {
-        const Vec<T> x = load(a[r] + k);
-#pragma GCC unroll 16
-        for (int lane = 0; lane < L; ++lane) {
-          __builtin_prefetch(row[lane] + L * depth + k, 0, 2);  // the next rows: these many streams are too many for
-          acc[lane] += load(row[lane] + k) * x;                 // the hardware to foresee
-        }
+      Vec<T> sums[L];
+#pragma GCC unroll 1
+      for (int first = 0; first < L; first += R) {
+        const T* row[R];
+        for (int i = 0; i < R; ++i) row[i] = weight + (n + (first + i < width ? first + i : 0)) * depth;
+        Vec<T> acc[R] = {};
+        for_each_vector_of<T>(depth, [&](int64_t k, int64_t lanes) LSTM_FUSED_INLINE {
+          if (far && k % kLine == 0)
+#pragma GCC unroll 8
+            for (int i = 0; i < R; ++i) __builtin_prefetch(row[i] + R * depth + k, 0, 2);
+          const Vec<T> x = load(a[r] + k, lanes);
+#pragma GCC unroll 8
+          for (int i = 0; i < R; ++i) acc[i] += load(row[i] + k, lanes) * x;
+        });
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) sums[first + i] = acc[i];
       }
-      if (k < depth) {
-        const Vec<T> x = load(a[r] + k, depth - k);
-#pragma GCC unroll 16
-        for (int lane = 0; lane < L; ++lane) acc[lane] += load(row[lane] + k, depth - k) * x;
-      }
-      Vec<T> sums = sums_of_lanes<T>(acc);
-      if (bias) sums += load(bias + n, width);
-      store(out[r] + n, sums, width);
+      Vec<T> result = sums_of_lanes<T>(sums);
+      if (bias) result += load(bias + n, width);
+      store(out[r] + n, result, width);
     }
   }
 }

@@ -61,19 +61,63 @@ LSTM_FUSED_FN void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// The first n values, the other lanes zero. Nothing beyond p[n - 1] is touched.
+// The first n < lanes values, with one instruction where there is one: a loop over lanes goes through memory.
+#if defined(__AVX512F__)
+LSTM_FUSED_FN Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), p);
+}
+LSTM_FUSED_FN Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1 << n) - 1), p);
+}
+LSTM_FUSED_FN void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << n) - 1), (__m512)v);
+}
+LSTM_FUSED_FN void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1 << n) - 1), (__m512d)v);
+}
+#elif defined(__AVX2__)
 template <typename T>
-LSTM_FUSED_FN Vec<T> load(const T* p, int64_t n) {
-  if (__builtin_expect(n >= kLanes<T>, 1)) return load(p);
+LSTM_FUSED_FN __m256i mask_of_first(int64_t n) {
+  using Bits = typename VecTraits<T>::Bits;
+  Bits number{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) number[lane] = lane;
+  return (__m256i)(number < Bits{} + static_cast<int32_t>(n));
+}
+LSTM_FUSED_FN Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm256_maskload_ps(p, mask_of_first<float>(n));
+}
+LSTM_FUSED_FN Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm256_maskload_pd(p, mask_of_first<double>(n));
+}
+LSTM_FUSED_FN void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm256_maskstore_ps(p, mask_of_first<float>(n), (__m256)v);
+}
+LSTM_FUSED_FN void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm256_maskstore_pd(p, mask_of_first<double>(n), (__m256d)v);
+}
+#else
+template <typename T>
+LSTM_FUSED_FN Vec<T> load_first(const T* p, int64_t n) {
   Vec<T> v{};
   for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
   return v;
+}
+template <typename T>
+LSTM_FUSED_FN void store_first(T* p, Vec<T> v, int64_t n) {
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+#endif
+
+// The first n values, the other lanes zero. Nothing beyond p[n - 1] is touched.
+template <typename T>
+LSTM_FUSED_FN Vec<T> load(const T* p, int64_t n) {
+  return __builtin_expect(n >= kLanes<T>, 1) ? load(p) : load_first(p, n);
 }
 
 template <typename T>
 LSTM_FUSED_FN void store(T* p, Vec<T> v, int64_t n) {
   if (__builtin_expect(n >= kLanes<T>, 1)) return store(p, v);
-  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+  store_first(p, v, n);
 }
 
 // Zero in the lanes from n on.
