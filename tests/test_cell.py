@@ -4,6 +4,7 @@ import pytest
 import torch
 from testing import assert_close, assert_same_bits, random
 from torch import nn
+from torch.autograd import forward_ad
 
 from lstm_fused import FusedLSTM, FusedLSTMCell
 
@@ -65,6 +66,30 @@ def test_a_loop_equals_the_layer(options, training, device):
         gradients(actual, [x, *hx, *cell.parameters()]),
         gradients(expected, [x, *hx, *layer.parameters()]),
     )
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_without_gradients(options, device):
+    """The same numbers, however the state comes."""
+    cell = FusedLSTMCell(I, H, **options, device=device).eval()
+    x, h, c = (random(B, size, seed=size + k).float().to(device) for k, size in enumerate((I, H, H)))
+    expected = [result.detach() for result in cell(x, (h, c))]
+    for inference in (torch.no_grad(), torch.inference_mode()):
+        with inference:
+            assert_same_bits(cell(x, (h, c)), expected)
+            assert_same_bits(cell(x, [h, c]), expected)
+
+
+def test_autocast_and_tangents_without_gradients(device):
+    """More than the op has to run, although autograd is off."""
+    cell = FusedLSTMCell(I, H, device=device)
+    x, h, c = (random(B, size, seed=size).float().to(device) for size in (I, H, H))
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        halves = cell.bfloat16()(x.bfloat16(), (h.bfloat16(), c.bfloat16()))
+        assert [result.dtype for result in halves] == [torch.float32] * 2
+    with torch.no_grad(), forward_ad.dual_level():
+        results = cell.float()(forward_ad.make_dual(x, x), (h, c))
+        assert all(forward_ad.unpack_dual(result).tangent is not None for result in results)
 
 
 def test_seeds(device):

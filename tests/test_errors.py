@@ -167,7 +167,14 @@ CELL_CALLS = [
         ValueError,
         "input must have the dtype of the weights, torch.float32, got torch.float64",
     ),
+    ({"input": X[0].tolist()}, TypeError, "input must be a tensor, got list"),
+    ({"input": X[0].to("meta")}, RuntimeError, "input must be on the device of the weights, cpu, got meta"),
+    ({"input": X[0].to_sparse()}, ValueError, "input must be a dense tensor, got torch.sparse_coo"),
     ({"hx": STATE[0]}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got Tensor"),
+    ({"hx": (STATE[0],) * 3}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got tuple of 3"),
+    ({"hx": (STATE[0], None)}, TypeError, "hx must be a tuple of two tensors, (h_0, c_0), got tuple of 2"),
+    ({"hx": (STATE[0].half(), STATE[0])}, RuntimeError, "h_0 in hx must have the dtype of the weights, torch.float32"),
+    ({"hx": (STATE[0], STATE[0].to("meta"))}, RuntimeError, "c_0 in hx must be on the device of the weights, cpu"),
     ({"hx": (STATE[0], STATE[0, :1])}, RuntimeError, "c_0 in hx must have shape [2, 5], got [1, 5]"),
     ({"input": X[0, 0], "hx": (STATE[0], STATE[0])}, RuntimeError, "h_0 in hx must have shape [5], got [2, 5]"),
     ({"seed": "1"}, TypeError, "seed must be an int or a 0-dim int64 tensor, got str"),
@@ -182,6 +189,16 @@ def test_cell_call(arguments, error, sentence):
     with pytest.raises(error, match=re.escape(sentence)) as caught:
         FusedLSTMCell(3, 5, zoneout=0.1)(**{"input": X[0]} | arguments)
     assert one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"layer_norm": True}], ids=label)
+@pytest.mark.parametrize(("arguments", "error", "sentence"), CELL_CALLS, ids=name)
+def test_cell_call_without_gradients(arguments, error, sentence, options):
+    """Where the op looks at the arguments first: the same sentences, and not one after another."""
+    with torch.no_grad(), pytest.raises(error, match=re.escape(sentence)) as caught:
+        FusedLSTMCell(3, 5, **options)(**{"input": X[0], "hx": (STATE[0], STATE[0])} | arguments)
+    assert one_sentence(caught.value)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(

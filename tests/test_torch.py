@@ -297,13 +297,20 @@ def test_jit_trace(options, training, device):
     assert_close(*results)
 
 
-def test_jit_trace_without_gradients(device):
+@pytest.mark.parametrize("kind", ["layer", "cell"])
+def test_jit_trace_without_gradients(kind, device):
     """What was traced so can be trained all the same."""
-    module, x = example(device)
+    if kind == "layer":
+        module, x = example(device)
+        arguments = (x,)
+    else:
+        module = FusedLSTMCell(3, 5, device=device)
+        arguments = (random(4, 3, seed=1).float().to(device), (torch.zeros(4, 5, device=device),) * 2)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(module, x)
-    assert_close(*([torch.autograd.grad(call(x)[0].sum(), module.weight_ih_l0)[0]] for call in (traced, module)))
+        traced = torch.jit.trace(module, arguments)
+    weight = next(module.parameters())
+    assert_close(*([torch.autograd.grad(call(*arguments)[0].sum(), weight)[0]] for call in (traced, module)))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

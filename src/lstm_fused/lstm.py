@@ -139,6 +139,11 @@ class _FusedBase(nn.Module):
             "eps": self.eps,
         }
 
+    def _is_plain(self) -> bool:
+        """Whether no argument of :meth:`_recurrence_options` does anything."""
+        rates = self.recurrent_dropout or self.weight_dropout or self.zoneout != (0, 0)
+        return not (rates or self.open_gates) and self.eps == ops.EPS
+
     def _random(self) -> bool:
         """Whether a call draws masks now."""
         return self.training and (self.recurrent_dropout > 0 or self.weight_dropout > 0 or max(self.zoneout) > 0)
@@ -535,6 +540,11 @@ class FusedLSTMCell(_FusedBase):
             ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
         """
         (parameters,) = self._all_parameters()
+        step = checks.step_number(step)
+        if reset is None and seed is None and self._is_plain() and step == 0:
+            state = ops.plain_step(input, hx, parameters)
+            if state is not None:
+                return state
         weight = parameters[0]
         checks.input_tensor(input, self.input_size, (1, 2), weight)
         if hx is None:
@@ -555,7 +565,7 @@ class FusedLSTMCell(_FusedBase):
             *parameters,
             reset=reset,
             seed=seed,
-            step=checks.step_number(step),
+            step=step,
             **self._recurrence_options(),
         )
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
