@@ -51,16 +51,18 @@ struct BackwardScratch {
   O* operand_rows;         // [the same, operand_stride] what operand_row rounds to, or null
   int64_t operand_stride;  // operands of 4H or P numbers
   T** out;
-  T *d_h, *d_c;  // [rows, stride], kept from chunk to chunk
-  T* gates;      // [4, stride] activations of a row, and then gradients of its pre-activations; layer norm only
-  T* cell;       // [stride] normalised c' of a row
-  T* d_cell;     // [stride] gradient of the normalised c'
-  T* d_new;      // [rows, stride] gradient of h', projection only
-  T* zeros;      // [stride]
-  Stream stream;
+  T *d_h, *d_c;     // [rows, stride], kept from chunk to chunk
+  T* row_scratch;   // [members, 6, stride], layer norm only: see layer_norm_row
+  T* d_new;         // [rows, stride] gradient of h', projection only
+  T* zeros;         // [stride]
+  Stream* streams;  // [members]
+  int64_t members;
+  bool backwards;  // through the panels, at this step
   BlockMasks<T> masks;
 
-  BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
+  BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows,
+                  int64_t member_count) {
+    members = member_count;
     const int64_t pointers = rows > kProjectionRows ? rows : kProjectionRows;
     stride = scratch_stride(sizes);
     a = arena.take<const O*>(pointers);
@@ -70,12 +72,12 @@ struct BackwardScratch {
     out = arena.take<T*>(pointers);
     d_h = arena.take<T>(rows * stride);
     d_c = arena.take<T>(rows * stride);
-    gates = has_layer_norm(options) ? arena.take<T>(4 * stride) : nullptr;
-    cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
-    d_cell = has_layer_norm(options) ? arena.take<T>(stride) : nullptr;
+    row_scratch = has_layer_norm(options) ? arena.take<T>(members * 6 * stride) : nullptr;
     d_new = options.projection ? arena.take<T>(rows * stride) : nullptr;
     zeros = arena.take<T>(stride);
-    stream.ranges = arena.take<Stream::Range>(4 * rows);
+    streams = arena.take<Stream>(members);
+    Stream::Range* const ranges = arena.take<Stream::Range>(members * 4 * rows);
+    for (int64_t member = 0; streams && member < members; ++member) streams[member].ranges = ranges + member * 4 * rows;
     LayerOptions own = options;
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
@@ -88,9 +90,9 @@ struct BackwardScratch {
 };
 
 template <typename T, typename O>
-int64_t backward_scratch(const LayerSizes& sizes, const LayerOptions& options, int64_t rows) {
+int64_t backward_scratch(const LayerSizes& sizes, const LayerOptions& options, int64_t rows, int64_t members) {
   Arena arena{nullptr, 0};
-  BackwardScratch<T, O>(arena, sizes, options, rows);
+  BackwardScratch<T, O>(arena, sizes, options, rows, members);
   return arena.used;
 }
 
@@ -189,10 +191,13 @@ LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& 
 
 template <bool Extra, typename T, typename O>
 LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                  const BackwardScratch<T, O>& scratch, const ParameterSums& sums, int64_t H) {
+                                  const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
+                                  int64_t H) {
   const LayerInputs<T>& in = task.in;
   const int64_t stride = scratch.stride, P = sums.padded_hidden;
-  T* const gates_row = scratch.gates;
+  T* const gates_row = scratch.row_scratch + member * 6 * stride;  // activations, then gradients of pre-activations
+  T* const c_hat_row = gates_row + 4 * stride;
+  T* const d_c_hat_row = gates_row + 5 * stride;
 
   // The gates and c' again, then the gradient of the normalised c' and its two sums.
   const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
@@ -223,8 +228,8 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     store(gates_row + stride + j, gates.f);
     store(gates_row + 2 * stride + j, gates.g);
     store(gates_row + 3 * stride + j, d_z_o);
-    store(scratch.cell + j, c_hat);
-    store(scratch.d_cell + j, d_c_hat);
+    store(c_hat_row + j, c_hat);
+    store(d_c_hat_row + j, d_c_hat);
   });
   const Vec<T> mean_d = broadcast(sum_lanes<T>(sum_d) / static_cast<T>(H));
   const Vec<T> mean_d_c = broadcast(sum_lanes<T>(sum_d_c) / static_cast<T>(H));
@@ -236,7 +241,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> gates = {load(gates_row + j), load(gates_row + stride + j), load(gates_row + 2 * stride + j),
                                  Vec<T>{}};
-    const Vec<T> d_cell = d_normalize(load(scratch.d_cell + j), load(scratch.cell + j), mean_d, mean_d_c, c_rstd);
+    const Vec<T> d_cell = d_normalize(load(d_c_hat_row + j), load(c_hat_row + j), mean_d, mean_d_c, c_rstd);
     const Vec<T> c_prev = load(row.c_prev + j, n), d_z_o = load(gates_row + 3 * stride + j);
     Gates<Vec<T>> d_z;
     if constexpr (Extra)
@@ -278,9 +283,10 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
 
 template <bool Extra, typename T, typename O>
 LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                const BackwardScratch<T, O>& scratch, const ParameterSums& sums, int64_t H) {
+                                const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
+                                int64_t H) {
   if (has_layer_norm(task.options))
-    layer_norm_row<Extra>(task, row, scratch, sums, H);
+    layer_norm_row<Extra>(task, row, scratch, member, sums, H);
   else
     plain_row<Extra>(task, row, sums, H);
 }
@@ -298,17 +304,18 @@ template <typename T, typename O>
 void announce_step(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, int64_t s, int64_t active) {
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
   const LayerSaved<T>& saved = task.saved;
-  Stream& stream = scratch.stream;
-  stream.count = 0;
+  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].count = 0;
   for (int64_t r = 0; r < active; ++r) {
     const int64_t row_steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
     const int64_t t = time_of(task.options, row_steps, s), saved_row = t % task.saved_steps * B + b;
+    Stream& stream = scratch.streams[r % scratch.members];
     stream.add(saved.gates + saved_row * 4 * H, 4 * H);
     if (saved.recurrent) stream.add(saved.recurrent + saved_row * 4 * H, 4 * H);
     stream.add(task.grad.d_output + (t * B + b) * P, P);
     if (s > task.saved_begin) stream.add(cells_before(task, row_steps, s, b), H);
   }
-  stream.start(ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * operands<O>(4 * H));
+  const int64_t depth = ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * operands<O>(4 * H);
+  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].start(depth / scratch.members);
 }
 
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
@@ -318,7 +325,8 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
   const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
   const bool zoneout = task.options.zoneout_h > 0;
   const PlainColumns columns{P};
-  for (int64_t p = 0; p < columns.panels<T>(); ++p) {
+  const auto multiply_panel = [&task, &scratch, active, P, stride, depth, zoneout, columns](
+                                  int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
     const O* const panel = static_cast<const O*>(task.packed_hh) + p * depth * kPanelColumns<T>;
     for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
       constexpr int R = decltype(rows)::value;
@@ -332,9 +340,11 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
             if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
             store(d_h, zoneout ? load(d_h) + v : v);
           },
-          PrefetchAndStream{Prefetch::share(panel + depth * kPanelColumns<T>, depth, tile), &scratch.stream});
+          PrefetchAndStream{Prefetch::share(panel + next * depth * kPanelColumns<T>, depth, tile),
+                            scratch.streams + member});
     });
-  }
+  };
+  for_each_panel(task.team, columns.panels<T>(), scratch.backwards, multiply_panel);
 }
 
 // d_h' = d_h_t W_hr of all rows, d_h_t = d_h + m_y * d_y in the buffer of the chunk.
@@ -358,15 +368,16 @@ void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O
     scratch.a[r] = scratch.operand_row_of(r, d_hidden, P);
     scratch.out[r] = scratch.d_new + r * scratch.stride;
   }
-  gemm_rows<T>(active, scratch.a, operands<O>(P), static_cast<const O*>(task.packed_hr),
+  gemm_rows<T>(task.team, scratch.backwards, active, scratch.a, operands<O>(P), static_cast<const O*>(task.packed_hr),
                operands<O>(P) * kPanelColumns<T>, PlainColumns{H}, static_cast<const T*>(nullptr), scratch.out);
 }
 
 template <typename T, typename O>
 void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O>& scratch, int64_t count) {
   const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
-  gemm_rows<T>(count, scratch.a, depth, static_cast<const O*>(task.packed_ih), depth * kPanelColumns<T>,
-               PlainColumns{task.sizes.input_size}, static_cast<const T*>(nullptr), scratch.out);
+  gemm_rows<T>(task.team, false, count, scratch.a, depth, static_cast<const O*>(task.packed_ih),
+               depth * kPanelColumns<T>, PlainColumns{task.sizes.input_size}, static_cast<const T*>(nullptr),
+               scratch.out);
 }
 
 template <typename T, typename O>
@@ -380,7 +391,7 @@ void backward(const BackwardTask<T>& task) {
   const LayerSaved<T>& saved = task.saved;
   const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
-  BackwardScratch<T, O> scratch(arena, task.sizes, options, count);
+  BackwardScratch<T, O> scratch(arena, task.sizes, options, count, task.team.members);
   const int64_t stride = scratch.stride;
   if (task.hidden_mask) scratch.masks.hidden = task.hidden_mask + task.first * stride;
 
@@ -399,6 +410,7 @@ void backward(const BackwardTask<T>& task) {
   int64_t active = 0;
   for (int64_t s = task.step_end - 1; s >= task.step_begin; --s) {
     while (active < count && row_steps[active] > s) ++active;
+    scratch.backwards = s % 2 != 0;
     const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
     if (options.projection) {
       for (int64_t r = 0; r < active; ++r)
@@ -406,7 +418,8 @@ void backward(const BackwardTask<T>& task) {
                          time_of(options, row_steps[r], s));
       projection_gradient(task, scratch, s, active);
     }
-    for (int64_t r = 0; r < active; ++r) {
+    // The rows of a granule one after the other: their sums have a fixed order.
+    const auto run_row = [=, &task, &scratch, &options, &saved](int64_t member, int64_t r) {
       const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
                     saved_row = t % task.saved_steps * B + b;
       const BlockMasks<T>& masks = scratch.masks;
@@ -430,11 +443,12 @@ void backward(const BackwardTask<T>& task) {
       row.zoneout_h = mask_row(masks.zoneout_h);
       row.zoneout_c = mask_row(masks.zoneout_c);
       if (has_extras(options))
-        backward_row<true>(task, row, scratch, sums, H);
+        backward_row<true>(task, row, scratch, member, sums, H);
       else
-        backward_row<false>(task, row, scratch, sums, H);
+        backward_row<false>(task, row, scratch, member, sums, H);
       scratch.a[r] = scratch.operand_row_of(r, row.d_gates_hh, 4 * H);
-    }
+    };
+    for_each_row(task.team, active, task.granule_rows, run_row);
     announce_step(task, scratch, s - 1, s > task.saved_begin ? active : 0);
     hidden_gradient(task, scratch, active);
     // Nothing flows back through a reset.
@@ -465,7 +479,7 @@ template <typename T, typename O>
 void finish_backward(const BackwardTask<T>& task) {
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, count = task.last - task.first;
   Arena arena{task.scratch, 0};
-  const BackwardScratch<T, O> scratch(arena, task.sizes, task.options, count);
+  const BackwardScratch<T, O> scratch(arena, task.sizes, task.options, count, task.team.members);
   for (int64_t r = 0; r < count; ++r) {
     const int64_t b = task.schedule.row[task.first + r];
     std::memcpy(task.grad.d_h_0 + b * P, scratch.d_h + r * scratch.stride, sizeof(T) * P);

@@ -49,6 +49,7 @@ template <typename T, typename O>
 struct ForwardScratch {
   int64_t stride;      // of the padded rows
   int64_t chunk_rows;  // rows of an input projection
+  bool backwards;      // through the panels, at this step
   StepRow<T>* rows;    // [rows]
   const O** a;         // [chunk_rows] left operands of a product: x
   const O** a_hidden;  // [rows] h~_{t-1}
@@ -62,12 +63,12 @@ struct ForwardScratch {
   T* gates;           // [chunk_rows, 4H], where they are not saved
   T* recurrent;       // [rows, 4H] W_hh h~, where it is not saved
   T* stats;           // [chunk_rows, 6], where they are not saved
-  T* tile;            // one register tile
-  T* row_scratch;     // [2, stride] of one row: o and c'
+  T* tile;            // [members] a register tile
+  T* row_scratch;     // [members, 2, stride] of one row: o and c'
   BlockMasks<T> masks;
 
   ForwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged,
-                 int64_t row_count) {
+                 int64_t row_count, int64_t members) {
     const int64_t gates_size = 4 * sizes.hidden_size;
     stride = scratch_stride(sizes);
     chunk_rows = merged || row_count > kProjectionRows ? row_count : kProjectionRows / row_count * row_count;
@@ -88,8 +89,8 @@ struct ForwardScratch {
     gates = saves || merged ? nullptr : arena.take<T>(chunk_rows * gates_size);
     recurrent = saves && has_layer_norm(options) ? nullptr : arena.take<T>(row_count * gates_size);
     stats = saves || !has_layer_norm(options) ? nullptr : arena.take<T>(chunk_rows * 6);
-    tile = arena.take<T>(kTileRows * kPanelColumns<T>);
-    row_scratch = arena.take<T>(2 * stride);
+    tile = arena.take<T>(members * kTileRows * kPanelColumns<T>);
+    row_scratch = arena.take<T>(members * 2 * stride);
     masks = take_masks<T>(arena, options, row_count, stride);
   }
 };
@@ -167,6 +168,15 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.output) __builtin_prefetch(row.output + j, 1);
 }
 
+// plain_units of the rows of a tile. Not inlined: its constants would be kept in registers that the products need.
+template <bool Extra, typename T>
+__attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const StepRow<T>* rows, int64_t count, int64_t j,
+                                          int64_t n, const T* tile) {
+  for (int64_t i = 0; i < count; ++i, tile += kPanelColumns<T>)
+    plain_units<Extra, T>(task, rows[i], j, n,
+                          {load(tile), load(tile + kLanes<T>), load(tile + 2 * kLanes<T>), load(tile + 3 * kLanes<T>)});
+}
+
 // Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
 // otherwise it starts as row.gates.
 template <bool Extra, bool Merged, typename T, typename O>
@@ -174,10 +184,11 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
   const int64_t I = operands<O>(task.sizes.input_size), P = operands<O>(task.sizes.projection_size);
   const int64_t H = task.sizes.hidden_size;
   const int64_t panel_size = (I + P) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + P - first_row;
-  const GateColumns columns{H};
-  for (int64_t p = 0; p < columns.panels<T>(); ++p) {
+  const auto run_panel = [&task, &scratch, active, I, P, H, panel_size, first_row, depth](
+                             int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
     const int64_t j = p * kLanes<T>, n = H - j;
     const O* const panel = static_cast<const O*>(task.packed) + p * panel_size;
+    T* const z = scratch.tile + member * kTileRows * kPanelColumns<T>;
     Vec<T> bias[kPanelVectors] = {};
     if constexpr (Merged)
       for (int gate = 0; gate < kPanelVectors; ++gate) bias[gate] = load(task.bias + gate * H + j, n);
@@ -188,29 +199,27 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
       Tile<T, R> tile;
       for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
                                 LSTM_FUSED_INLINE { v = Merged ? bias[gate] : load(rows[i].gates + gate * H + j, n); });
-      const auto ahead = Prefetch::share(panel + panel_size + first_row * kPanelColumns<T>, depth, tile_number);
+      const auto ahead = Prefetch::share(panel + next * panel_size + first_row * kPanelColumns<T>, depth, tile_number);
       if constexpr (Merged)
         multiply_add(tile, RowPointers<O, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
       multiply_add(tile, RowPointers<O, R>::from(scratch.a_hidden + first), P, panel + I * kPanelColumns<T>,
                    kPanelColumns<T>, ahead.after(Merged ? I : 0));
       for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
-                                LSTM_FUSED_INLINE { store(scratch.tile + (i * kPanelVectors + gate) * kLanes<T>, v); });
-      for (int i = 0; i < R; ++i) {
-        const T* z = scratch.tile + i * kPanelColumns<T>;
-        plain_units<Extra, T>(task, rows[i], j, n,
-                              {load(z), load(z + kLanes<T>), load(z + 2 * kLanes<T>), load(z + 3 * kLanes<T>)});
-      }
+                                LSTM_FUSED_INLINE { store(z + (i * kPanelVectors + gate) * kLanes<T>, v); });
+      plain_tile<Extra>(task, rows, R, j, n, z);
     });
-  }
+  };
+  for_each_panel(task.team, GateColumns{H}.panels<T>(), scratch.backwards, run_panel);
 }
 
 // out[r] = bias + a[r] times packed panels, or the weight as it lies where nothing is packed (never for pairs).
 template <typename T, typename O, class Columns>
-LSTM_FUSED_FN void product(int64_t count, const O* const* a, int64_t depth, const O* packed, int64_t panel_size,
-                           Columns columns, const T* weight, int64_t rows, const T* bias, T* const* out) {
+LSTM_FUSED_FN void product(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
+                           const O* packed, int64_t panel_size, Columns columns, const T* weight, int64_t rows,
+                           const T* bias, T* const* out) {
   if constexpr (kGroup<O> == 1)
     if (!packed) return gemm_unpacked<T>(count, a, depth, weight, rows, bias, out);
-  gemm_rows<T>(count, a, operands<O>(depth), packed, panel_size, columns, bias, out);
+  gemm_rows<T>(team, backwards, count, a, operands<O>(depth), packed, panel_size, columns, bias, out);
 }
 
 // W_hh h~ of all rows as whole rows.
@@ -220,9 +229,9 @@ LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T, 
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
   const int64_t first_row = operands<O>(task.sizes.input_size), panel_rows = first_row + operands<O>(P);
   const O* const packed = static_cast<const O*>(task.packed);
-  product(active, scratch.a_hidden, P, packed ? packed + first_row * kPanelColumns<T> : nullptr,
-          panel_rows * kPanelColumns<T>, GateColumns{H}, task.in.weight_hh, 4 * H, static_cast<const T*>(nullptr),
-          scratch.out);
+  product(task.team, scratch.backwards, active, scratch.a_hidden, P,
+          packed ? packed + first_row * kPanelColumns<T> : nullptr, panel_rows * kPanelColumns<T>, GateColumns{H},
+          task.in.weight_hh, 4 * H, static_cast<const T*>(nullptr), scratch.out);
 }
 
 // Without layer norm and without packed weights.
@@ -289,10 +298,10 @@ template <bool Extra, typename T, typename O>
 void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
-  T* const o = scratch.row_scratch;
-  T* const cell = scratch.row_scratch + scratch.stride;
-  for (int64_t r = 0; r < active; ++r) {
+  for_each_row(task.team, active, 1, [&task, &scratch, H](int64_t member, int64_t r) {
     const StepRow<T>& row = scratch.rows[r];
+    T* const o = scratch.row_scratch + member * 2 * scratch.stride;
+    T* const cell = o + scratch.stride;
     row_stats(row.recurrent, 4, H, task.options.eps, row.stats + 2);
     for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
       const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
@@ -310,7 +319,7 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
       finish_units<Extra>(row, j, n, load(row.c + j), carries_normalized ? normalized : c,
                           load(o + j) * tanh(normalized));
     });
-  }
+  });
 }
 
 // h_t = W_hr h' of all rows.
@@ -321,8 +330,9 @@ void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
     scratch.a[r] = operand_row(scratch.rows[r].unprojected, H, scratch.unprojected_operands, r * operands<O>(H));
     scratch.out[r] = scratch.rows[r].h;
   }
-  product(active, scratch.a, H, static_cast<const O*>(task.packed_hr), operands<O>(H) * kPanelColumns<T>,
-          PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr), scratch.out);
+  product(task.team, scratch.backwards, active, scratch.a, H, static_cast<const O*>(task.packed_hr),
+          operands<O>(H) * kPanelColumns<T>, PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr),
+          scratch.out);
   for (int64_t r = 0; r < active; ++r)
     for (int64_t j = 0; j < P; j += kLanes<T>) finish_hidden(scratch.rows[r], j, P - j, load(scratch.rows[r].h + j));
 }
@@ -351,9 +361,10 @@ void clear_state(ForwardScratch<T, O>& scratch, int64_t r) {
 }
 
 template <typename T, typename O>
-int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged, int64_t rows) {
+int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bool saves, bool merged, int64_t rows,
+                        int64_t members) {
   Arena arena{nullptr, 0};
-  ForwardScratch<T, O>(arena, sizes, options, saves, merged, rows);
+  ForwardScratch<T, O>(arena, sizes, options, saves, merged, rows, members);
   return arena.used;
 }
 
@@ -368,7 +379,7 @@ void forward(const ForwardTask<T>& task) {
   const LayerSaved<T>& saved = task.out.saved;
   const bool saves = saved.gates != nullptr;
   Arena arena{task.scratch, 0};
-  ForwardScratch<T, O> scratch(arena, sizes, options, saves, task.merged, count);
+  ForwardScratch<T, O> scratch(arena, sizes, options, saves, task.merged, count, task.team.members);
   const int64_t stride = scratch.stride;
 
   // The padding of the scratch rows has to be finite, since whole vectors are computed.
@@ -399,6 +410,9 @@ void forward(const ForwardTask<T>& task) {
     }
   };
 
+  // Whether there is so much to be done for a row before the products of a step that it is worth sharing out.
+  const bool prepares = has_layer_norm(options) || scratch.masks.output || scratch.masks.candidate ||
+                        scratch.masks.zoneout_h || scratch.masks.zoneout_c;
   const int64_t chunk_steps = scratch.chunk_rows / count;
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   drop_finished(task.step_begin);
@@ -422,14 +436,16 @@ void forward(const ForwardTask<T>& task) {
           scratch.out[chunk_count] = gates_row(chunk_count, saved_position(t, b));
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
-      product(chunk_count, scratch.a, I, static_cast<const O*>(task.packed),
+      product(task.team, false, chunk_count, scratch.a, I, static_cast<const O*>(task.packed),
               (operands<O>(I) + operands<O>(P)) * kPanelColumns<T>, GateColumns{H}, task.in.weight_ih, 4 * H, bias,
               scratch.out);
     }
 
-    int64_t n = 0;
+    int64_t step_row = 0;
     for (int64_t s = chunk; s < chunk_end; ++s) {
-      for (int64_t r = 0; r < active; ++r, ++n) {
+      scratch.backwards = s % 2 != 0;
+      const auto prepare_row = [=, &task, &scratch, &sizes, &options, &saved](int64_t, int64_t r) {
+        const int64_t n = step_row + r;
         const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
                       saved_row = saved_position(t, b);
         const BlockMasks<T>& masks = scratch.masks;
@@ -462,7 +478,9 @@ void forward(const ForwardTask<T>& task) {
         row.zoneout_h = mask_row(masks.zoneout_h);
         row.zoneout_c = mask_row(masks.zoneout_c);
         row.m_candidate = mask_row(masks.candidate);
-      }
+      };
+      for_each_row(prepares ? task.team : kAlone, active, 1, prepare_row);
+      step_row += active;
       if (has_extras(options))
         forward_step<true>(task, scratch, active);
       else

@@ -8,6 +8,7 @@
 // depend on how rows are grouped, hence not on the number of threads.
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/operand.h"
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
@@ -211,12 +212,44 @@ struct GateColumns {
   }
 };
 
+// f(member, first, last) for pieces of [0, count), on the threads of the team. f is copied for each: what it captures
+// by value stays in registers, while a reference would be read again after every store.
+template <class F>
+LSTM_FUSED_FN void share_out(const Team& team, int64_t count, bool backwards, const F& f) {
+  const Team::Piece piece = [](const void* closure, int64_t member, int64_t first, int64_t last) {
+    const F copy = *static_cast<const F*>(closure);
+    copy(member, first, last);
+  };
+  if (team.members == 1 || count == 1)
+    piece(&f, 0, 0, count);
+  else
+    team.share(team.work, count, backwards, piece, &f);
+}
+
+// f(member, p, next) for all panels; `next` is the distance to the panel that follows. A product with the same panels
+// at every step takes them backwards at every other one: it starts with those that the cache still holds.
+template <class F>
+LSTM_FUSED_FN void for_each_panel(const Team& team, int64_t panels, bool backwards, const F& f) {
+  share_out(team, panels, backwards, [f, backwards](int64_t member, int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) f(member, backwards ? first + last - 1 - k : k, backwards ? -1 : 1);
+  });
+}
+
+// f(member, r) for rows r < count; `together` of them are done one after the other.
+template <class F>
+LSTM_FUSED_FN void for_each_row(const Team& team, int64_t count, int64_t together, const F& f) {
+  share_out(team, ceil_div(count, together), false, [f, count, together](int64_t member, int64_t first, int64_t last) {
+    const int64_t end = last * together < count ? last * together : count;
+    for (int64_t r = first * together; r < end; ++r) f(member, r);
+  });
+}
+
 // out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size; bias: null or a row laid out
 // like an output row.
 template <typename T, typename O, class Columns>
-LSTM_FUSED_FN void gemm_rows(int64_t count, const O* const* a, int64_t depth, const O* packed, int64_t panel_size,
-                             Columns columns, const T* bias, T* const* out) {
-  for (int64_t p = 0; p < columns.template panels<T>(); ++p) {
+LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
+                             const O* packed, int64_t panel_size, Columns columns, const T* bias, T* const* out) {
+  const auto multiply_panel = [=](int64_t, int64_t p, int64_t next) LSTM_FUSED_INLINE {
     Vec<T> bias_vectors[kPanelVectors] = {};
     int64_t offsets[kPanelVectors], lanes[kPanelVectors];
     for (int j = 0; j < kPanelVectors; ++j) {
@@ -235,9 +268,10 @@ LSTM_FUSED_FN void gemm_rows(int64_t count, const O* const* a, int64_t depth, co
           [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
             if (lanes[j] > 0) store(out[first + i] + offsets[j], v, lanes[j]);
           },
-          Prefetch::share(panel + panel_size, depth, tile));
+          Prefetch::share(panel + next * panel_size, depth, tile));
     });
-  }
+  };
+  for_each_panel(team, columns.template panels<T>(), backwards, multiply_panel);
 }
 
 // The sums of the lanes of L vectors, as one vector: lane r is the sum of rows[r].

@@ -9,6 +9,17 @@
 
 namespace lstm_fused::cpu {
 
+// The threads that work on a task. The one that runs it shares loops out: `share` calls piece(closure, member, first,
+// last) for pieces of [0, count), a member one at a time, and returns when all are done. Each member sees the same part
+// of the same count again, from its end if asked.
+struct Team {
+  using Piece = void (*)(const void* closure, int64_t member, int64_t first, int64_t last);
+  int64_t members;
+  void* work;
+  void (*share)(void* work, int64_t count, bool backwards, Piece piece, const void* closure);
+};
+constexpr Team kAlone = {1, nullptr, nullptr};
+
 // The rows (sequences) in the order of decreasing length, so that the rows still running at a step are a prefix.
 struct Schedule {
   const int64_t* row;    // [B] batch index of the r-th row
@@ -33,7 +44,8 @@ struct ForwardTask {
   bool merged;            // both products of a step in one tile; otherwise W_ih x of many steps first
   const void* packed_hr;  // plain panels of W_hr^T, projection only; or null with packed
   const T* bias;          // [4H], both biases together
-  char* scratch;          // forward_scratch() bytes
+  Team team;
+  char* scratch;  // forward_scratch() bytes
 };
 
 // Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran. in.h_0 and
@@ -62,7 +74,8 @@ struct BackwardTask {
   T* parameter_sums;            // [granules, parameter_sums_size]
   int64_t granule_rows;         // rows that share one entry of parameter_sums: fixed by B, not by the threads
   T* hidden_mask;               // [B, scratch_stride] by schedule order, or null: no recurrent dropout
-  char* scratch;                // backward_scratch() bytes, kept from chunk to chunk
+  Team team;
+  char* scratch;  // backward_scratch() bytes, kept from chunk to chunk
 };
 
 // Weight gradients, transposed: panels [first, last) of the columns of
@@ -92,9 +105,10 @@ struct ParameterSums {
 template <typename T>
 struct Kernels {
   int64_t group;
-  int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, bool merged, int64_t rows);
+  int64_t (*forward_scratch)(const LayerSizes&, const LayerOptions&, bool saves, bool merged, int64_t rows,
+                             int64_t members);
   void (*forward)(const ForwardTask<T>&);
-  int64_t (*backward_scratch)(const LayerSizes&, const LayerOptions&, int64_t rows);
+  int64_t (*backward_scratch)(const LayerSizes&, const LayerOptions&, int64_t rows, int64_t members);
   void (*backward)(const BackwardTask<T>&);
   void (*finish_backward)(const BackwardTask<T>&);  // writes d_h_0 and d_c_0
 

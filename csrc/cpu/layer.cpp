@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
+#include "cpu/team.h"
 #include "cpu/workspace.h"
 
 namespace lstm_fused::cpu {
@@ -90,6 +91,14 @@ const Kernels<T>& kernels_for(const LayerOptions& options) {
   if constexpr (std::is_same<T, float>::value)
     if (const Kernels<float>* const pairs = options.bfloat16 ? bfloat16_kernels(isa_in_use()) : nullptr) return *pairs;
   return kernels<T>(isa_in_use());
+}
+
+// Weights that are used as they lie are too few to be shared by threads.
+template <typename T>
+Plan make_plan(const LayerSizes& sizes, const LayerOptions& options, const int64_t* lengths, const Executor& executor) {
+  const Kernels<T>& k = kernels_for<T>(options);
+  const int64_t P = sizes.projection_size, weight_bytes = 4 * sizes.hidden_size * P * sizeof(T) / k.group;
+  return Plan(sizes, lengths, executor.threads, weight_bytes, packs(sizes) ? k.plain_panels(P) : 1);
 }
 
 // The gradients of a chunk as weight_gradient wants them.
@@ -197,14 +206,16 @@ class ForwardPass {
       packed_hr_ = packed_hr;
     }
     for (int64_t task = 0; task < plan.tasks(); ++task)
-      scratch_.push_back(workspace.take<char>(k_.forward_scratch(sizes, options, saves, merged_, plan.rows(task))));
+      scratch_.push_back(
+          workspace.take<char>(k_.forward_scratch(sizes, options, saves, merged_, plan.rows(task), plan.members)));
   }
 
   // The rows of a task: see ForwardTask.
-  void run(int64_t task, const LayerInputs<T>& in, const LayerOutputs<T>& out, int64_t saved_steps, int64_t step_begin,
-           int64_t step_end) const {
+  void run(int64_t task, const Team& team, const LayerInputs<T>& in, const LayerOutputs<T>& out, int64_t saved_steps,
+           int64_t step_begin, int64_t step_end) const {
     k_.forward({sizes_, options_, in, out, saved_steps, plan_.schedule(), plan_.task_begin[task],
-                plan_.task_begin[task + 1], step_begin, step_end, packed_, merged_, packed_hr_, bias_, scratch_[task]});
+                plan_.task_begin[task + 1], step_begin, step_end, packed_, merged_, packed_hr_, bias_, team,
+                scratch_[task]});
   }
 
  private:
@@ -249,8 +260,9 @@ class Replay {
 
   LayerInputs<T> inputs(int64_t segment) const { return from_segment(sizes_, in_, states_, segment); }
 
-  void run(int64_t task, int64_t segment) const {
-    pass_.run(task, inputs(segment), {nullptr, nullptr, nullptr, saved}, steps, segment * steps, (segment + 1) * steps);
+  void run(int64_t task, const Team& team, int64_t segment) const {
+    pass_.run(task, team, inputs(segment), {nullptr, nullptr, nullptr, saved}, steps, segment * steps,
+              (segment + 1) * steps);
   }
 
   const int64_t steps;  // of a segment
@@ -277,7 +289,7 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   const LayerOptions options = effective(sizes, given);
   LayerInputs<T> in = given_in;
   const int64_t B = sizes.batch, H = sizes.hidden_size, P = sizes.projection_size;
-  const Plan plan(sizes, in.lengths, executor.threads);
+  const Plan plan = make_plan<T>(sizes, options, in.lengths, executor);
   const bool saves_states = options.recompute > 0 && out.saved.cells;
 
   // What is saved past a length is never read, but an op's results must not depend on what memory held before.
@@ -298,17 +310,18 @@ void layer_forward(const LayerSizes& sizes, const LayerOptions& given, const Lay
   const ForwardPass<T> pass(sizes, options, in, plan, out.saved.gates != nullptr, workspace, executor);
   if (!saves_states) {
     const int64_t saved_steps = std::max<int64_t>(1, sizes.steps);
-    executor.run(plan.tasks(), [&](int64_t task) { pass.run(task, in, out, saved_steps, 0, sizes.steps); });
+    run_teams(executor, plan.tasks(), plan.members,
+              [&](int64_t task, const Team& team) { pass.run(task, team, in, out, saved_steps, 0, sizes.steps); });
     return;
   }
   const LayerSaved<T>& states = out.saved;
   std::memcpy(states.hidden, in.h_0, sizeof(T) * B * P);
   std::memcpy(states.cells, in.c_0, sizeof(T) * B * H);
   const int64_t count = segments(sizes, options), steps = options.recompute;
-  executor.run(plan.tasks(), [&](int64_t task) {
+  run_teams(executor, plan.tasks(), plan.members, [&](int64_t task, const Team& team) {
     for (int64_t segment = 0; segment < count; ++segment) {
       const int64_t next = segment + 1;
-      pass.run(task, from_segment(sizes, in, states, segment),
+      pass.run(task, team, from_segment(sizes, in, states, segment),
                {out.output, states.hidden + next * B * P, states.cells + next * B * H, {}}, 1, segment * steps,
                std::min(next * steps, sizes.steps));
     }
@@ -324,7 +337,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
   const Kernels<T>& k = kernels_for<T>(options);
   LayerInputs<T> in = given_in;
   const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
-  const Plan plan(sizes, in.lengths, executor.threads);
+  const Plan plan = make_plan<T>(sizes, options, in.lengths, executor);
   const bool want_weights = grad.d_weight_ih != nullptr;
 
   zero_padding(sizes, in.lengths, I, grad.d_input, executor);
@@ -399,9 +412,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
 
     std::vector<char*> scratch;
     for (int64_t task = 0; task < plan.tasks(); ++task)
-      scratch.push_back(workspace.take<char>(k.backward_scratch(sizes, options, plan.rows(task))));
-    const auto backward_task = [&](int64_t task, int64_t segment, int64_t step_begin, int64_t step_end,
-                                   const int64_t* offset) -> BackwardTask<T> {
+      scratch.push_back(workspace.take<char>(k.backward_scratch(sizes, options, plan.rows(task), plan.members)));
+    const auto backward_task = [&](int64_t task, const Team& team, int64_t segment, int64_t step_begin,
+                                   int64_t step_end, const int64_t* offset) -> BackwardTask<T> {
       return {sizes,
               options,
               replay ? replay->inputs(segment) : in,
@@ -427,6 +440,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
               parameter_sums,
               plan.granule_rows,
               hidden_mask,
+              team,
               scratch[task]};
     };
 
@@ -445,9 +459,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
         const bool enters_segment = part_end == max_steps || part_end % saved_steps == 0;
         int64_t n = chunk_offset[part_begin - step_begin];
         const int64_t* const offset = &chunk_offset[part_begin - step_begin];
-        executor.run(plan.tasks(), [&](int64_t task) {
-          if (replay && enters_segment) replay->run(task, segment);
-          k.backward(backward_task(task, segment, part_begin, part_end, offset));
+        run_teams(executor, plan.tasks(), plan.members, [&](int64_t task, const Team& team) {
+          if (replay && enters_segment) replay->run(task, team, segment);
+          k.backward(backward_task(task, team, segment, part_begin, part_end, offset));
         });
         if (!want_weights) continue;
 
@@ -481,7 +495,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
       });
       projection.add_weight_gradient(rows, step_end == max_steps, executor);
     }
-    executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, 0, 0, 0, nullptr)); });
+    // Nothing is shared out there, but the scratch memory has a place for each member.
+    const Team team = {plan.members, nullptr, nullptr};
+    executor.run(plan.tasks(), [&](int64_t task) { k.finish_backward(backward_task(task, team, 0, 0, 0, nullptr)); });
     if (want_weights)
       share(executor, gate_panels, [&](int64_t first, int64_t last) {
         k.unpack_gradient(weight_sums, 4 * H, I, first, last, grad.d_weight_ih);

@@ -5,6 +5,7 @@
 // published vectors. Every buffer has exactly the size it needs and starts as NaN, so that the address sanitizer sees a
 // step too far and a comparison sees a value that was never written.
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/layer.h"
+#include "cpu/team.h"
 #include "lstm/dropout.h"
 
 using namespace lstm_fused;
@@ -76,6 +78,16 @@ cpu::Executor executor(int64_t threads) {
   return e;
 }
 
+// As if there were many threads, but one does all the tasks, the last one first.
+cpu::Executor backwards_on_one_thread(int64_t threads) {
+  cpu::Executor e;
+  e.threads = threads;
+  e.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
+    for (int64_t task = tasks - 1; task >= 0; --task) f(task);
+  };
+  return e;
+}
+
 // The parameters and inputs of a layer, in the order of LayerInputs.
 constexpr int kInputs = 15;
 struct Problem {
@@ -126,7 +138,7 @@ struct Result {
 };
 
 template <typename T>
-Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double>* d_outputs = nullptr) {
+Result<T> run(const Problem& p, bool saves, const cpu::Executor& executor, const Values<double>* d_outputs = nullptr) {
   const auto [T_, B, I, H, P] = p.sizes;
   Values<T> in[kInputs];
   for (int k = 0; k < kInputs; ++k) in[k] = cast<T>(p.in[k]);
@@ -145,7 +157,7 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const auto at = [](Values<T>& v) { return v.empty() ? nullptr : v.data(); };
   const LayerOutputs<T> out = {
       at(r.output), at(r.h_n), at(r.c_n), {at(r.hidden), at(r.cells), at(r.gates), at(r.recurrent), at(r.stats)}};
-  cpu::layer_forward<T>(p.sizes, p.options, pointers(p, in), out, executor(threads));
+  cpu::layer_forward<T>(p.sizes, p.options, pointers(p, in), out, executor);
   if (!d_outputs) return r;
 
   const Values<T> d_output = cast<T>(d_outputs[0]), d_h_n = cast<T>(d_outputs[1]), d_c_n = cast<T>(d_outputs[2]);
@@ -154,9 +166,14 @@ Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double
   const LayerGradients<T> gradients = {d_output.data(), d_h_n.data(), d_c_n.data(), at(g[0]),  at(g[1]), at(g[2]),
                                        at(g[3]),        at(g[4]),     at(g[5]),     at(g[7]),  at(g[8]), at(g[9]),
                                        at(g[10]),       at(g[11]),    at(g[12]),    at(g[13]), at(g[14])};
-  cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor(threads));
+  cpu::layer_backward<T>(p.sizes, p.options, pointers(p, in), out, gradients, executor);
   g[6] = g[5];  // both biases have the same gradient
   return r;
+}
+
+template <typename T>
+Result<T> run(const Problem& p, bool saves, int64_t threads, const Values<double>* d_outputs = nullptr) {
+  return run<T>(p, saves, executor(threads), d_outputs);
 }
 
 // The equations, one number at a time.
@@ -285,6 +302,8 @@ void check_threads(const Problem& p, const Values<double>* d_outputs, const Resu
     const Result<T> many = run<T>(p, true, threads, d_outputs);
     check(same_bits(one, many), p.name + ": the same bits with " + std::to_string(threads) + " threads");
   }
+  const Result<T> late = run<T>(p, true, backwards_on_one_thread(4), d_outputs);
+  check(same_bits(one, late), p.name + ": the same bits where three of four threads come too late");
 }
 
 template <typename T>
@@ -406,45 +425,47 @@ void check_problem(Problem p) {
   if (cpu::bfloat16_kernels(isa_in_use()) && (H > 3 || !norm)) check_bfloat16(p, d_outputs);
 }
 
+// One of 24 sets of options.
+Problem layer_problem(const LayerSizes& sizes, int variant, int number) {
+  Problem p{sizes, {}, {}, {}, "", {}};
+  LayerOptions& o = p.options;
+  o.seed = 0x9876543210abcdefull + number;
+  o.stream = number % 5;
+  o.layer_norm = variant % 2 ? LayerNorm::ba2016 : LayerNorm::none;
+  o.reverse = variant % 3 == 1;
+  o.training = variant != 10;
+  if (variant >= 2) o.recurrent_dropout = variant % 5 ? 0.3 : 0;
+  if (variant >= 4) o.dropout = 0.4, o.variational = variant % 4 < 2;
+  if (variant >= 6) o.zoneout_h = variant % 4 ? 0.2 : 0;
+  if (variant >= 6) o.zoneout_c = variant % 3 ? 0.3 : 0;
+  if (variant % 4 >= 2) {
+    std::uniform_int_distribution<int64_t> length(0, sizes.steps);
+    for (int64_t b = 0; b < sizes.batch; ++b) p.lengths.push_back(length(generator));
+  }
+  if (variant >= 12) {
+    const LayerNorm kinds[] = {LayerNorm::none, LayerNorm::ba2016, LayerNorm::carry};
+    o.layer_norm = kinds[variant % 3];
+    o.peephole = variant % 2;
+    o.candidate_dropout = variant % 5 ? 0.3 : 0;
+    o.weight_dropout = variant % 4 ? 0.25 : 0;
+    o.open_gates = variant % 5 == 2 ? variant % 8 : 0;
+    o.projection = variant % 4 >= 2;
+    if (o.projection) p.sizes.projection_size = (sizes.hidden_size + 1) / 2, o.zoneout_h = 0;
+    if (variant % 5 < 3)
+      for (int64_t k = 0; k < sizes.steps * sizes.batch; ++k) p.reset.push_back(generator() % 4 == 0);
+  }
+  p.name = "layer " + std::to_string(sizes.steps) + "x" + std::to_string(sizes.batch) + "x" +
+           std::to_string(sizes.input_size) + "x" + std::to_string(sizes.hidden_size) + " variant " +
+           std::to_string(variant);
+  return p;
+}
+
 void check_layers() {
   const LayerSizes shapes[] = {{1, 1, 1, 1, 1},    {4, 3, 5, 7, 7},     {3, 20, 2, 17, 17},
                                {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}, {1, 18, 19, 35, 35}};
   int number = 0;
   for (const LayerSizes& sizes : shapes)
-    for (int variant = 0; variant < 24; ++variant) {
-      Problem p{sizes, {}, {}, {}, "", {}};
-      LayerOptions& o = p.options;
-      o.seed = 0x9876543210abcdefull + number;
-      o.stream = number % 5;
-      o.layer_norm = variant % 2 ? LayerNorm::ba2016 : LayerNorm::none;
-      o.reverse = variant % 3 == 1;
-      o.training = variant != 10;
-      if (variant >= 2) o.recurrent_dropout = variant % 5 ? 0.3 : 0;
-      if (variant >= 4) o.dropout = 0.4, o.variational = variant % 4 < 2;
-      if (variant >= 6) o.zoneout_h = variant % 4 ? 0.2 : 0;
-      if (variant >= 6) o.zoneout_c = variant % 3 ? 0.3 : 0;
-      if (variant % 4 >= 2) {
-        std::uniform_int_distribution<int64_t> length(0, sizes.steps);
-        for (int64_t b = 0; b < sizes.batch; ++b) p.lengths.push_back(length(generator));
-      }
-      if (variant >= 12) {
-        const LayerNorm kinds[] = {LayerNorm::none, LayerNorm::ba2016, LayerNorm::carry};
-        o.layer_norm = kinds[variant % 3];
-        o.peephole = variant % 2;
-        o.candidate_dropout = variant % 5 ? 0.3 : 0;
-        o.weight_dropout = variant % 4 ? 0.25 : 0;
-        o.open_gates = variant % 5 == 2 ? variant % 8 : 0;
-        o.projection = variant % 4 >= 2;
-        if (o.projection) p.sizes.projection_size = (sizes.hidden_size + 1) / 2, o.zoneout_h = 0;
-        if (variant % 5 < 3)
-          for (int64_t k = 0; k < sizes.steps * sizes.batch; ++k) p.reset.push_back(generator() % 4 == 0);
-      }
-      p.name = "layer " + std::to_string(sizes.steps) + "x" + std::to_string(sizes.batch) + "x" +
-               std::to_string(sizes.input_size) + "x" + std::to_string(sizes.hidden_size) + " variant " +
-               std::to_string(variant);
-      check_problem(p);
-      ++number;
-    }
+    for (int variant = 0; variant < 24; ++variant) check_problem(layer_problem(sizes, variant, number++));
   // More rows than a chunk of the backward pass and than an input projection hold.
   Problem p{{200, 3, 2, 3, 3}, {}, {}, {}, "many chunks", {}};
   p.options.layer_norm = LayerNorm::ba2016;
@@ -461,6 +482,42 @@ void check_layers() {
   p.sizes.projection_size = 2;
   p.options.projection = true;
   check_problem(p);
+  // So large that threads share the panels and rows of a task; the last with two rows in a granule.
+  const LayerSizes large[] = {{12, 1, 20, 140, 140}, {4, 3, 35, 140, 140}, {2, 20, 10, 140, 140}};
+  for (const LayerSizes& sizes : large)
+    for (int variant : {0, 5, 9, 13, 18, 23}) check_problem(layer_problem(sizes, variant, number++));
+}
+
+// Whatever a leader shares out is done once, and before it goes on; helpers come, go and are slow as they like.
+void check_teams() {
+  constexpr int64_t kTasks = 2, kMembers = 4, kJobs = 4000, kMost = 9;
+  struct Job {
+    int64_t number, visits[kMost];
+    std::thread::id leader;
+  };
+  bool once[kTasks] = {true, true};
+  const auto lead = [&](int64_t task, const cpu::Team& team) {
+    const auto piece = [](const void* closure, int64_t member, int64_t first, int64_t last) {
+      Job& job = *static_cast<Job*>(const_cast<void*>(closure));
+      for (int64_t k = first; k < last; ++k) {
+        if ((job.number + k + member) % 4 == 0) std::this_thread::yield();
+        // Helpers come, and then are so slow that the leader gives them up.
+        if (job.number == kJobs - 99)
+          std::this_thread::sleep_for(std::chrono::milliseconds(std::this_thread::get_id() == job.leader ? 1 : 20));
+        ++job.visits[k];
+      }
+    };
+    Job jobs[2];  // so that work on the job before is seen
+    for (int64_t number = 0; number < kJobs; ++number) {
+      Job& job = jobs[number % 2];
+      job = {number, {}, std::this_thread::get_id()};
+      const int64_t count = (number * 7 + task) % (kMost + 1);
+      team.share(team.work, count, number / 2 % 2, piece, &job);
+      for (int64_t k = 0; k < kMost; ++k) once[task] &= job.visits[k] == (k < count);
+    }
+  };
+  cpu::run_teams(executor(kTasks * kMembers), kTasks, kMembers, lead);
+  for (int64_t task = 0; task < kTasks; ++task) check(once[task], "what a leader shares out is done, and once");
 }
 
 // Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
@@ -548,6 +605,7 @@ int main() {
   check_philox();
   check_activations<float>(100, "float32");
   check_activations<double>(800, "float64");
+  check_teams();
   check_layers();
   check_failed_allocations();
   std::printf("%d passed, %d failed\n", passed, failed);
