@@ -72,9 +72,12 @@ def test_old_memory_does_not_matter(expected, tmp_path):
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("on", [("initial_state",), EVERYTHING], ids=label)
 @pytest.mark.parametrize(
-    "sizes", [(12, 37, 5, 9), (40, 31, 3, 17), (3, 300, 2, 5), (20, 3, 40, 70), (2, 1, 3, 4)], ids=str
+    "sizes",
+    [(12, 37, 5, 9), (40, 31, 3, 17), (3, 300, 2, 5), (20, 3, 40, 70), (2, 1, 3, 4), (11, 1, 30, 200), (6, 5, 20, 200)],
+    ids=str,
 )
 def test_threads_do_not_change_a_bit(sizes, on, dtype):
+    """The last two: so few rows and so many units that threads share those of a step."""
     tensors, options = layer_case(on, **dict(zip("TBIH", sizes, strict=True)), dtype=dtype)
     before = torch.get_num_threads()
     results = []
