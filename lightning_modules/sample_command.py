@@ -2,10 +2,12 @@
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
 
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.data import TextDataModule, Vocabulary
+from lightning_modules.data.vocabulary import UNKNOWN
 from lightning_modules.generation import generate
 from lightning_modules.models import LanguageModel, LanguageModelTask
 from lightning_modules.runs import checkpoint_file
@@ -31,6 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(command: str, arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     net, vocabulary = load_language_model(checkpoint_file(options.run, options.checkpoint))
+    if unknown := vocabulary.unknown_tokens(options.prompt):
+        names = ", ".join(map(repr, unknown))
+        print(f"The model does not know {names} of the prompt and takes each for {UNKNOWN}.", file=sys.stderr)
     text = generate(
         net,
         vocabulary,

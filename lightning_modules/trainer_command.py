@@ -166,8 +166,10 @@ class TrainerCommand(LightningCLI):
         # Bad data and bad sizes are told here, before a folder is made for the run.
         self.datamodule.setup(self.subcommand)
         self.model.build(self.datamodule)
-        if self.subcommand == "fit" and self.datamodule.has_test():
-            self.datamodule.setup("test")
+        if self.subcommand == "fit":
+            _check_that_there_is_more_to_train(self.trainer, self.checkpoint)
+            if self.datamodule.has_test():
+                self.datamodule.setup("test")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -231,6 +233,22 @@ class TrainerCommand(LightningCLI):
                     table.writerow((tokens[token], f"{value:.6f}"))
                     total, count = total + value, count + 1
         print(f"{count:,} tokens, perplexity {math.exp(-total / count):.3f}, in {path}")
+
+
+def _check_that_there_is_more_to_train(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
+    """(Lightning would make a folder for the run, train nothing, and not say so.)"""
+    loops = (checkpoint or {}).get("loops")
+    if not loops:
+        return
+    epochs = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
+    for name, limit, done in (
+        ("epochs", trainer.max_epochs, epochs),
+        ("steps", trainer.max_steps, checkpoint["global_step"]),
+    ):
+        if limit is not None and 0 <= limit <= done:
+            raise ValueError(
+                f"trainer.max_{name} must be more than the {done} that the checkpoint's run has had, got {limit}"
+            )
 
 
 def _silence() -> None:

@@ -59,6 +59,10 @@ class Vocabulary:
         """The ids of ``text``'s tokens, int64 [N]."""
         return torch.tensor([self.ids.get(token, 0) for token in tokenize(text, self.level)], dtype=torch.int64)
 
+    def unknown_tokens(self, text: str) -> list[str]:
+        """The tokens of ``text`` that become ``<unk>``, each once."""
+        return [token for token in dict.fromkeys(tokenize(text, self.level)) if token not in self.ids]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; words are joined with spaces, and ``<eos>`` becomes a line break."""
         tokens = [self.tokens[position] for position in ids]

@@ -96,6 +96,10 @@ def test_a_fit_and_all_that_follows(
     assert samples[0].startswith("the ")
     assert len(samples[0]) == len("the ") + 40 + 1
 
+    told = command("sample", RUN, "--prompt", "thé €é", "--length", 3)
+    assert told.code == 0
+    assert told.err == "The model does not know 'é', '€' of the prompt and takes each for <unk>.\n"
+
     # Nothing but the fit made a folder.
     assert [path.name for path in (tmp_path / "runs" / "char_lm").iterdir()] == ["version_0"]
 
@@ -122,6 +126,23 @@ def test_a_resumed_fit_ends_like_one_that_never_stopped(small_fit: Callable[...,
     assert (stopped / "checkpoints" / "last.ckpt").read_bytes() == before
     config = yaml.safe_load((tmp_path / "runs/char_lm/version_2/config.yaml").read_text())
     assert config["ckpt_path"] is None  # or a test of this run would load another's weights
+
+
+def test_a_run_that_has_ended_is_not_resumed(small_fit: Callable[..., Result], tmp_path: Path) -> None:
+    assert small_fit().code == 0
+    ended = tmp_path / RUN
+    steps = load_checkpoint(ended / "checkpoints" / "last.ckpt")["global_step"]
+    for limit, sentence in (
+        (
+            "--trainer.max_epochs=2",
+            "trainer.max_epochs must be more than the 2 that the checkpoint's run has had, got 2",
+        ),
+        (f"--trainer.max_steps={steps}", f"trainer.max_steps must be more than the {steps} that"),
+    ):
+        result = small_fit("--trainer.max_epochs=9", limit, "--ckpt_path", ended)
+        assert result.code != 0
+        assert sentence in result.err
+    assert [path.name for path in ended.parent.iterdir()] == ["version_0"]
 
 
 def test_a_word_model_of_a_folder_without_a_test_text(
