@@ -338,12 +338,23 @@ int64_t gradient_stride(int64_t columns) {
   return round_up(columns, kPanelColumns<T>) + kLanes<T>;
 }
 
-// Panels [first, last) of a [K, N] matrix.
+// Asks for the square of lanes x lanes values that transpose_square will read, and the one that it will write.
+template <typename T, typename O>
+LSTM_FUSED_FN void prefetch_squares(const T* from, int64_t from_stride, const O* to, int64_t to_stride) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes<T>; ++row) {
+    __builtin_prefetch(from + row * from_stride, 0, 2);
+    __builtin_prefetch(to + row * to_stride, 1, 2);
+  }
+}
+
+// Panels [first, last) of a [K, N] matrix, which is read as it lies.
 template <typename T, typename O>
 void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, void* packed) {
-  for (int64_t p = first; p < last; ++p) {
-    O* to = static_cast<O*>(packed) + p * operands<O>(depth) * kPanelColumns<T>;
-    for (int64_t k = 0; k < depth; k += kGroup<O>, to += kPanelColumns<T>)
+  for (int64_t k = 0; k < depth; k += kGroup<O>)
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t group = k / kGroup<O>;
+      O* const to = static_cast<O*>(packed) + (p * operands<O>(depth) + group) * kPanelColumns<T>;
       for (int j = 0; j < kPanelVectors; ++j) {
         const int64_t column = p * kPanelColumns<T> + j * kLanes<T>, lanes = columns - column;
         if (lanes < kLanes<T>) std::memset(to + j * kLanes<T>, 0, sizeof(O) * kLanes<T>);
@@ -353,7 +364,7 @@ void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, 
           rows[row] = k + row < depth ? matrix + (k + row) * columns + column : nullptr;
         store_group(rows, lanes, to + j * kLanes<T>);
       }
-  }
+    }
 }
 
 // Panels [first, last) of W^T, W [N, K]; panel p starts at packed + p * panel_size.
@@ -366,10 +377,16 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
       O* const to = packed + p * panel_size + j * L;
       const T* const from = weight + columns.template offset<T>(p, j) * depth;
       const int64_t left = columns.template lanes<T>(p, j), units = left < L ? left : L;
+      // The vector after this one; beyond the last it asks for nothing useful.
+      const bool ends_panel = j + 1 == kPanelVectors;
+      const T* const next_from = weight + columns.template offset<T>(p + ends_panel, ends_panel ? 0 : j + 1) * depth;
+      const O* const next_to = ends_panel ? packed + (p + 1) * panel_size : to + L;
       int64_t k = 0;  // operands
       if (units == L)
-        for (; (k + L) * G <= depth; k += L)
+        for (; (k + L) * G <= depth; k += L) {
+          prefetch_squares(next_from + k * G, depth, next_to + k * kPanelColumns<T>, kPanelColumns<T>);
           transpose_operands(from + k * G, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
+        }
       for (; k < operands<O>(depth); ++k)
         for (int64_t lane = 0; lane < L; ++lane) {
           const int64_t numbers = depth - k * G < G ? depth - k * G : G;

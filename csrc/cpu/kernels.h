@@ -122,7 +122,7 @@ struct Kernels {
 
   void (*drop_weights)(const LayerOptions&, const T* from, int64_t columns, int64_t first, int64_t last, T* to);
   int64_t (*scratch_stride)(const LayerSizes&);
-  int64_t gradient_block;  // rows of a chunk that are packed and multiplied together
+  int64_t gradient_block;  // rows of a chunk that are packed together
   int64_t (*gradient_stride)(int64_t columns);
   ParameterSums (*parameter_sums)(int64_t hidden_size, const LayerOptions&);
   // Rows [first, first + count) given by pointer, each times its mask where there is one, packed as the transposed left

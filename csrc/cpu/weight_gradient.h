@@ -10,7 +10,7 @@
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
-constexpr int64_t kGradientBlock = 256;  // rows of a tile: enough to pay for its start and its end
+constexpr int64_t kGradientBlock = 256;  // rows whose cache lines stay in the first level while they are packed
 
 // Rows [first, first + count) of the chunk, a block of it, into their place among its packed rows.
 template <typename T, typename O>
@@ -49,8 +49,9 @@ void group_rows(const T* gradients, int64_t rows, int64_t stride, int64_t first,
     }
 }
 
+// A tile of sums takes in all blocks of the chunk before it is stored.
 template <typename T, typename O>
-LSTM_FUSED_FN void add_products(const O* packed, int64_t depth, int64_t columns, const O* d_gates, int64_t stride,
+LSTM_FUSED_FN void add_products(const O* packed, int64_t rows, int64_t columns, const O* d_gates, int64_t stride,
                                 bool accumulate, T* sums) {
   for (int64_t first = 0; first < columns; first += kTileRows) {
     const int64_t width = columns - first < kTileRows ? columns - first : kTileRows;
@@ -59,11 +60,18 @@ LSTM_FUSED_FN void add_products(const O* packed, int64_t depth, int64_t columns,
       T* const out = sums + first * stride;
       for (int i = 0; i < R; ++i)  // the next tile's sums
         for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out + (R + i) * stride + j * kLanes<T>, 1);
-      gemm_tile<T, R>(
-          PackedRows<O, R>{packed + first * depth}, depth, d_gates, stride,
-          [&](int i, int j)
-              LSTM_FUSED_INLINE { return accumulate ? load(out + i * stride + j * kLanes<T>) : Vec<T>{}; },
-          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE { store(out + i * stride + j * kLanes<T>, v); });
+      Tile<T, R> tile;
+      for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE {
+        v = accumulate ? load(out + i * stride + j * kLanes<T>) : Vec<T>{};
+      });
+      for (int64_t row = 0; row < rows; row += kGradientBlock) {
+        const int64_t group = row / kGroup<O>;
+        const int64_t depth = operands<O>(rows - row < kGradientBlock ? rows - row : kGradientBlock);
+        multiply_add(tile, PackedRows<O, R>{packed + group * columns + first * depth}, depth, d_gates + group * stride,
+                     stride);
+      }
+      for_each_vector(tile,
+                      [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { store(out + i * stride + j * kLanes<T>, v); });
     });
   }
 }
@@ -71,19 +79,14 @@ LSTM_FUSED_FN void add_products(const O* packed, int64_t depth, int64_t columns,
 template <typename T, typename O>
 void weight_gradient(const WeightGradientTask<T>& task) {
   const int64_t I = task.input_columns, H = task.hidden_columns, stride = task.stride;
-  const O* const packed_input = static_cast<const O*>(task.packed_input);
-  const O* const packed_hidden = static_cast<const O*>(task.packed_hidden);
-  for (int64_t p = task.first; p < task.last; ++p)
-    for (int64_t row = 0; row < task.rows; row += kGradientBlock) {
-      const int64_t rows = task.rows - row < kGradientBlock ? task.rows - row : kGradientBlock;
-      const int64_t group = row / kGroup<O>, depth = operands<O>(rows);
-      const int64_t column = p * kPanelColumns<T>, gates = group * stride + column;
-      const bool accumulate = !task.first_chunk || row > 0;
-      add_products(packed_input + group * I, depth, I, static_cast<const O*>(task.d_gates_ih) + gates, stride,
-                   accumulate, task.sums + column);
-      add_products(packed_hidden + group * H, depth, H, static_cast<const O*>(task.d_gates_hh) + gates, stride,
-                   accumulate, task.sums + I * stride + column);
-    }
+  for (int64_t p = task.first; p < task.last; ++p) {
+    const int64_t column = p * kPanelColumns<T>;
+    add_products(static_cast<const O*>(task.packed_input), task.rows, I,
+                 static_cast<const O*>(task.d_gates_ih) + column, stride, !task.first_chunk, task.sums + column);
+    add_products(static_cast<const O*>(task.packed_hidden), task.rows, H,
+                 static_cast<const O*>(task.d_gates_hh) + column, stride, !task.first_chunk,
+                 task.sums + I * stride + column);
+  }
 }
 
 template <typename T>
@@ -97,6 +100,7 @@ void unpack_gradient(const T* sums, int64_t rows, int64_t columns, int64_t first
       const T* const from = sums + k * stride + g;
       T* const to = d_weight + g * columns + k;
       if (g + L <= end && k + L <= columns) {
+        prefetch_squares(from + L, stride, to + L * columns, columns);  // of the next L rows of d_weight
         transpose_square(from, stride, to, columns);
       } else {
         for (int64_t row = 0; row < L && g + row < end; ++row)
