@@ -40,6 +40,7 @@ struct Plan {
     while (members < most_members && ceil_div(B, threads / members) < least_rows(weight_bytes)) ++members;
     // Tasks are runs of whole granules with nearly equal numbers of steps.
     const int64_t tasks = std::min(threads / members, granules);
+    if (members > 1) members = std::min(most_members, threads / tasks);  // who is left over joins a task
     const int64_t all_steps = std::accumulate(steps.begin(), steps.end(), int64_t{0});
     task_begin.push_back(0);
     int64_t done = 0;
