@@ -58,8 +58,10 @@ class Work {
 
  private:
   static constexpr uint64_t kNoMore = ~uint64_t{0};
+  // The number of a job with how many indices it has, and with how many of a range are taken in it, each in one word:
+  // who comes late with an older job knows the size of that one, and sees that the range has nothing left of it.
   static constexpr int kIndexBits = 32;
-  // The job and how many indices of the range are taken in it, in one word: who comes late with an older job sees that.
+  static int64_t indices(uint64_t word) { return static_cast<uint32_t>(word); }
   struct alignas(64) Range {
     std::atomic<uint64_t> taken{0};
   };
@@ -68,12 +70,12 @@ class Work {
 
   void share(int64_t count, bool backwards, Team::Piece piece, const void* closure) {
     if (dismissed_) return piece(closure, leader_, 0, count);
-    count_.store(count, std::memory_order_relaxed);
     backwards_.store(backwards, std::memory_order_relaxed);
     piece_.store(piece, std::memory_order_relaxed);
     closure_.store(closure, std::memory_order_relaxed);
     helped_.store(0, std::memory_order_relaxed);
-    const uint64_t job = job_.load(std::memory_order_relaxed) + 1;
+    const uint64_t number = (job_.load(std::memory_order_relaxed) >> kIndexBits) + 1;
+    const uint64_t job = (number << kIndexBits) + count;
     job_.store(job, std::memory_order_release);
     const int64_t done = take_pieces(leader_, job);
     Spin spin;
@@ -101,9 +103,10 @@ class Work {
     }
   }
 
-  // How many. The job may be over before it begins here, and its fields those of a later one; then nothing is taken.
+  // How many. The job may be over before it begins here, and the closure that of a later one; then nothing is taken.
   int64_t take_pieces(int64_t member, uint64_t job) {
-    const int64_t count = count_.load(std::memory_order_relaxed);
+    const uint64_t number = job >> kIndexBits;
+    const int64_t count = indices(job);
     const bool backwards = backwards_.load(std::memory_order_relaxed);
     const Team::Piece piece = piece_.load(std::memory_order_relaxed);
     const void* const closure = closure_.load(std::memory_order_relaxed);
@@ -111,7 +114,7 @@ class Work {
     for (int64_t k = 0; k < members(); ++k) {
       const int64_t owner = (member + k) % members();
       const int64_t begin = count * owner / members(), end = count * (owner + 1) / members();
-      for (int64_t index; (index = take(ranges_[owner], job, end - begin)) >= 0; ++done) {
+      for (int64_t index; (index = take(ranges_[owner], number, end - begin)) >= 0; ++done) {
         const int64_t p = backwards ? end - 1 - index : begin + index;
         piece(closure, member, p, p + 1);
       }
@@ -120,13 +123,13 @@ class Work {
   }
 
   // The next index of a range of `size`, or -1. A range that the job has not touched still holds an older job.
-  static int64_t take(Range& range, uint64_t job, int64_t size) {
+  static int64_t take(Range& range, uint64_t number, int64_t size) {
     uint64_t word = range.taken.load(std::memory_order_relaxed);
     for (;;) {
       const uint64_t of_job = word >> kIndexBits;
-      const int64_t index = of_job == job ? static_cast<int64_t>(word & ((uint64_t{1} << kIndexBits) - 1)) : 0;
-      if (of_job > job || index >= size) return -1;
-      if (range.taken.compare_exchange_weak(word, (job << kIndexBits) + index + 1, std::memory_order_relaxed))
+      const int64_t index = of_job == number ? indices(word) : 0;
+      if (of_job > number || index >= size) return -1;
+      if (range.taken.compare_exchange_weak(word, (number << kIndexBits) + index + 1, std::memory_order_relaxed))
         return index;
     }
   }
@@ -137,7 +140,6 @@ class Work {
   bool dismissed_ = false;
   // What helpers read of a job, in one cache line, and what they write in another.
   alignas(64) std::atomic<uint64_t> job_{0};
-  std::atomic<int64_t> count_{0};
   std::atomic<bool> backwards_{false};
   std::atomic<Team::Piece> piece_{nullptr};
   std::atomic<const void*> closure_{nullptr};

@@ -4,6 +4,7 @@
 // float against double; one thread against several, bit for bit; activations against long double; Philox against the
 // published vectors. Every buffer has exactly the size it needs and starts as NaN, so that the address sanitizer sees a
 // step too far and a comparison sees a value that was never written.
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -520,6 +521,27 @@ void check_teams() {
   for (int64_t task = 0; task < kTasks; ++task) check(once[task], "what a leader shares out is done, and once");
 }
 
+// Jobs of one index and of several in turn: a helper that is late for one takes nothing of the next.
+void check_late_helpers() {
+  constexpr int64_t kMembers = 4, kJobs = 20000, kMost = 8, kRuns = 40;
+  int64_t wrong = 0;
+  const auto lead = [&](int64_t, const cpu::Team& team) {
+    std::atomic<int64_t> visits[kMost];
+    const auto piece = [](const void* closure, int64_t, int64_t first, int64_t last) {
+      const auto counts = static_cast<std::atomic<int64_t>*>(const_cast<void*>(closure));
+      for (int64_t k = first; k < last; ++k) ++counts[k];
+    };
+    for (int64_t number = 0; number < kJobs; ++number) {
+      const int64_t count = number % 4 ? 1 : kMost;
+      for (std::atomic<int64_t>& visited : visits) visited = 0;
+      team.share(team.work, count, false, piece, visits);
+      for (int64_t k = 0; k < kMost; ++k) wrong += visits[k] != (k < count);
+    }
+  };
+  for (int64_t run = 0; run < kRuns; ++run) cpu::run_teams(executor(kMembers), 1, kMembers, lead);
+  check(wrong == 0, "what a leader shares out is done once, whatever it shared out before");
+}
+
 // Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
 void check_failed_allocations() {
   Problem p{{12, 3, 40, 90, 90}, {}, {}, {}, "after a failed allocation", {}};
@@ -606,6 +628,7 @@ int main() {
   check_activations<float>(100, "float32");
   check_activations<double>(800, "float64");
   check_teams();
+  check_late_helpers();
   check_layers();
   check_failed_allocations();
   std::printf("%d passed, %d failed\n", passed, failed);
