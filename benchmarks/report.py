@@ -24,6 +24,7 @@ the load before the run was near zero. Ratios and shares are of the best times.
 - *GFLOP/s*: of the matrix products alone, whatever else is computed.
 - *share*: of the float32 matrix ceiling, which is measured before and after each shape: our register tile on operands
   that stay in the second-level cache.
+- *nothing but products*: a call that made its products at that ceiling and did nothing else; no kernel can be faster.
 - *faults*: page faults of a call, median. Freed memory is kept, for all candidates alike. `--freed-memory default`
   leaves it to malloc: who asks for much then pays for the faults, or does not, depending on what ran before."""
 
@@ -47,6 +48,8 @@ COLUMNS = (
     ("cost", "cost", "{:.3f}"),
     ("of", "baseline", "{}"),
 )
+# The groups whose products are all float32 and of whole sequences.
+BOUND_BY_PRODUCTS = ("training step", "inference", "training step, two threads")
 # Digits in the CSV; else 3.
 PRECISION = {"best_ms": 4, "median_ms": 4, "best_wall_ms": 4, "gflops": 1, "page_faults": 0, "peak_mib": 1}
 
@@ -90,6 +93,11 @@ def group_tables(rows: list[Row]) -> list[str]:
         for name in dict.fromkeys(row.candidate for row in rows):
             of_name = [row for row in rows if row.candidate == name]
             means.append([name, *(mean_text([getattr(row, field) for row in of_name]) for _, field, _ in kinds)])
+        if rows[0].group in BOUND_BY_PRODUCTS:
+            bound = geometric_mean([1 / row.share_of_ceiling for row in rows if row.candidate == PEER])
+            means.append(
+                ["*nothing but products*", *(f"{bound:.3f}" if heading == "speed" else "" for heading, *_ in kinds)]
+            )
         lines += table(["geometric mean", *(heading for heading, _, _ in kinds)], means)
     return lines
 
