@@ -39,8 +39,8 @@ struct Prefetch {
 };
 
 // Asks for memory that the next step will touch, a cache line at a time in the course of a product: all at once would
-// wait for one another.
-struct Stream {
+// wait for one another. On a cache line of its own: each member of a team writes to its own at every few k.
+struct alignas(64) Stream {
   struct Range {
     const char *begin, *end;
   };
