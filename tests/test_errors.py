@@ -159,6 +159,19 @@ def test_call(arguments, error, sentence):
     assert one_sentence(caught.value)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("parameter", ["weight_hh", "bias_ih", "weight_ln_c"])
+def test_a_parameter_on_meta(parameter, grad):
+    """As of a model that was made on "meta" and loaded in part: not a result without numbers."""
+    layer, cell = FusedLSTM(3, 5, layer_norm=True), FusedLSTMCell(3, 5, layer_norm=True)
+    for module, place, x in ((layer, f"{parameter}_l0", X), (cell, parameter, X[0])):
+        setattr(module, place, nn.Parameter(getattr(module, place).detach().to("meta")))
+        sentence = f"{parameter} must be on the device of the input, cpu, got meta"
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=re.escape(sentence)) as caught:
+            module(x)
+        assert one_sentence(caught.value)
+
+
 CELL_CALLS = [
     ({"input": X}, ValueError, "input must be 1-D (unbatched) or 2-D, got 3-D"),
     ({"input": X[0, :, :2]}, RuntimeError, "input must have 3 features (input_size) in its last dimension, got 2"),

@@ -472,7 +472,7 @@ void backward(const BackwardTask<T>& task) {
         pending = 0;
       }
     }
-  input_gradient(task, scratch, pending);
+  if (pending > 0) input_gradient(task, scratch, pending);
 }
 
 template <typename T, typename O>

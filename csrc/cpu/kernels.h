@@ -11,7 +11,7 @@ namespace lstm_fused::cpu {
 
 // The threads that work on a task. The one that runs it shares loops out: `share` calls piece(closure, member, first,
 // last) for pieces of [0, count), a member one at a time, and returns when all are done. Each member sees the same part
-// of the same count again, from its end if asked.
+// of the same count again, from its end if asked. A piece must not throw.
 struct Team {
   using Piece = void (*)(const void* closure, int64_t member, int64_t first, int64_t last);
   int64_t members;

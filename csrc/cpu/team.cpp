@@ -1,5 +1,6 @@
 #include "cpu/team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -12,7 +13,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kSpins = 200;  // some microseconds, after which others may have the core
-// More than a piece takes: whoever has taken it has lost the core to another process, and will again.
+// Longer than this, and than its own share of the job took, a leader waits only for a helper that has lost its core to
+// another process, and will again: it gives its helpers up for the rest of the task.
 constexpr Clock::duration kLongWait = std::chrono::microseconds(500);
 
 // What a thread does each time it finds nothing to do.
@@ -29,7 +31,10 @@ class Spin {
     asm volatile("yield");
 #endif
   }
-  bool waited_long() const { return spins_ > kSpins && Clock::now() - start_ > kLongWait; }
+  // Longer than kLongWait, and than there had been work since `begin`.
+  bool waited_long(Clock::time_point begin) const {
+    return spins_ > kSpins && Clock::now() - start_ > std::max<Clock::duration>(kLongWait, start_ - begin);
+  }
   void reset() { spins_ = 0; }
 
  private:
@@ -77,10 +82,11 @@ class Work {
     const uint64_t number = (job_.load(std::memory_order_relaxed) >> kIndexBits) + 1;
     const uint64_t job = (number << kIndexBits) + count;
     job_.store(job, std::memory_order_release);
+    const Clock::time_point begin = Clock::now();
     const int64_t done = take_pieces(leader_, job);
     Spin spin;
     while (done + helped_.load(std::memory_order_acquire) < count) spin();
-    if (spin.waited_long()) dismiss();
+    if (spin.waited_long(begin)) dismiss();
   }
 
   void dismiss() {

@@ -541,7 +541,7 @@ class FusedLSTMCell(_FusedBase):
         """
         (parameters,) = self._all_parameters()
         step = checks.step_number(step)
-        if reset is None and seed is None and self._is_plain() and step == 0:
+        if reset is None and seed is None and self._is_plain():  # which draws nothing for a step
             state = ops.plain_step(input, hx, parameters)
             if state is not None:
                 return state

@@ -301,9 +301,14 @@ def _in_func_gradient() -> bool:
 # Fake kernels: the shapes of what the ops give. They do not get arguments that have their default.
 
 
-def _refuse_onnx(options: dict[str, Any]) -> None:
+def _check_fake(op: Any, tensors: tuple[Any, ...], options: dict[str, Any]) -> None:
     if torch.onnx.is_in_onnx_export():
         onnx.refuse(options)
+    # A call with one tensor on "meta" comes here too, and would give tensors whose numbers nobody has computed.
+    device = tensors[0].device
+    for argument, x in zip(op._schema.arguments, tensors, strict=False):
+        if x is not None and x.device != device:
+            raise RuntimeError(f"{argument.name} must be on the device of the input, {device}, got {x.device}")
 
 
 def _has_norm(tensors: tuple[Any, ...]) -> bool:
@@ -333,7 +338,7 @@ def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool
 def _(
     *tensors: Any, dropout: float = 0.0, training: bool = True, recompute: int = 0, **options: Any
 ) -> tuple[Tensor, ...]:
-    _refuse_onnx(options | {"dropout": dropout, "training": training})
+    _check_fake(_LAYER, tensors, options | {"dropout": dropout, "training": training})
     input, h_0, c_0 = tensors[:3]
     (T, B, _), P, H = input.shape, h_0.shape[1], c_0.shape[1]
     results = tuple(input.new_empty(shape) for shape in ((T, B, P), (B, P), (B, H)))
@@ -347,13 +352,13 @@ def _(
 
 @torch.library.register_fake("lstm_fused::lstm_layer_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    _refuse_onnx(options)
+    _check_fake(_LAYER, (input, h_0, c_0, *tensors), options)
     return input.new_empty(*input.shape[:2], h_0.shape[1]), input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
 @torch.library.register_fake("lstm_fused::lstm_cell")
 def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    _refuse_onnx(options)
+    _check_fake(_CELL, tensors, options)
     input, h_0, c_0 = tensors[:3]
     B, H, norm = input.shape[0], c_0.shape[1], _has_norm(tensors)
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape), *_saved(input, (B,), H, norm)
@@ -362,7 +367,7 @@ def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("lstm_fused::lstm_cell_plain")
 @torch.library.register_fake("lstm_fused::lstm_cell_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
-    _refuse_onnx(options)
+    _check_fake(_CELL, (input, h_0, c_0, *tensors), options)
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
