@@ -5,6 +5,7 @@ extra ``train``. Every failure is one sentence on stderr and an exit code above 
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -98,6 +99,9 @@ def _exit_code(end: SystemExit) -> int:
 def _sentence(error: Exception) -> str:
     """What went wrong, in one line; the kind of error is named where it was not made for the user to read."""
     text = " ".join(str(error).split()) or "no message"
+    # What a class says of its arguments comes wrapped in everything else that jsonargparse has tried.
+    if said := re.search(r"Problem with given class_path '[^']*': (.+?)(?: - Expected a <|$)", text):
+        return said[1]
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
