@@ -55,7 +55,7 @@ struct Plan {
 
   // Rows that a task should have before its threads are better used for other rows. All weights are read at every step,
   // which takes as long for one row as for several, and longer if they do not fit the second-level cache. Measured on
-  // two threads, training: sharing a step wins 1.3 to 1.6 times with one or two rows in all, a tenth with four of H =
+  // two threads, training: sharing a step wins 1.3 to 1.7 times with one or two rows in all, a tenth with four of H =
   // 256 or 512, nothing with four of H = 128 or eight of any.
   static int64_t least_rows(int64_t weight_bytes) {
     return weight_bytes >= kLargeWeights ? 4 : weight_bytes >= kMediumWeights ? 2 : 1;

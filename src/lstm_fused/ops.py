@@ -222,8 +222,7 @@ def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> tuple[T
     h_0, c_0 = hx
     op = _CELL_PLAIN if len(weights) <= _PLAIN_TENSORS - 3 else _CELL_INFERENCE
     try:
-        # With one of them on "meta" the op would give tensors without numbers.
-        if input.is_cpu and h_0.is_cpu and c_0.is_cpu and weights[0].is_cpu:
+        if input.is_cpu:
             return op(input, h_0, c_0, *weights)
     except (AttributeError, RuntimeError, TypeError):
         pass
