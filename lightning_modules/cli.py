@@ -100,8 +100,9 @@ def _sentence(error: Exception) -> str:
     """What went wrong, in one line; the kind of error is named where it was not made for the user to read."""
     text = " ".join(str(error).split()) or "no message"
     # What a class says of its arguments comes wrapped in everything else that jsonargparse has tried.
-    if said := re.search(r"Problem with given class_path '[^']*': (.+?)(?: - Expected a <|$)", text):
-        return said[1]
+    for wrapping in (r"Problem with given class_path '[^']*': ", r"Subtypes: .*? Errors: - "):
+        if said := re.search(wrapping + r"(.+?)(?: - Expected a <|$)", text):
+            return said[1]
     if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

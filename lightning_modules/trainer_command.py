@@ -1,10 +1,7 @@
 """``lstm-fused fit | validate | test | predict``: Lightning's command line with this project's defaults."""
 
-import csv
 import difflib
-import inspect
 import logging
-import math
 import re
 import warnings
 from pathlib import Path
@@ -17,8 +14,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_modules import callbacks, data, models
+from lightning_modules import callbacks, data, tasks
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
+from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of
 from lightning_modules.loggers import WandbLogger
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, run_folder
 
@@ -35,6 +33,9 @@ EARLY_STOPPING_DEFAULTS = {"monitor": "val_loss", "mode": "min", "patience": 5, 
 def run(command: str, arguments: list[str]) -> int:
     """Runs one of Lightning's subcommands on command line arguments."""
     _silence()
+    if (help_text := spec_help(arguments)) is not None:
+        print(help_text)
+        return 0
     TrainerCommand(
         LightningModule,
         LightningDataModule,
@@ -80,7 +81,21 @@ def expand_arguments(command: str, arguments: list[str]) -> list[str]:
             raise ValueError(f"'{command}' needs a config: -c char_lm, -c word_lm, or a YAML file of your own")
         if command != "fit" and "--ckpt_path" not in options:
             raise ValueError(f"'{command}' needs weights: --ckpt_path best, with the run's folder as -c, or a file")
+    options, notes = merge_specs(options, {"recurrent": "fused", "optimizer": "adamw", "lr_scheduler": None})
+    for note in notes:
+        rank_zero_only(print)(note)
     return options
+
+
+def spec_help(arguments: list[str]) -> str | None:
+    """What ``--model.recurrent.help [CLASS]`` and its like ask for; ``None`` where nothing is asked."""
+    for position, option in enumerate(arguments):
+        name, _, word = option.partition("=")
+        for kind in KINDS.values():
+            if name == f"--model.{kind.name}.help":
+                word = word or next(iter(arguments[position + 1 :]), "")
+                return describe(kind, word or ("fused" if kind is RECURRENT else "adamw"))
+    return None
 
 
 def _split_equals(arguments: list[str]) -> list[str]:
@@ -102,8 +117,12 @@ class OneSentenceParser(LightningArgumentParser):
         first, _, rest = message.partition("\n")
         _, _, causes = rest.partition("Errors:\n")
         if causes:  # all that was tried and all that was given is told too: the causes are enough
-            causes = [cause.strip() for cause in causes.partition("Given value")[0].split("- ")]
+            causes, _, given = causes.partition("Given value")
+            given = given.rpartition("Given value: ")[2].strip()
+            causes = [cause.strip() for cause in causes.split("- ")]
             message = f"{first} {'; '.join(cause for cause in causes if cause and 'NoneType' not in cause)}"
+            if "Got value" not in message and "(" not in given and len(given) < 80:  # a plain value
+                message += f". Got value: {given}"
         message = " ".join(message.split())
         unknown = re.search(r"(?:ption '|arguments: --)([\w.]+)", message)
         if unknown and "did you mean" not in message:
@@ -114,8 +133,10 @@ class OneSentenceParser(LightningArgumentParser):
 
 def _option_names() -> list[str]:
     """The names of all arguments of the trainer, the models, the data modules and the early stopping."""
-    classes = [Trainer, EarlyStopping, *map(models.__dict__.get, models.__all__), *map(data.__dict__.get, data.__all__)]
-    return [name for cls in classes for name in inspect.signature(cls).parameters] + ["model", "data", "trainer"]
+    classes = [Trainer, EarlyStopping]
+    for module in (tasks, data):
+        classes += [value for value in map(module.__dict__.get, module.__all__) if isinstance(value, type)]
+    return [name for cls in classes for name in parameters_of(cls)] + ["model", "data", "trainer"]
 
 
 class SaveConfig(SaveConfigCallback):
@@ -151,7 +172,10 @@ class TrainerCommand(LightningCLI):
             return
         self.checkpoint = load_checkpoint(config.ckpt_path)
         given = config.model.init_args
-        for name, saved in (self.checkpoint.get("hyper_parameters") or {}).items():
+        task = import_class(RECURRENT, config.model.class_path)
+        if not issubclass(task, tasks.RecurrentTask):
+            return
+        for name, saved in task.hparams_of(self.checkpoint).items():
             saved = tuple(saved) if isinstance(saved, list) else saved
             if name in given and given[name] != saved:
                 if given[name] is not None:
@@ -178,14 +202,13 @@ class TrainerCommand(LightningCLI):
         if given.enable_progress_bar is not False:
             extra.append(callbacks.ProgressBar())
         if self.subcommand == "fit":
-            # The order matters: the best weights are restored before a sample is drawn from them.
+            # The order matters: the best weights are restored before they are put to any use.
             extra += [
                 callbacks.RNGState(),
                 callbacks.BestCheckpoint(),
                 callbacks.LastCheckpoint(),
                 callbacks.LearningCurves(),
                 callbacks.RestoreBest(),
-                callbacks.TextSample(),
                 callbacks.RunSummary(),
             ]
         else:  # nothing is trained: no run, no folder
@@ -217,22 +240,13 @@ class TrainerCommand(LightningCLI):
         if self.datamodule.has_test():
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         else:
-            self.trainer.print("There is no test text, so nothing was tested.")
+            self.trainer.print("There is no test split, so nothing was tested.")
         self.trainer.print(f"The run is in {folder_of(self.trainer)}")
 
     def predict(self, **options: Any) -> None:
-        """Writes every token of the test text with its log-probability (nats) to ``predictions.csv`` of the run."""
+        """Writes what the task makes of the data to predict, into the run's folder."""
         batches = self.trainer.predict(**options)
-        path = run_folder(options["ckpt_path"]) / "predictions.csv"
-        tokens, total, count = self.datamodule.vocabulary.tokens, 0.0, 0
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(("token", "log_probability"))
-            for targets, log_probabilities in batches:
-                for token, value in zip(targets.flatten().tolist(), log_probabilities.flatten().tolist(), strict=True):
-                    table.writerow((tokens[token], f"{value:.6f}"))
-                    total, count = total + value, count + 1
-        print(f"{count:,} tokens, perplexity {math.exp(-total / count):.3f}, in {path}")
+        print(self.model.write_predictions(batches, self.datamodule, run_folder(options["ckpt_path"])))
 
 
 def _check_that_there_is_more_to_train(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:

@@ -27,9 +27,9 @@ class LearningCurves(Callback):
         self.epochs.append({"epoch": trainer.current_epoch, **figures})
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
-            self.draw(folder / "learning_curves.png")
+            self.draw(folder / "learning_curves.png", f"loss ({getattr(pl_module, 'loss_unit', '')})")
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: Path, ylabel: str = "loss") -> None:
         """Writes the picture of the epochs so far."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ class LearningCurves(Callback):
         if points:
             epoch, loss = min(points, key=lambda point: point[1])
             axes.axvline(epoch, color="grey", linestyle=":", label=f"best: {loss:.4f} in epoch {epoch}")
-        axes.set(xlabel="epoch", ylabel="loss (nats a token)")
+        axes.set(xlabel="epoch", ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch import nn
 
 from lightning_modules.callbacks.checkpoints import RestoreBest
 from lightning_modules.callbacks.learning_curves import LearningCurves
@@ -34,9 +35,9 @@ class RunSummary(Callback):
         partition = pl_module.decay_partition()
         self.summary = {
             "model": type(pl_module).__name__,
-            "cell": pl_module.hparams.cell,
-            "cell_runs_without": pl_module.left_out(),
-            "kernel": kernel_in_use(pl_module.hparams.cell),
+            "recurrent": repr(recurrent_layer(pl_module)),
+            "kernel": kernel_in_use(recurrent_layer(pl_module)),
+            "optimizer": pl_module.hparams.optimizer["class_path"],
             "weight_decay": pl_module.hparams.weight_decay,
             "parameters": {
                 "decayed": {name: parameter.numel() for name, parameter in partition.decayed.items()},
@@ -45,24 +46,14 @@ class RunSummary(Callback):
             "data": trainer.datamodule.summary(),
         }
         if trainer.is_global_zero:
-            print(self._header(describe_partition(partition, pl_module.hparams.weight_decay)))
-
-    def _header(self, partition: str) -> str:
-        lines = [f"cell {self.summary['cell']}: {self.summary['kernel']}"]
-        if left_out := self.summary["cell_runs_without"]:
-            lines.append(
-                f"the cell '{self.summary['cell']}' runs without {', '.join(left_out)}, which it does not have"
-            )
-        data = self.summary["data"]
-        tokens = ", ".join(f"{name} {count:,}" for name, count in data["tokens"].items())
-        lines += [
-            partition,
-            f"tokens: {tokens}; vocabulary {data['vocabulary']:,}, of which the valid text misses "
-            f"{data['valid_unknown_share']:.2%}; its unigram entropy is {data['valid_unigram_entropy']:.3f} nats",
-        ]
-        if self._folder is not None:
-            lines.append(f"run: {self._folder}")
-        return "\n".join(lines)
+            lines = [
+                f"{self.summary['recurrent']}: {self.summary['kernel']}",
+                describe_partition(partition, pl_module.hparams.weight_decay),
+                *trainer.datamodule.describe(),
+            ]
+            if self._folder is not None:
+                lines.append(f"run: {self._folder}")
+            print("\n".join(lines))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         curves = next(c for c in trainer.callbacks if isinstance(c, LearningCurves))
@@ -98,10 +89,21 @@ class RunSummary(Callback):
             (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
-def kernel_in_use(cell: str) -> str:
+def recurrent_layer(module: nn.Module) -> nn.Module:
+    """The module's largest layer that computes a recurrence."""
+    layers = [m for m in module.modules() if isinstance(m, nn.RNNBase) or is_fused(m)]
+    return max(layers, key=lambda m: sum(p.numel() for p in m.parameters()), default=module)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether this package's kernel runs the module."""
+    return type(module).__module__.partition(".")[0] == "lstm_fused"
+
+
+def kernel_in_use(layer: nn.Module) -> str:
     """What computes the recurrence."""
-    if cell != "fused":
-        return f"torch {torch.__version__}, nn.LSTM"
+    if not is_fused(layer):
+        return f"torch {torch.__version__}"
     import lstm_fused
 
     info = lstm_fused.build_info()

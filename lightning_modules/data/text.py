@@ -2,18 +2,17 @@
 
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_modules.data.base import SPLITS, TaskDataModule
 from lightning_modules.data.contiguous import ContiguousLoader, entropy
 from lightning_modules.data.reading import default_text, find_splits, list_files, read_files
 from lightning_modules.data.vocabulary import Vocabulary
 
-SPLITS = ("train", "valid", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("test",)}
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(TaskDataModule):
     """Text for a language model, word by word or character by character.
 
     The text comes from ``path``, cut into train, valid and test by ``split`` - or, where ``path`` is a folder with
@@ -124,8 +123,20 @@ class TextDataModule(LightningDataModule):
             "valid_unigram_entropy": entropy(valid),
         }
 
+    def describe(self) -> list[str]:
+        summary = self.summary()
+        tokens = ", ".join(f"{name} {count:,}" for name, count in summary["tokens"].items())
+        return [
+            f"tokens: {tokens}; vocabulary {summary['vocabulary']:,}, of which the valid text misses "
+            f"{summary['valid_unknown_share']:.2%}; its unigram entropy is {summary['valid_unigram_entropy']:.3f} nats"
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary.state_dict()}
+
+    @classmethod
+    def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
+        return {"level": state["vocabulary"]["level"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vocabulary = Vocabulary(**state_dict["vocabulary"])
@@ -145,13 +156,12 @@ class TextDataModule(LightningDataModule):
             self._loader(name, self.hparams.batch_size)
 
     def _loader(self, name: str, batch_size: int) -> ContiguousLoader:
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return ContiguousLoader(
             self.tokens(name),
             batch_size,
             self.hparams.sequence_length,
-            rank=rank,
-            world_size=world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             name=f"{name} text",
         )
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from torch import nn, optim
 from torch.nn import Parameter
 
+from lightning_modules.injection import OPTIMIZER, Spec, build, class_path, has_argument, import_class, to_spec
+
 
 class DecayPartition(NamedTuple):
     """A model's trainable parameters by name, each in exactly one of the two."""
@@ -44,28 +46,37 @@ def describe_partition(partition: DecayPartition, weight_decay: float) -> str:
 
 
 def build_optimizer(
-    partition: DecayPartition, name: str, lr: float, weight_decay: float, momentum: float = 0.0
+    partition: DecayPartition, spec: Spec | str, *, lr: float, weight_decay: float, momentum: float | None = None
 ) -> optim.Optimizer:
-    """AdamW or SGD over the partition's two groups.
+    """The optimizer of a spec over the partition's two groups.
 
     Args:
-        name: ``"adamw"``, whose decay is decoupled from the gradient, or ``"sgd"``.
+        spec: see :mod:`lightning_modules.injection`.
         lr: learning rate.
-        weight_decay: of the decayed group.
-        momentum: of SGD.
+        weight_decay: of the decayed group, as the class does it: AdamW decouples it from the gradient, others add it
+            there.
+        momentum: where the class has it.
 
     Raises:
-        ValueError: for another name.
+        ValueError: the class lacks what is asked for, or refuses an argument.
     """
-    groups = [
-        {"params": list(partition.decayed.values()), "weight_decay": weight_decay},
-        {"params": list(partition.spared.values()), "weight_decay": 0.0},
-    ]
-    if name == "adamw":
-        return optim.AdamW(groups, lr=lr)
-    if name == "sgd":
-        return optim.SGD(groups, lr=lr, momentum=momentum)
-    raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {name!r}")
+    spec = to_spec(OPTIMIZER, spec)
+    cls = import_class(OPTIMIZER, spec["class_path"])
+    name = class_path(cls)
+    arguments = {"lr": lr}
+    if momentum is not None and (momentum or has_argument(cls, "momentum")):
+        if not has_argument(cls, "momentum"):
+            raise ValueError(f"momentum must be 0 with {name}, which has none, got {momentum}")
+        arguments["momentum"] = momentum
+    groups = [{"params": list(partition.decayed.values())}, {"params": list(partition.spared.values())}]
+    if has_argument(cls, "weight_decay"):
+        groups[0]["weight_decay"], groups[1]["weight_decay"] = weight_decay, 0.0
+    elif weight_decay:
+        raise ValueError(f"weight_decay must be 0 with {name}, which has none, got {weight_decay}; l2 is another way")
+    groups = [group for group in groups if group["params"]]
+    if issubclass(cls, optim.LBFGS):  # knows one group alone
+        groups = [parameter for group in groups for parameter in group["params"]]
+    return build(OPTIMIZER, spec, groups, **arguments)
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: Callable[[], float]) -> Callable[[int], float]:

@@ -11,7 +11,7 @@ from small_runs import SMALL, Result, make_text
 from lightning_modules.checkpoints import SafeCheckpointIO
 from lightning_modules.cli import main
 from lightning_modules.data import TextDataModule
-from lightning_modules.models import LanguageModelTask
+from lightning_modules.tasks import LanguageModelTask
 
 
 @pytest.fixture

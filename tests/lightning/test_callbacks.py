@@ -25,7 +25,7 @@ from lightning_modules.callbacks import (
 )
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.data import TextDataModule
-from lightning_modules.models import LanguageModelTask
+from lightning_modules.tasks import LanguageModelTask
 from lightning_modules.trainer_command import EARLY_STOPPING_DEFAULTS
 
 

@@ -18,8 +18,8 @@ from small_runs import SMALL, Result, make_text
 
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
+from lightning_modules.loading import load_run
 from lightning_modules.runs import CONFIGS
-from lightning_modules.sample_command import load_language_model
 
 RUN = Path("runs/char_lm/version_0")
 
@@ -153,7 +153,7 @@ def test_a_word_model_of_a_folder_without_a_test_text(
     (tmp_path / "texts" / "valid.txt").write_text(make_text(40, seed=5) + "an unknown word\n")
     result = command("fit", "-c", "word_lm", "--data.path", tmp_path / "texts", *SMALL, "--model.hidden_size=8")
     assert result.code == 0, result.err
-    assert "There is no test text" in result.out
+    assert "There is no test split" in result.out
     summary = json.loads((tmp_path / "runs/word_lm/version_0/summary.json").read_text())
     assert summary["data"]["vocabulary"] == 2 + 12
     assert 0 < summary["data"]["valid_unknown_share"] < 0.05
@@ -165,11 +165,10 @@ def test_a_word_model_of_a_folder_without_a_test_text(
 
 
 def test_the_cell_is_one_flag(small_fit: Callable[..., Result], tmp_path: Path) -> None:
-    result = small_fit("--model.cell=torch")
+    result = small_fit("--model.recurrent=torch")
     assert result.code == 0, result.err
-    assert "the cell 'torch' runs without layer_norm, recurrent_dropout" in result.out
-    net, _ = load_language_model(tmp_path / RUN / "checkpoints" / "best.ckpt")
-    assert isinstance(net.lstm, torch.nn.LSTM)
+    assert "torch.nn.LSTM has no layer_norm, recurrent_dropout: what the config sets is left out" in result.out
+    assert isinstance(load_run(tmp_path / RUN).task.net.lstm, torch.nn.LSTM)
 
 
 def test_a_fit_that_diverges_stops_and_says_why(small_fit: Callable[..., Result], tmp_path: Path) -> None:
@@ -210,10 +209,10 @@ def test_every_bundled_config_parses(tmp_path: Path) -> None:
         (["fit", "-c", "char_lm", "--model.dropuot=0.1"], "Option 'dropuot' is not accepted; did you mean 'dropout'?"),
         (["fit", "-c", "char_lm", "--trainer.max_epoch=1"], "did you mean 'max_epochs'?"),
         (["fit", "-c", "char_lm", "--model.hidden_size=big"], "Expected a <class 'int'>. Got value: big"),
-        (["fit", "-c", "char_lm", "--model.cell=gru"], "Got value: gru"),
+        (["fit", "-c", "char_lm", "--model.recurrent=grru"], "got 'grru'; did you mean 'gru'?"),
         (["fit", "-c", "char_lm", "--model.dropout=1.5"], "dropout must be in [0, 1), got 1.5"),
         (["fit", "-c", "char_lm", "--model.zoneout=-1"], "zoneout"),
-        (["fit", "-c", "char_lm", "--model.lr=-1"], "lr must be at least 0, got -1"),
+        (["fit", "-c", "char_lm", "--model.lr=-1"], "lr must be at least 0 and finite, got -1"),
         (["fit", "-c", "char_lm", "--data.path=missing.txt"], "there is no file, folder or match of a glob"),
         (["fit", "-c", "char_lm", "--data.path=empty.txt"], "train text is empty: 'empty.txt'"),
         (["fit", "-c", "char_lm", "--data.path=latin.txt"], "'latin.txt' is not utf-8 text (byte 3"),

@@ -1,6 +1,7 @@
 """The language model and the state that is carried from batch to batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +10,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_modules.data import TextDataModule
-from lightning_modules.models import LanguageModel, LanguageModelTask
-from lightning_modules.models.language_model import LockedDropout
-from lightning_modules.models.recurrent import build_recurrent
+from lightning_modules.models import LanguageModel
+from lightning_modules.models.recurrent import LockedDropout, build_recurrent
+from lightning_modules.tasks import LanguageModelTask
 
 
-@pytest.mark.parametrize("cell", ["fused", "torch"])
-def test_shapes_and_the_carried_state(cell: str) -> None:
-    net = LanguageModel(11, 5, 7, 2, cell=cell).eval()
+def make_net(word: str = "fused", *, embedding_size: int = 5, hidden_size: int = 7, **options: Any) -> LanguageModel:
+    layer = {name: options.pop(name) for name in ("num_layers", "layer_norm") if name in options}
+    return LanguageModel(
+        11, lambda size: build_recurrent(word, size, hidden_size=hidden_size, **layer), embedding_size, **options
+    )
+
+
+@pytest.mark.parametrize("word", ["fused", "torch"])
+def test_shapes_and_the_carried_state(word: str) -> None:
+    net = make_net(word, num_layers=2).eval()
     tokens = torch.randint(11, (9, 3))
     whole, last = net(tokens)
     assert whole.shape == (9, 3, 11)
@@ -30,9 +38,9 @@ def test_shapes_and_the_carried_state(cell: str) -> None:
 def test_one_flag_changes_the_cell_and_nothing_else() -> None:
     """The same seed and options give the same weights, and the same figures, where nn.LSTM has all that is asked."""
     nets = []
-    for cell in ("fused", "torch"):
+    for word in ("fused", "torch"):
         torch.manual_seed(3)
-        nets.append(LanguageModel(11, 5, 7, 2, cell=cell, layer_norm=False, dropout=0.0))
+        nets.append(make_net(word, num_layers=2, layer_norm=False, dropout=0.0))
     fused, plain = nets
     assert isinstance(plain.lstm, nn.LSTM)
     for (name, ours), (other, theirs) in zip(fused.named_parameters(), plain.named_parameters(), strict=True):
@@ -42,18 +50,9 @@ def test_one_flag_changes_the_cell_and_nothing_else() -> None:
     torch.testing.assert_close(fused(tokens)[0], plain(tokens)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_cell_that_lacks_an_option_says_so(make_task: Callable[..., LanguageModelTask]) -> None:
-    assert make_task(cell="fused").left_out() == []
-    assert make_task(cell="torch").left_out() == ["layer_norm", "recurrent_dropout", "zoneout"]
-    plain = make_task(cell="torch", layer_norm=False, recurrent_dropout=0.0, zoneout=(0.0, 0.0))
-    assert plain.left_out() == []
-    with pytest.raises(ValueError, match="cell must be one of fused, torch, got 'gru'"):
-        build_recurrent("gru", 2, 2, 1)
-
-
-@pytest.mark.parametrize("cell", ["fused", "torch"])
-def test_the_forget_gates_begin_at_the_bias_given(cell: str) -> None:
-    lstm = build_recurrent(cell, 3, 4, 2, forget_bias=1.0)
+@pytest.mark.parametrize("word", ["fused", "torch"])
+def test_the_forget_gates_begin_at_the_bias_given(word: str) -> None:
+    lstm = build_recurrent(word, 3, hidden_size=4, num_layers=2, forget_bias=1.0)
     parameters = dict(lstm.named_parameters())
     for layer in (0, 1):
         total = parameters[f"bias_ih_l{layer}"] + parameters[f"bias_hh_l{layer}"]
@@ -62,12 +61,12 @@ def test_the_forget_gates_begin_at_the_bias_given(cell: str) -> None:
 
 
 def test_tied_weights_are_one_parameter() -> None:
-    tied = LanguageModel(11, 6, 6, tied=True)
+    tied = make_net(embedding_size=6, hidden_size=6, tied=True)
     assert tied.decoder.weight is tied.embedding.weight
-    free = sum(parameter.numel() for parameter in LanguageModel(11, 6, 6).parameters())
+    free = sum(parameter.numel() for parameter in make_net(embedding_size=6, hidden_size=6).parameters())
     assert free - sum(parameter.numel() for parameter in tied.parameters()) == 11 * 6
     with pytest.raises(ValueError, match="got 5 and 6"):
-        LanguageModel(11, 5, 6, tied=True)
+        make_net(embedding_size=5, hidden_size=6, tied=True)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +79,9 @@ def test_tied_weights_are_one_parameter() -> None:
         ({"zoneout": float("nan")}, "zoneout"),
     ],
 )
-def test_bad_arguments_are_told(options: dict, message: str) -> None:
+def test_bad_arguments_are_told(make_task: Callable[..., LanguageModelTask], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LanguageModel(**{"vocab_size": 11, "embedding_size": 4, "hidden_size": 4} | options)
+        make_task(**options)
 
 
 def test_locked_dropout_drops_the_same_units_at_every_step() -> None:

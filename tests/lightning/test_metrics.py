@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchmetrics.text import Perplexity as TorchmetricsPerplexity
 
 from lightning_modules.data import TextDataModule
-from lightning_modules.models import LanguageModelTask
 from lightning_modules.models.metrics import BitsPerCharacter, Perplexity
+from lightning_modules.tasks import LanguageModelTask
 
 
 def test_batches_count_by_their_tokens() -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.models import LanguageModelTask
 from lightning_modules.models.optimizers import (
     build_optimizer,
     describe_partition,
     learning_rate_factor,
     partition_parameters,
 )
+from lightning_modules.tasks import LanguageModelTask
 
 WEIGHTS = {f"net.lstm.weight_{part}_l{layer}" for part in ("ih", "hh") for layer in (0, 1)}
 NORMS = {f"net.lstm.{p}_l{k}" for p in ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c") for k in (0, 1)}
@@ -71,10 +71,14 @@ def test_the_description_names_every_parameter(make_task: Callable[..., Language
 
 
 def test_bad_optimizer_arguments_are_told(make_task: Callable[..., LanguageModelTask]) -> None:
-    with pytest.raises(ValueError, match="optimizer must be 'adamw' or 'sgd', got 'adam'"):
-        build_optimizer(partition_parameters(nn.Linear(2, 2)), "adam", lr=0.1, weight_decay=0.0)
+    with pytest.raises(ValueError, match=r"optimizer must be .* got 'adamm'; did you mean 'Adam"):
+        build_optimizer(partition_parameters(nn.Linear(2, 2)), "adamm", lr=0.1, weight_decay=0.0)
+    with pytest.raises(ValueError, match=r"momentum must be 0 with torch\.optim\.AdamW, which has none, got 0.9"):
+        build_optimizer(partition_parameters(nn.Linear(2, 2)), "adamw", lr=0.1, weight_decay=0.0, momentum=0.9)
+    with pytest.raises(ValueError, match=r"weight_decay must be 0 with torch\.optim\.Rprop, which has none, got 0.1"):
+        build_optimizer(partition_parameters(nn.Linear(2, 2)), "Rprop", lr=0.1, weight_decay=0.1)
     for name, value in (("lr", -1.0), ("weight_decay", -0.1), ("momentum", float("nan")), ("warmup_steps", -1)):
-        with pytest.raises(ValueError, match=f"{name} must be at least 0, got {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got {value}"):
             make_task(**{name: value})
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\)"):
         make_task(label_smoothing=1.0)

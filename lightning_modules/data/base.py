@@ -1,0 +1,45 @@
+"""What the command line, the callbacks and the tasks may ask of any task's data."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+SPLITS = ("train", "valid", "test")
+SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("predict",)}
+
+
+class TaskDataModule(LightningDataModule):
+    """Base class of all data modules.
+
+    A data module must say which splits it has (:meth:`has_test`), read what a stage needs (``setup``, called before a
+    run's folder is made, so that bad data is told first), and give the loaders. What a model needs to be used later - a
+    vocabulary, a scaling - is its ``state_dict``, which goes into every checkpoint; ``load_state_dict`` puts it in the
+    place of what the data itself would give.
+    """
+
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the data, as plain values: the ``data`` of a run's summary.json."""
+        return {}
+
+    def describe(self) -> list[str]:
+        """Lines that say at the start of a run what the data is."""
+        return []
+
+    @classmethod
+    def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor that a ``state_dict`` tells: what it must be built with to load that state."""
+        return {}
+
+    @property
+    def rank(self) -> int:
+        """This process's number among those that train together."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that train together."""
+        return 1 if self.trainer is None else self.trainer.world_size

@@ -1,0 +1,104 @@
+"""Batches of examples of different lengths: alike in length, in an order that a run can be resumed in."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+POOL = 50  # batches within which examples are sorted by length
+
+
+class ExampleLoader:
+    """Gives batches of examples, ``collate(examples, positions)``.
+
+    The order is a function of ``(seed, epoch)``: examples are shuffled, sorted by length within pools of 50 batches,
+    cut into batches, and the batches shuffled, so that a batch holds examples of about one length and little padding.
+    It takes no random numbers from anywhere else; ``state_dict`` is the number of batches given out, which is all that
+    resuming in the middle of an epoch needs. Without ``shuffle`` the order is that of the examples.
+
+    Under distributed training every rank takes its share of each batch, so that all ranks together see the batches
+    that one process would.
+
+    Args:
+        examples: all of them.
+        batch_size: examples of a batch, over all ranks.
+        collate: makes a batch of a list of examples and their positions in ``examples``.
+        lengths: of the examples; ``None`` where they are all alike.
+        shuffle: a new order every epoch.
+        seed: of the order.
+        epoch: gives the number of the epoch that begins; asked when one does.
+        name: what the examples are called in an error.
+
+    Raises:
+        ValueError: there are no examples, or a rank would have none.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Any],
+        batch_size: int,
+        collate: Callable[[list[Any], list[int]], Any],
+        *,
+        lengths: Sequence[int] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+        name: str = "examples",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size must be a multiple of the {world_size} processes, got {batch_size}")
+        if len(examples) < world_size:
+            raise ValueError(f"there must be at least {world_size} {name}, one a process, got {len(examples)}")
+        self.examples, self.batch_size, self.collate, self.lengths = examples, batch_size, collate, lengths
+        self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
+        self.rank, self.world_size = rank, world_size
+        self._start = 0  # where the next iteration begins
+        self._given = 0  # batches that the present iteration has given out, those before its start included
+
+    def __len__(self) -> int:
+        count = -(-len(self.examples) // self.batch_size)
+        last = len(self.examples) - (count - 1) * self.batch_size
+        return count - (last < self.world_size)  # too few for every rank to have one: they join the batch before
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self._start = self._start, 0
+        self._given = start
+        return self._batches(start)
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        for position, batch in enumerate(self.order(self.epoch())):
+            if position < start:
+                continue
+            self._given = position + 1
+            share = batch[self.rank :: self.world_size]
+            yield self.collate([self.examples[k] for k in share], share)
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """The positions of the examples of each batch, over all ranks, in an epoch."""
+        count = len(self.examples)
+        if not self.shuffle:
+            return self._cut(list(range(count)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        if self.lengths is None:
+            return self._cut(order)
+        size = POOL * self.batch_size
+        order = [k for i in range(0, count, size) for k in sorted(order[i : i + size], key=self.lengths.__getitem__)]
+        batches = self._cut(order)
+        return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        count = len(self)
+        starts = [k * self.batch_size for k in range(count)] + [len(order)]
+        return [order[start:end] for start, end in itertools.pairwise(starts)]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._start = int(state["batches"]) % len(self)  # a finished epoch: the next one begins at its beginning

@@ -1,0 +1,359 @@
+"""What every task shares, and what the command line, the callbacks and the experiments may ask of one."""
+
+import copy
+import math
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from lightning_modules.data.base import TaskDataModule
+from lightning_modules.injection import (
+    CLASS_OPTIONS,
+    LR_SCHEDULER,
+    OPTIMIZER,
+    RECURRENT,
+    Kind,
+    build,
+    has_argument,
+    import_class,
+    parameters_of,
+    takes_option,
+    to_spec,
+)
+from lightning_modules.models.optimizers import (
+    DecayPartition,
+    build_optimizer,
+    learning_rate_factor,
+    partition_parameters,
+)
+from lightning_modules.models.recurrent import build_recurrent
+
+
+class RecurrentTask(LightningModule):
+    """Base class of all tasks: a net around one recurrent layer, trained, judged and used.
+
+    A task is a subclass. It must say
+
+    - :meth:`data_sizes`: which of its own arguments come from the data (each ``None`` until then),
+    - :meth:`new_net`: the net, an ``nn.Module`` whose recurrent layer is made by :meth:`new_layer`,
+    - :meth:`batch_loss`: the mean loss of a batch, and over how many items it is the mean;
+
+    and it may say
+
+    - :meth:`new_metrics`: what it is judged by beside the loss,
+    - ``predict_step`` and :meth:`write_predictions`: what becomes of new data,
+    - :meth:`add_sample_arguments` and :meth:`sample`: what ``lstm-fused sample`` draws,
+    - :meth:`own_callbacks`: callbacks of its own, such as one that draws its picture,
+    - ``loss_unit``: what the axis of the learning curves says.
+
+    Logged are ``train_loss`` (the objective: with label smoothing and the L2 penalty, where they are on), ``val_loss``
+    and ``test_loss`` (without either), and the metrics as ``val_NAME`` and ``test_NAME``. Under distributed training
+    loss and gradients are means over the items of all processes, however unequally these are shared.
+
+    Args:
+        recurrent: the recurrent layer: ``fused`` (lstm_fused.FusedLSTM), ``torch`` (torch.nn.LSTM), ``gru``, ``rnn``,
+            a class path, or ``{class_path: ..., init_args: {...}}``. ``--model.recurrent.NAME VALUE`` gives an argument
+            of the class, ``--model.recurrent.help CLASS`` lists them.
+        hidden_size: size of each layer.
+        num_layers: number of layers; the class's default if not given.
+        layer_norm: layer norm inside the layer; by default on where the layer has it.
+        recurrent_dropout: rate on the hidden state from step to step.
+        zoneout: rate at which h and c keep their previous value, one rate or two.
+        forget_bias: initial bias of the forget gates; the layer's own if not given.
+        dropout: rate of dropout outside the recurrence; where it acts, the task says.
+        layer_dropout: rate between the recurrent layers; ``dropout`` if not given.
+        variational: dropout masks are locked over time.
+        optimizer: a class of torch.optim by name (``adamw``, ``SGD``), a class path, or class_path and init_args.
+        lr: learning rate.
+        weight_decay: on weights alone, as the optimizer does it; biases and norms are spared. The default is 0 for an
+            optimizer without weight decay.
+        decay_embeddings: weight decay and L2 act on embeddings too.
+        momentum: of the optimizer, where it has one.
+        l2: coefficient of the penalty ``l2 / 2 * sum(w^2)`` of the same weights in the training loss.
+        lr_schedule: ``constant``, or ``cosine`` down to 0 at the end of the run.
+        warmup_steps: steps over which the learning rate rises to ``lr``.
+        lr_scheduler: instead of these two, a class of torch.optim.lr_scheduler, a class path, or class_path and
+            init_args.
+        lr_scheduler_interval: whether it steps every ``epoch`` or every ``step``.
+        cell: the former name of ``recurrent``.
+    """
+
+    loss_unit = "nats"
+
+    def __init__(
+        self,
+        recurrent: str | dict[str, Any] = "fused",
+        hidden_size: int = 256,
+        num_layers: int | None = None,
+        layer_norm: bool | Literal["ba2016", "carry"] | None = None,
+        recurrent_dropout: float | None = None,
+        zoneout: float | tuple[float, float] | None = None,
+        forget_bias: float | None = None,
+        dropout: float = 0.2,
+        layer_dropout: float | None = None,
+        variational: bool = False,
+        optimizer: str | dict[str, Any] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        decay_embeddings: bool = False,
+        momentum: float | None = None,
+        l2: float = 0.0,
+        lr_schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        lr_scheduler: str | dict[str, Any] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        cell: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.save_hyperparameters(self._resolved())
+        self._check_hyperparameters()
+        self.net: nn.Module | None = None
+        if all(self.hparams[name] is not None for name in self.size_names()):
+            self.net = self.new_net()
+
+    # The seam -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def size_names(cls) -> tuple[str, ...]:
+        """The constructor's arguments that :meth:`data_sizes` gives."""
+        raise NotImplementedError
+
+    def data_sizes(self, data: TaskDataModule) -> dict[str, Any]:
+        """The values of :meth:`size_names` for this data: plain values, kept in every checkpoint."""
+        raise NotImplementedError
+
+    def new_net(self) -> nn.Module:
+        """The net; all of ``self.hparams`` is known."""
+        raise NotImplementedError
+
+    def batch_loss(
+        self, batch: Any, batch_idx: int, metrics: MetricCollection | None = None
+    ) -> tuple[Tensor, int | Tensor]:
+        """The mean loss of a batch, and the number of items that it is the mean of: padding is none.
+
+        Args:
+            metrics: those of :meth:`new_metrics`, to be updated with this batch; ``None`` in training.
+        """
+        raise NotImplementedError
+
+    def new_metrics(self, data: TaskDataModule) -> dict[str, Metric]:
+        """What the task is judged by beside the loss, by the name it is logged under after ``val_`` or ``test_``."""
+        return {}
+
+    def own_callbacks(self) -> list[Callback]:
+        """Callbacks that every trainer of this task gets, unless it has one of the kind; they run after the others."""
+        return []
+
+    def write_predictions(self, batches: list[Any], data: TaskDataModule, folder: Path) -> str:
+        """Writes what ``predict_step`` gave for each batch to a file in ``folder``; one line that says what and where.
+
+        Raises NotImplementedError where the task predicts nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no predictions to write")
+
+    def predict_examples(self, examples: Any, data: TaskDataModule) -> Any:
+        """What the task makes of data in memory; the subclass says in what form."""
+        raise NotImplementedError(f"{type(self).__name__} predicts nothing of data in memory")
+
+    @classmethod
+    def add_sample_arguments(cls, parser: ArgumentParser) -> None:
+        """The options of ``lstm-fused sample`` for this task; raises ValueError where the task draws no samples."""
+        raise ValueError(f"a {cls.__name__} draws no samples")
+
+    def sample(self, data: TaskDataModule, options: Namespace, folder: Path) -> str:
+        """Draws what :meth:`add_sample_arguments` asked for: what is to be printed."""
+        raise NotImplementedError
+
+    def configure_callbacks(self) -> list[Callback]:
+        kinds = {type(callback) for callback in self.trainer.callbacks}
+        return [callback for callback in self.own_callbacks() if type(callback) not in kinds]
+
+    # The model ------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Lightning calls this before it loads any weights."""
+        self.build(self.trainer.datamodule)
+
+    def build(self, data: TaskDataModule) -> None:
+        """Builds the net for the data's sizes, unless it is built.
+
+        Raises ValueError where it was built for others.
+        """
+        sizes = self.data_sizes(data)
+        for name, size in sizes.items():
+            if self.hparams[name] is None:
+                self.hparams[name] = size
+            elif self.hparams[name] != size:
+                raise ValueError(f"{name} must be that of the data, {size}, got {self.hparams[name]}")
+        if self.net is None:
+            self.net = self.new_net()
+
+    def new_layer(self, input_size: int) -> nn.Module:
+        """The recurrent layer on inputs of this size."""
+        layer_dropout = self.hparams.layer_dropout
+        return build_recurrent(
+            self.hparams.recurrent,
+            input_size,
+            hidden_size=self.hparams.hidden_size,
+            num_layers=self.hparams.num_layers,
+            dropout=self.hparams.dropout if layer_dropout is None else layer_dropout,
+            variational=self.hparams.variational,
+            **{name: self.hparams[name] for name in CLASS_OPTIONS},
+        )
+
+    @property
+    def recurrent_class(self) -> type:
+        """The class of the recurrent layer."""
+        return import_class(RECURRENT, self.hparams.recurrent["class_path"])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+    # The hyperparameters --------------------------------------------------------------------------------------------
+
+    def _resolved(self) -> dict[str, Any]:
+        """The specs in full, the short forms with what their long forms said, and the defaults that depend on both."""
+        given = self.hparams
+        resolved: dict[str, Any] = {"cell": None}
+        recurrent = given.recurrent
+        if given.cell is not None:
+            if recurrent not in ("fused", given.cell):
+                raise ValueError(f"cell is the former name of recurrent, give one, got {given.cell!r}, {recurrent!r}")
+            recurrent = given.cell
+        resolved |= self._take_short_forms(RECURRENT, recurrent)
+        resolved |= self._take_short_forms(OPTIMIZER, given.optimizer)
+        if given.lr_scheduler is not None:
+            resolved["lr_scheduler"] = to_spec(LR_SCHEDULER, given.lr_scheduler)
+        layer = import_class(RECURRENT, resolved["recurrent"]["class_path"])
+        optimizer = import_class(OPTIMIZER, resolved["optimizer"]["class_path"])
+        if resolved.get("layer_norm", given.layer_norm) is None and takes_option(layer, "layer_norm"):
+            resolved["layer_norm"] = True
+        if given.weight_decay == default_of("weight_decay") and not has_argument(optimizer, "weight_decay"):
+            resolved["weight_decay"] = 0.0
+        return resolved
+
+    def _take_short_forms(self, kind: Kind, value: Any) -> dict[str, Any]:
+        """The spec without the arguments that have a short form, and these by that."""
+        spec = copy.deepcopy(to_spec(kind, value))
+        taken: dict[str, Any] = {kind.name: spec}
+        for argument, short in kind.short.items():
+            if argument not in spec["init_args"]:
+                continue
+            long = spec["init_args"].pop(argument)
+            long = tuple(long) if isinstance(long, list) else long
+            if self.hparams[short] not in (None, long, default_of(short)):
+                raise ValueError(
+                    f"{short} and {kind.name}.{argument} are one setting and must not differ, got "
+                    f"{self.hparams[short]!r} and {long!r}"
+                )
+            taken[short] = long
+        return taken
+
+    def _check_hyperparameters(self) -> None:
+        hparams = self.hparams
+        for name in ("hidden_size", "num_layers"):
+            if hparams[name] is not None and hparams[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {hparams[name]}")
+        for name in ("dropout", "layer_dropout"):
+            if hparams[name] is not None and not 0 <= hparams[name] < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {hparams[name]}")
+        for name in ("lr", "weight_decay", "momentum", "l2", "warmup_steps"):
+            value = hparams[name]
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+        if hparams.lr_scheduler is not None and (hparams.lr_schedule != "constant" or hparams.warmup_steps):
+            raise ValueError(
+                f"lr_scheduler is instead of lr_schedule and warmup_steps: give one, got "
+                f"{hparams.lr_scheduler['class_path']} with lr_schedule {hparams.lr_schedule!r} and warmup_steps "
+                f"{hparams.warmup_steps}"
+            )
+
+    @classmethod
+    def hparams_of(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments that a checkpoint was saved with, an older one's among them."""
+        known = parameters_of(cls)
+        saved = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if k in known}
+        if saved.get("cell") is not None and "recurrent" in saved:
+            saved["cell"] = None
+        return saved
+
+    # The steps ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        # A NaN stays a NaN: by default torchmetrics leaves it out of the mean, and with "disable" forgets the weights.
+        metrics = {"loss": MeanMetric(math.nan), **self.new_metrics(self.trainer.datamodule)}
+        self.val_metrics = MetricCollection(metrics, prefix="val_", compute_groups=False)
+        self.test_metrics = self.val_metrics.clone(prefix="test_")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, count = self.batch_loss(batch, batch_idx)
+        objective = loss + self.l2_penalty() if self.hparams.l2 else loss
+        self.log(
+            "train_loss", objective, on_step=True, on_epoch=True, prog_bar=True, batch_size=int(count), sync_dist=True
+        )
+        if self.trainer.world_size == 1:
+            return objective
+        # Gradients become means over the processes; their batches hold different numbers of items.
+        counts = torch.as_tensor(count, device=loss.device, dtype=torch.float64)
+        share = counts * self.trainer.world_size / self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+        return loss * share.to(loss.dtype) + (objective - loss)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluation_step(batch, batch_idx, self.val_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluation_step(batch, batch_idx, self.test_metrics)
+
+    def _evaluation_step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> None:
+        loss, count = self.batch_loss(batch, batch_idx, metrics)
+        metrics["loss"].update(loss, weight=count)
+        self.log_dict(
+            {f"{metrics.prefix}{name}": metric for name, metric in metrics.items(keep_base=True)},
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=int(count),
+        )
+
+    def l2_penalty(self) -> Tensor:
+        """``l2 / 2 * sum(w^2)`` over the weights that weight decay would act on; its gradient is ``l2 * w``."""
+        weights = self.decay_partition().decayed.values()
+        return self.hparams.l2 / 2 * sum(weight.square().sum() for weight in weights)
+
+    # The optimizer --------------------------------------------------------------------------------------------------
+
+    def decay_partition(self) -> DecayPartition:
+        """Which parameters weight decay and L2 act on, and which they spare."""
+        return partition_parameters(self, self.hparams.decay_embeddings)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(
+            self.decay_partition(),
+            self.hparams.optimizer,
+            lr=self.hparams.lr,
+            weight_decay=self.hparams.weight_decay,
+            momentum=self.hparams.momentum,
+        )
+        if self.hparams.lr_scheduler is not None:
+            scheduler = build(LR_SCHEDULER, self.hparams.lr_scheduler, optimizer)
+            interval = self.hparams.lr_scheduler_interval
+            schedule = {"scheduler": scheduler, "interval": interval, "monitor": "val_loss"}
+            return {"optimizer": optimizer, "lr_scheduler": schedule}
+        # Asked here and not in a step, the trainer would open the train loader before a resumed run has told the
+        # loader where to go on.
+        factor = learning_rate_factor(
+            self.hparams.lr_schedule, self.hparams.warmup_steps, lambda: self.trainer.estimated_stepping_batches
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def default_of(name: str) -> Any:
+    """The default of an argument that all tasks have."""
+    return parameters_of(RecurrentTask)[name].default

@@ -1,0 +1,177 @@
+"""Training a language model: what a step is, what is carried from batch to batch, what is logged."""
+
+import csv
+import math
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+from torchmetrics import Metric, MetricCollection
+
+from lightning_modules.callbacks.text_sample import TextSample
+from lightning_modules.data.text import TextDataModule
+from lightning_modules.data.vocabulary import UNKNOWN
+from lightning_modules.generation import generate
+from lightning_modules.models.language_model import LanguageModel
+from lightning_modules.models.metrics import BitsPerCharacter, Perplexity
+from lightning_modules.models.recurrent import detach
+from lightning_modules.tasks.base import RecurrentTask
+
+
+class LanguageModelTask(RecurrentTask):
+    """Trains a :class:`LanguageModel` on contiguous batches of text.
+
+    The layer's state that ends a batch begins the next one, detached: backpropagation through time is truncated at
+    the batch. It is zero at the start of every epoch, and validation and test have one of their own.
+
+    The losses are in nats a token; the metrics are ``ppl`` and, for characters, ``bpc``. ``dropout`` acts on the
+    embedding, after each layer and before the decoder.
+
+    Args:
+        vocab_size: number of tokens; taken from the data if not given.
+        embedding_size: size of a token's embedding.
+        tied: the decoder shares the embedding's weight.
+        label_smoothing: share of the training target that is spread over all tokens.
+        shared: those of :class:`RecurrentTask`.
+    """
+
+    loss_unit = "nats a token"
+
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        embedding_size: int = 128,
+        tied: bool = False,
+        label_smoothing: float = 0.0,
+        **shared: Any,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        super().__init__(**shared)
+        self.train_state: Any = None
+        self.eval_state: Any = None
+
+    # The model ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def size_names(cls) -> tuple[str, ...]:
+        return ("vocab_size",)
+
+    def data_sizes(self, data: TextDataModule) -> dict[str, Any]:
+        return {"vocab_size": len(data.vocabulary)}
+
+    def new_net(self) -> LanguageModel:
+        return LanguageModel(
+            self.hparams.vocab_size,
+            self.new_layer,
+            self.hparams.embedding_size,
+            tied=self.hparams.tied,
+            dropout=self.hparams.dropout,
+            variational=self.hparams.variational,
+        )
+
+    def new_metrics(self, data: TextDataModule) -> dict[str, Metric]:
+        metrics: dict[str, Metric] = {"ppl": Perplexity(math.nan)}
+        if data.vocabulary.level == "char":
+            metrics["bpc"] = BitsPerCharacter(math.nan)
+        return metrics
+
+    def own_callbacks(self) -> list[Callback]:
+        return [TextSample()]
+
+    # The steps ------------------------------------------------------------------------------------------------------
+
+    def batch_loss(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, metrics: MetricCollection | None = None
+    ) -> tuple[Tensor, int]:
+        """Of a batch (tokens and next tokens, int64 [T, B]), in nats a token."""
+        name = "train_state" if metrics is None else "eval_state"
+        state = getattr(self, name) if batch_idx > 0 else None
+        smoothing = self.hparams.label_smoothing if metrics is None else 0.0
+        loss, state = self.model_step(batch, state, smoothing)
+        setattr(self, name, state)
+        count = batch[0].numel()
+        for metric in () if metrics is None else metrics.values():
+            if isinstance(metric, (Perplexity, BitsPerCharacter)):
+                metric.update(loss, weight=count)
+        return loss, count
+
+    def model_step(self, batch: tuple[Tensor, Tensor], state: Any, label_smoothing: float = 0.0) -> tuple[Tensor, Any]:
+        """The mean loss of a batch (tokens and next tokens, int64 [T, B]) in nats, and the state after it, detached."""
+        tokens, targets = batch
+        logits, state = self(tokens, state)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
+        return loss, detach(state)
+
+    # Predictions and samples ----------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The next tokens, int64 [T, B], and their log-probabilities in nats, [T, B]."""
+        if batch_idx == 0:
+            self.eval_state = None
+        tokens, targets = batch
+        logits, self.eval_state = self(tokens, self.eval_state)
+        return targets, logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
+
+    def write_predictions(self, batches: list[tuple[Tensor, Tensor]], data: TextDataModule, folder: Path) -> str:
+        """Every token with its log-probability (nats), as ``predictions.csv``."""
+        path = folder / "predictions.csv"
+        tokens, total, count = data.vocabulary.tokens, 0.0, 0
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("token", "log_probability"))
+            for targets, log_probabilities in batches:
+                for token, value in zip(targets.flatten().tolist(), log_probabilities.flatten().tolist(), strict=True):
+                    table.writerow((tokens[token], f"{value:.6f}"))
+                    total, count = total + value, count + 1
+        return f"{count:,} tokens, perplexity {math.exp(-total / count):.3f}, in {path}"
+
+    @classmethod
+    def add_sample_arguments(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--prompt", default="", help="the text to go on from")
+        parser.add_argument("--length", type=int, default=500, help="how many tokens to draw")
+        parser.add_argument(
+            "--temperature", type=float, default=0.8, help="below 1 is more careful, 0 takes the likeliest"
+        )
+        parser.add_argument("--top-k", "--top_k", type=int, help="draw from the k likeliest tokens; all if not given")
+        parser.add_argument("--top-p", "--top_p", type=float, default=1.0, help="draw from the likeliest that sum to p")
+        parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+
+    def sample(self, data: TextDataModule, options: Namespace, folder: Path) -> str:
+        if unknown := data.vocabulary.unknown_tokens(options.prompt):
+            names = ", ".join(map(repr, unknown))
+            print(f"The model does not know {names} of the prompt and takes each for {UNKNOWN}.", file=sys.stderr)
+        return generate(
+            self.net,
+            data.vocabulary,
+            prompt=options.prompt,
+            length=options.length,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+
+    # The checkpoint -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the carried state of every rank, so that a run resumed in the middle of an epoch goes on exactly."""
+        if self.train_state is not None:
+            # Each tensor [layers, B, H]; of all ranks [ranks, layers, B, H].
+            gathered = tree_map(lambda x: self.all_gather(x).view(-1, *x.shape).cpu(), self.train_state)
+            checkpoint["train_state"] = {"ranks": self.trainer.world_size, "state": gathered}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("train_state")
+        self.train_state = None
+        rank, ranks = (0, 1) if self._trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if isinstance(saved, Tensor):  # of a former version: h and c of all ranks, one after another
+            h_and_c = saved.view(-1, 2, *saved.shape[1:])
+            saved = {"ranks": len(h_and_c), "state": tuple(h_and_c.unbind(1))}
+        if saved is not None and saved["ranks"] == ranks:  # with another number of ranks the columns are others
+            self.train_state = tree_map(lambda x: x[rank].to(self.device), saved["state"])
