@@ -132,13 +132,14 @@ class TextDataModule(TaskDataModule):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary.state_dict()}
+        return super().state_dict() | {"vocabulary": self.vocabulary.state_dict()}
 
     @classmethod
     def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
         return {"level": state["vocabulary"]["level"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         vocabulary = Vocabulary(**state_dict["vocabulary"])
         if vocabulary.level != self.hparams.level:
             raise ValueError(
