@@ -16,7 +16,8 @@ class Vocabulary:
     """The tokens a model knows, by id. Id 0 is ``<unk>``, which every unknown token becomes.
 
     Args:
-        level: ``"char"`` or ``"word"``. Words are what stands between white space; each line ends with ``<eos>``.
+        level: ``"char"`` or ``"word"``: what the tokens are. For :meth:`encode` words are what stands between white
+            space, and each line ends with ``<eos>``.
         tokens: all tokens in the order of their ids, without doubles, the first being ``<unk>``.
 
     Raises:
@@ -41,13 +42,34 @@ class Vocabulary:
         ``max_size`` bounds the number of ids, the special tokens included; ``None`` keeps every token.
         """
         special = [UNKNOWN, END_OF_LINE] if level == "word" else [UNKNOWN]
+        return cls.from_tokens(tokenize(text, level), level, max_size, special=special)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: Iterable[str],
+        level: str,
+        max_size: int | None = None,
+        min_count: int = 1,
+        special: Sequence[str] = (UNKNOWN,),
+    ) -> "Vocabulary":
+        """The vocabulary of a text that is split into tokens already; see :meth:`build`.
+
+        Tokens with fewer than ``min_count`` occurrences are left out, so that a model sees ``<unk>`` in training. The
+        tokens of ``special``, which begin the vocabulary, are always in.
+        """
+        if min_count < 1:
+            raise ValueError(f"min_count must be at least 1, got {min_count}")
         if max_size is not None and max_size <= len(special):
             raise ValueError(f"max_vocab must be more than the {len(special)} special tokens, got {max_size}")
-        counts = Counter(tokenize(text, level))
+        counts = Counter(tokens)
         for token in special:
             counts.pop(token, None)
-        ranked = sorted(counts, key=lambda token: (-counts[token], token))
-        return cls(level, special + ranked[: None if max_size is None else max_size - len(special)])
+        frequent = [token for token, count in counts.items() if count >= min_count]
+        if counts and not frequent:
+            raise ValueError(f"min_count must leave a token, and the text has none {min_count} times")
+        ranked = sorted(frequent, key=lambda token: (-counts[token], token))
+        return cls(level, [*special, *ranked[: None if max_size is None else max_size - len(special)]])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,7 +79,11 @@ class Vocabulary:
 
     def encode(self, text: str) -> Tensor:
         """The ids of ``text``'s tokens, int64 [N]."""
-        return torch.tensor([self.ids.get(token, 0) for token in tokenize(text, self.level)], dtype=torch.int64)
+        return self.encode_tokens(tokenize(text, self.level))
+
+    def encode_tokens(self, tokens: Iterable[str]) -> Tensor:
+        """The ids of tokens, int64 [N]."""
+        return torch.tensor([self.ids.get(token, 0) for token in tokens], dtype=torch.int64)
 
     def unknown_tokens(self, text: str) -> list[str]:
         """The tokens of ``text`` that become ``<unk>``, each once."""

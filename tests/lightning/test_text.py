@@ -171,3 +171,15 @@ def test_an_empty_folder_and_an_unknown_encoding_are_told(tmp_path: Path, text_f
 def test_a_text_too_short_for_its_columns_is_told(make_data: Callable[..., TextDataModule]) -> None:
     with pytest.raises(ValueError, match=r"valid text is too short: \d+ tokens for 400 columns"):
         make_data(batch_size=400).setup("fit")
+
+
+def test_a_vocabulary_of_tokens_that_are_split_already() -> None:
+    tokens = ["b", "a", "b", "c", "a", "d", "<unk>"]
+    vocabulary = Vocabulary.from_tokens(tokens, "word", min_count=2, special=("<unk>", "<pad>"))
+    assert vocabulary.tokens == ["<unk>", "<pad>", "a", "b"]
+    assert vocabulary.encode_tokens(["b", "c", "<pad>"]).tolist() == [3, 0, 1]
+    assert Vocabulary.from_tokens(tokens, "word", max_size=3).tokens == ["<unk>", "a", "b"]
+    with pytest.raises(ValueError, match="min_count must leave a token, and the text has none 3 times"):
+        Vocabulary.from_tokens(tokens, "word", min_count=3)
+    with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
+        Vocabulary.from_tokens(tokens, "word", min_count=0)
