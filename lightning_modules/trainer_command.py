@@ -205,7 +205,9 @@ class TrainerCommand(LightningCLI):
             # The order matters: the best weights are restored before they are put to any use.
             extra += [
                 callbacks.RNGState(),
-                callbacks.BestCheckpoint(),
+                callbacks.BestCheckpoint(
+                    self._get(self.config, "early_stopping.monitor"), self._get(self.config, "early_stopping.mode")
+                ),
                 callbacks.LastCheckpoint(),
                 callbacks.LearningCurves(),
                 callbacks.RestoreBest(),
