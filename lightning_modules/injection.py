@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, get_loader
 from torch import nn
 
@@ -402,11 +403,7 @@ def merge_specs(words: list[str], defaults: Mapping[str, str | None]) -> tuple[l
             value = words[position]
             position += 1
         if option in ("-c", "--config"):
-            with open(value, encoding="utf-8") as file:
-                config = get_loader("yaml")(file.read())
-            model = config.get("model") if isinstance(config, Mapping) else None
-            if isinstance(model, Mapping):
-                sources.add_model(value, model)
+            value = _take_specs(sources, value)
         elif is_ours or is_short:
             sources.add(command_line, names[1:], parse_value(value))
         if not is_ours:
@@ -416,3 +413,26 @@ def merge_specs(words: list[str], defaults: Mapping[str, str | None]) -> tuple[l
                 else ([option, value] if takes_value else [words[position - 1]])
             )
     return kept + sources.words(command_line), sources.notes
+
+
+def _take_specs(sources: SpecSources, path: str) -> str:
+    """Adds the specs of a config file to ``sources``; the config without them: its path, or itself as YAML.
+
+    (jsonargparse would take a mapping with a class_path for a class of its own to check, whatever the type says.)
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config '{path}' is not YAML: {' '.join(str(error).split())}") from None
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        return path
+    arguments = model["init_args"] if isinstance(model.get("init_args"), dict) else model
+    sources.add_model(path, get_loader("yaml")(text)["model"])  # whose numbers may be written as 1e-3
+    if not {*KINDS, "cell"} & set(arguments):
+        return path
+    for name in (*KINDS, "cell"):
+        arguments.pop(name, None)
+    return yaml.safe_dump(config, sort_keys=False)

@@ -187,10 +187,9 @@ class RecurrentTask(LightningModule):
         """
         sizes = self.data_sizes(data)
         for name, size in sizes.items():
-            if self.hparams[name] is None:
-                self.hparams[name] = size
-            elif self.hparams[name] != size:
+            if self.hparams[name] not in (None, size):
                 raise ValueError(f"{name} must be that of the data, {size}, got {self.hparams[name]}")
+        self.save_hyperparameters(sizes)
         if self.net is None:
             self.net = self.new_net()
 
