@@ -215,7 +215,8 @@ def describe(kind: Kind, word: str) -> str:
     if issubclass(cls, nn.RNNBase):
         for name, parameter in parameters_of(cls).items():
             if name != kind.first:
-                parser.add_argument(f"--{name}", default=parameter.default, help=f"as in torch.nn.{cls.__name__}")
+                default = None if parameter.default is parameter.empty else parameter.default
+                parser.add_argument(f"--{name}", default=default, help=f"as in torch.nn.{cls.__name__}")
     else:
         parser.add_class_arguments(cls, skip={next(iter(parameters_of(cls)))}, fail_untyped=False)
     return parser.format_help()
