@@ -32,6 +32,7 @@ from lightning_modules.models.optimizers import (
     partition_parameters,
 )
 from lightning_modules.models.recurrent import build_recurrent
+from lightning_modules.regularization import l2_penalty
 
 
 class RecurrentTask(LightningModule):
@@ -322,8 +323,7 @@ class RecurrentTask(LightningModule):
 
     def l2_penalty(self) -> Tensor:
         """``l2 / 2 * sum(w^2)`` over the weights that weight decay would act on; its gradient is ``l2 * w``."""
-        weights = self.decay_partition().decayed.values()
-        return self.hparams.l2 / 2 * sum(weight.square().sum() for weight in weights)
+        return l2_penalty(self.decay_partition().decayed.values(), self.hparams.l2)
 
     # The optimizer --------------------------------------------------------------------------------------------------
 
