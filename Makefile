@@ -7,16 +7,19 @@ VENV ?= .venv
 # What to give pip when that environment has no torch. A version, because a looser wish may fetch a build for GPUs of
 # several gigabytes where a small one is at hand; options may follow: make test TORCH="torch --index-url URL".
 TORCH ?= torch==2.13.0
-# Handed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt".
+# Handed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt"; ARGS="-n 0 --pdb" needs one process.
 ARGS ?=
+# Test files that run at a time. Files, so that what the tests of one share is made once; in their order, the long first.
+JOBS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # A change in any of these installs the package anew; Python files are used where they are.
 BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-gpu test-kernels test-compat bench bench-quick features lint format clean
+.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,11 +28,19 @@ train: $(VENV)/.installed-train ## set up and train the default language model; 
 	$(BIN)/lstm-fused fit -c char_lm $(ARGS)
 
 test: $(VENV)/.installed-dev ## the quick tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.installed-dev ## every test: also the slow ones, the sanitizers, and the oldest and newest torch
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 	$(MAKE) test-kernels test-compat
+
+# The avx2 kernels with torch's oneDNN held to AVX2 too: the peers then can do what they can on a CPU without AVX-512.
+test-isa: $(VENV)/.installed-dev ## the quick tests once for each instruction set that this CPU has
+	@set -e; for isa in $$(PYTHONPATH=tests $(BIN)/python -c "from testing import CPU_ISAS; print(*CPU_ISAS)"); do \
+	    export LSTM_FUSED_ISA=$$isa; unset ONEDNN_MAX_CPU_ISA; \
+	    if [ $$isa = avx2 ]; then export ONEDNN_MAX_CPU_ISA=AVX2; fi; \
+	    echo "LSTM_FUSED_ISA=$$isa ONEDNN_MAX_CPU_ISA=$$ONEDNN_MAX_CPU_ISA"; $(PYTEST) $(ARGS); \
+	done
 
 # The kernels without torch: under the sanitizers, and for arm64 under an emulator where there is one.
 test-kernels:

@@ -5,6 +5,10 @@ import sys
 import time
 from pathlib import Path
 
+# One thread, here and in every process that a test starts: what is small enough for a test is no faster with more, and
+# threads that wait for each other crawl where a core is busy. A test of threads asks for them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
+
 import pytest
 import testing
 import torch

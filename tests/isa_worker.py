@@ -1,6 +1,17 @@
-"""Run as a program: what the kernels of the instruction set in LSTM_FUSED_ISA compute, saved to the file given."""
+"""Run as a program: what the kernels compute in processes that differ in their environment, saved to the folder given.
 
+    python tests/isa_worker.py FOLDER NAME...
+
+A name is that of an instruction set, for LSTM_FUSED_ISA, or "old memory": there malloc fills what it gives with huge
+numbers. Torch is imported once; each name is a fork, because a process reads the variable but once.
+"""
+
+import ctypes
+import os
 import sys
+import traceback
+from pathlib import Path
+from typing import Any
 
 import torch
 from testing import DTYPES, EVERYTHING, NOT_OF_A_CELL, cell_case, layer_case, run
@@ -16,6 +27,8 @@ OPTIONS = [
     (*EVERYTHING, "eval"),
     (*EVERYTHING, "recompute"),
 ]
+OLD_MEMORY = "old memory"
+M_PERTURB = -6  # of glibc's mallopt()
 
 
 def results() -> dict[str, dict[str, torch.Tensor]]:
@@ -31,5 +44,34 @@ def results() -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+def answer(name: str) -> dict[str, Any]:
+    """What this process finds, which is of its own for ``name``: the instruction set and results, or the error."""
+    if name == OLD_MEMORY:
+        assert ctypes.CDLL(None).mallopt(M_PERTURB, 1) == 1
+    else:
+        os.environ["LSTM_FUSED_ISA"] = name
+    try:
+        return {"results": results(), "isa": build_info()["isa"]}
+    except RuntimeError as error:
+        return {"error": str(error)}
+
+
 if __name__ == "__main__":
-    torch.save({"isa": build_info()["isa"], "results": results()}, sys.argv[1])
+    folder, *names = sys.argv[1:]
+    torch.set_num_threads(1)  # a fork has no other threads
+    failed = []
+    for name in names:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                torch.save(answer(name), Path(folder) / f"{name}.pt")
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        if os.waitpid(child, 0)[1]:
+            failed.append(name)
+    sys.exit(f"these processes failed: {', '.join(failed)}" if failed else 0)

@@ -1,6 +1,7 @@
 """Every instruction set of this build really runs and agrees with the others; threads and old memory change no bit."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,27 +9,13 @@ from pathlib import Path
 import isa_worker
 import pytest
 import torch
-from testing import DTYPES, EVERYTHING, assert_close, assert_same_bits, label, layer_case, run
+from isa_worker import OLD_MEMORY
+from testing import CPU_ISAS, DTYPES, EVERYTHING, ISAS, assert_close, assert_same_bits, label, layer_case, run
 
 from lstm_fused import build_info, ops
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
-# What torch finds this CPU to have.
-CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS[:3]}.get(torch.backends.cpu.get_cpu_capability(), ISAS[:1])
-if len(CPU_ISAS) == 3 and torch.cpu._is_avx512_bf16_supported():
-    CPU_ISAS = ISAS
-
-
-def run_worker(path: Path, **environment: str) -> dict:
-    result = subprocess.run(
-        [sys.executable, isa_worker.__file__, str(path)],
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return torch.load(path)
+BUILT = build_info()["isas"]
+UNKNOWN = "mmx"
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +23,49 @@ def expected() -> dict:
     return isa_worker.results()
 
 
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> Path:
+    """A folder with what each process found, all of them started by one."""
+    folder = tmp_path_factory.mktemp("answers")
+    names = [*(isa for isa in CPU_ISAS if isa in BUILT), *[OLD_MEMORY] * (platform.libc_ver()[0] == "glibc"), UNKNOWN]
+    result = subprocess.run(
+        [sys.executable, isa_worker.__file__, str(folder), *names],
+        env=os.environ | {"LSTM_FUSED_ISA": build_info()["isa"], "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_instruction_set(isa, expected, tmp_path):
+def test_instruction_set(isa, expected, answers):
     if isa not in CPU_ISAS:
         pytest.skip(f"this CPU has no {isa}")
-    if isa not in build_info()["isas"]:
+    if isa not in BUILT:
         pytest.skip(f"this build has no {isa} kernels, its compiler could not make them")
-    answer = run_worker(tmp_path / "results.pt", LSTM_FUSED_ISA=isa)
+    answer = torch.load(answers / f"{isa}.pt")
     assert answer["isa"] == isa
     assert_close(answer["results"], expected)
 
 
 def test_the_best_instruction_set_is_used():
-    wanted = os.environ.get("LSTM_FUSED_ISA") or [isa for isa in CPU_ISAS if isa in build_info()["isas"]][-1]
+    wanted = os.environ.get("LSTM_FUSED_ISA") or [isa for isa in CPU_ISAS if isa in BUILT][-1]
     assert build_info()["isa"] == wanted
 
 
-def test_unknown_instruction_set(tmp_path):
+def test_unknown_instruction_set(answers):
     """One sentence, when the kernels are first asked for."""
-    code = "import lstm_fused, torch; lstm_fused.FusedLSTM(2, 3)(torch.ones(1, 1, 2))"
-    environment = os.environ | {"LSTM_FUSED_ISA": "mmx", "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "LSTM_FUSED_ISA is 'mmx', but the instruction sets that this build and this CPU share are: " in result.stderr
+    usable = ", ".join(isa for isa in CPU_ISAS if isa in BUILT)
+    sentence = f"LSTM_FUSED_ISA is 'mmx', but the instruction sets that this build and this CPU share are: {usable}"
+    assert torch.load(answers / f"{UNKNOWN}.pt")["error"].splitlines()[0] == sentence
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's malloc can fill the memory it gives")
-def test_old_memory_does_not_matter(expected, tmp_path):
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can fill the memory it gives")
+def test_old_memory_does_not_matter(expected, answers):
     """Scratch memory too starts as huge numbers here: the same bits."""
-    answer = run_worker(tmp_path / "results.pt", MALLOC_PERTURB_="1", LSTM_FUSED_ISA=build_info()["isa"])
+    answer = torch.load(answers / f"{OLD_MEMORY}.pt")
     for name, results in expected.items():
         assert_same_bits(answer["results"][name], results)
 

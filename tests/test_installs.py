@@ -96,12 +96,6 @@ def test_sdist_to_wheel_to_import(environment, source, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path)
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
-    for folder in ("build_backend", "csrc", "src", "lightning_modules", "tests", "benchmarks"):
-        for file in shutil.copytree(ROOT / folder, tmp_path / "wanted" / folder, ignore=NOT_SOURCES).rglob("*.*"):
-            assert (unpacked / file.relative_to(tmp_path / "wanted")).exists(), f"the sdist lacks {file}"
-    for file in ("pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md"):
-        assert (unpacked / file).exists()
-
     stale = unpacked / "build" / f"lib.{flags.PLATFORM}-cpython-{sys.version_info[0]}{sys.version_info[1]}" / "stale.py"
     stale.parent.mkdir(parents=True)
     stale.touch()

@@ -2,12 +2,14 @@
 
 import ast
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import lstm_fused_build as backend
 import pytest
@@ -52,19 +54,82 @@ def test_build_info():
     assert info["cuda_reason"]
 
 
-def test_works_without_the_record_of_the_build():
+@pytest.fixture(scope="module")
+def in_a_new_process() -> dict[str, Any]:
+    """The heavy modules that an import of the package loads, and what it says without the record of its build."""
+    heavy = ("lightning", "pytorch_lightning", "wandb", "matplotlib", "torchmetrics", "lightning_modules")
     result = python(
-        "import sys; sys.modules['lstm_fused._C'] = None\n"
-        "import torch, lstm_fused; lstm_fused.FusedLSTM(2, 3)(torch.zeros(1, 1, 2)); print(lstm_fused.build_info())"
+        "import json, sys; sys.modules['lstm_fused._C'] = None\n"
+        f"import torch, lstm_fused; loaded = [name for name in {heavy} if name in sys.modules]\n"
+        "lstm_fused.FusedLSTM(2, 3)(torch.zeros(1, 1, 2))\n"
+        "print(json.dumps({'loaded': loaded, 'build_info': lstm_fused.build_info()}))"
     )
     assert result.returncode == 0, result.stderr
-    assert "lstm_fused._C" in result.stdout
+    return json.loads(result.stdout)
 
 
-def test_import_is_light():
-    heavy = ("lightning", "pytorch_lightning", "wandb", "matplotlib", "torchmetrics", "lightning_modules")
-    result = python(f"import sys, lstm_fused; print([name for name in {heavy} if name in sys.modules])")
-    assert result.stdout.strip() == "[]", result.stderr
+def test_works_without_the_record_of_the_build(in_a_new_process):
+    assert "lstm_fused._C" in in_a_new_process["build_info"]["missing"]
+
+
+def test_import_is_light(in_a_new_process):
+    assert in_a_new_process["loaded"] == []
+
+
+# The sdist
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The files of the repository. From an unpacked sdist these tests run too, but there nothing tells."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git, which knows the files of the repository")
+    command = [git, "-c", "safe.directory=*", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def sdist(tracked, tmp_path_factory) -> Path:
+    """Built from a copy, which it changes; unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in tracked:
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder), "source"]
+    result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert result.returncode == 0, result.stdout
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_the_sdist_is_the_repository(tracked, sdist):
+    """So nothing that a test, a build or a reader wants is missing; MANIFEST.in says what is in it."""
+    inside = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
+    made = {name for name in inside if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    assert inside - made == set(tracked)
+
+
+def test_the_sdist_collects_its_tests(sdist):
+    """With the sdist's own Python files, and the extension modules that are installed."""
+    package = sdist / "src" / "lstm_fused"
+    for module in Path(lstm_fused.__file__).parent.glob("*.so"):
+        shutil.copy(module, package)
+    environment = os.environ | {"PYTHONPATH": str(sdist / "src")}
+    code = (
+        "import lstm_fused, pytest, sys; assert lstm_fused.__file__.startswith(sys.argv.pop(1)), lstm_fused.__file__\n"
+        "sys.exit(pytest.main())"
+    )
+    arguments = ["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, package, *arguments], cwd=sdist, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    collected = {line.split("::")[0] for line in result.stdout.splitlines() if "::" in line}
+    files = {path for path in (sdist / "tests").rglob("test_*.py") if "importorskip" not in path.read_text()}
+    assert {path.relative_to(sdist).as_posix() for path in files} <= collected
 
 
 # The build backend: which torch

@@ -11,11 +11,13 @@ from testing import (
     EVERYTHING,
     EVERYTHING_ELSE,
     NOT_OF_A_CELL,
+    TOLERANCE,
     assert_close,
     assert_same_bits,
     cell_case,
     label,
     layer_case,
+    of_peer,
     random,
     recorded,
 )
@@ -357,16 +359,18 @@ def test_selective_checkpointing():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_training_with_a_gradient_scaler(dtype):
-    model = torch.nn.ModuleList([torch.nn.Linear(3, 3), FusedLSTM(3, 5, 2, layer_norm=True), torch.nn.Linear(5, 1)])
-    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    """Around the LSTM nothing but sums and products of elements, which torch has in half precision on every CPU."""
+    lstm, head = FusedLSTM(3, 5, 2, layer_norm=True), torch.nn.Parameter(torch.ones(5))
+    parameters = [*lstm.parameters(), head]
+    optimizer, scaler = torch.optim.SGD(parameters, lr=0.1), torch.amp.GradScaler("cpu")
     x, losses = random(6, 4, 3, seed=1).float(), []
-    for _ in range(20):
+    for _ in range(40):  # the first few only lower the scale
         with torch.autocast("cpu", dtype):
-            loss = (model[2](model[1](model[0](x))[0]).float().squeeze(-1) - x.cumsum(0)[..., 0]).square().mean()
+            loss = ((lstm(x)[0] * head).float().sum(-1) - x.cumsum(0)[..., 0]).square().mean()
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
@@ -415,13 +419,30 @@ def test_autocast(options, dtype):
             assert_same_bits([mine.grad.to(dtype)], [theirs.grad])
 
 
-def test_autocast_is_that_of_nn_lstm():
-    """The dtypes of the results, in and out of autocast."""
-    x = random(4, 3, 5, seed=1).float()
-    for ours, theirs, given in ((FusedLSTM, nn.LSTM, x), (FusedLSTMCell, nn.LSTMCell, x[0])):
-        with torch.autocast("cpu", torch.bfloat16):
-            got, want = ours(5, 7)(given), theirs(5, 7)(given)
-        assert [y.dtype for y in tree_leaves(got)] == [y.dtype for y in tree_leaves(want)]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(FusedLSTM, nn.LSTM), (FusedLSTMCell, nn.LSTMCell)], ids=["layer", "cell"]
+)
+def test_autocast_is_that_of_nn_lstm(ours, theirs, dtype):
+    """The dtypes of the results; their numbers, of both, are those of float64. nn.LSTM's where it has autocast."""
+    x = random(4, 3, 5, seed=1)
+    x, kept = (x, dtype) if ours is FusedLSTM else (x[0], torch.float32)
+    exact = theirs(5, 7, dtype=torch.float64)
+    expected = [y.detach() for y in tree_leaves(exact(x))]
+
+    def results(kind):
+        module = kind(5, 7)
+        module.load_state_dict(exact.state_dict())
+        with torch.autocast("cpu", dtype):
+            return tree_leaves(module(x.float()))
+
+    mine, peer = results(ours), of_peer(lambda: results(theirs))
+    assert [y.dtype for y in mine] == [kept] * len(mine)
+    assert_close([y.detach().double() for y in mine], expected, TOLERANCE[dtype])
+    if peer is None:
+        pytest.skip(f"ours is right; {theirs.__name__} has no autocast to {dtype} on this CPU to compare it with")
+    assert [y.dtype for y in mine] == [y.dtype for y in peer]
+    assert_close([y.detach().double() for y in peer], expected, TOLERANCE[dtype])
 
 
 def test_forward_mode_derivatives():

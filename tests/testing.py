@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +19,12 @@ DTYPES = (torch.float64, torch.float32)
 
 # Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+# The instruction sets that kernels are compiled for, and those of them that torch finds this CPU to have.
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
+CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS[:3]}.get(torch.backends.cpu.get_cpu_capability(), ISAS[:1])
+if len(CPU_ISAS) == 3 and torch.cpu._is_avx512_bf16_supported():
+    CPU_ISAS = ISAS
 
 # The options of an op by name, each as the arguments that switch it on; the first ones change tensors: `layer_case`.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -208,6 +216,30 @@ def assert_same_bits(
     pairs = zip(*(x.values() if isinstance(x, dict) else x for x in (actual, expected)), strict=True)
     for a, e in pairs:  # as integers: -0 is not 0, and a NaN is itself
         assert torch.equal(a.flatten().view(torch.uint8), e.flatten().view(torch.uint8))
+
+
+# How torch says that it cannot compute something in this precision on this CPU.
+_NOT_ON_THIS_CPU = re.compile(
+    "could not create a primitive|path needs (a|the) cpu|not implemented for '(BFloat16|Half)'"
+)
+
+
+def of_peer(call: Callable[[], Any]) -> Any:
+    """What a module of torch's gives in ``call``, or None where this CPU's torch cannot compute it.
+
+    In half precision torch's own modules may need a primitive of oneDNN that not every CPU has: on AVX2, or with
+    ONEDNN_MAX_CPU_ISA=AVX2, there is none for ``nn.LSTM`` under autocast. Nothing but trying tells. A test that asks so
+    loses the comparison alone; what is ours it holds to float64 beside it. Every other error is raised.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # flags() sets flags of GPUs too
+            with torch.backends.mkldnn.flags(enabled=True):  # which a product without a primitive turns off for good
+                return call()
+    except RuntimeError as error:
+        if not re.search(_NOT_ON_THIS_CPU, str(error)):
+            raise
+        return None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""The real CUDA module, built as setup.py builds it, alone and beside the package: for sm_80, sm_90 and sm_100.
+"""The real CUDA module, built as setup.py builds it, alone and beside the package.
 
-    python tests/cuda/build_module.py [--report FILE]
+    python tests/cuda/build_module.py [--report FILE]        for sm_80, sm_90 and sm_100
 
 Needs nvcc and no GPU. Prints what ptxas says of every kernel: registers, and bytes that do not fit into them.
 """
@@ -42,8 +42,8 @@ class Kernel:
         return self.name.startswith(HOT) and "false" not in self.name
 
 
-def setup_with_the_cuda_module_alone() -> None:
-    """setup.py in this process, without its other extension modules."""
+def setup_with_the_cuda_module_alone(folder: Path) -> None:
+    """setup.py in this process, without its other extension modules, into ``folder``."""
     import setuptools
 
     whole = setuptools.setup
@@ -52,24 +52,28 @@ def setup_with_the_cuda_module_alone() -> None:
         return whole(ext_modules=[e for e in ext_modules if e.name == "lstm_fused._cuda"], **arguments)
 
     setuptools.setup = setup
-    sys.argv = ["setup.py", "-q", "build_ext", f"--build-lib={FOLDER}", f"--build-temp={FOLDER / 'objects'}"]
+    sys.argv = ["setup.py", "-q", "build_ext", f"--build-lib={folder}", f"--build-temp={folder / 'objects'}"]
     runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
 
 
-def build() -> tuple[Path, str]:
-    """The module's path, and everything the compilers said about what is in it. Unchanged sources: the last one."""
-    log, stamp = FOLDER / "compilers.log", FOLDER / "state"
+def build(architectures: tuple[str, ...] = ARCHITECTURES) -> tuple[Path, str]:
+    """The module's path, and everything the compilers said about what is in it. Unchanged sources: the last one.
+
+    Each architecture takes about as long as all the rest.
+    """
+    folder = FOLDER / "_".join(architectures)
+    log, stamp = folder / "compilers.log", folder / "state"
     state = hashlib.sha256()
     for path in sorted([ROOT / "setup.py", *(ROOT / "build_backend").glob("*.py"), *(ROOT / "csrc").rglob("*.*")]):
         state.update(path.read_bytes())
     if not stamp.exists() or stamp.read_text() != state.hexdigest():
-        shutil.rmtree(FOLDER, ignore_errors=True)  # all anew: who compiles but a part says nothing of the rest
-        FOLDER.mkdir(parents=True)
-        environment = {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0;10.0+PTX"}
+        shutil.rmtree(folder, ignore_errors=True)  # all anew: who compiles but a part says nothing of the rest
+        folder.mkdir(parents=True)
+        versions = ";".join(f"{name[3:-1]}.{name[-1]}" for name in architectures)  # sm_100: 10.0
         result = subprocess.run(
-            [sys.executable, __file__, "--setup"],
+            [sys.executable, __file__, "--setup", folder],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | {"LSTM_FUSED_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{versions}+PTX"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -78,7 +82,7 @@ def build() -> tuple[Path, str]:
             raise RuntimeError(f"the CUDA module does not build:\n{result.stdout[-5000:]}")
         log.write_text(result.stdout)
         stamp.write_text(state.hexdigest())
-    (module,) = FOLDER.rglob("_cuda*.so")
+    (module,) = folder.rglob("_cuda*.so")
     return module, log.read_text()
 
 
@@ -117,10 +121,10 @@ def table(found: list[Kernel]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", type=Path, help="where to write the table, as Markdown")
-    parser.add_argument("--setup", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--setup", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.setup:
-        return setup_with_the_cuda_module_alone()
+        return setup_with_the_cuda_module_alone(arguments.setup)
     start = time.time()
     module, said = build()
     found = kernels(said)

@@ -1,6 +1,7 @@
 """`make test-gpu` where there is no GPU."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,11 @@ def test_without_a_gpu_it_says_so():
 def test_what_takes_too_long_is_stopped_and_the_rest_still_runs(tmp_path):
     run = gpu_run.Run(dry=False, out=tmp_path, machine={"GPU": "none"})
     slow = run.do("slow", "-c", "import subprocess; subprocess.run(['sleep', '600'])", until=0)
-    quick = run.do("quick", "-c", "print('done')", until=60)
+    quick = run.do("quick", "-c", "print('done')", until=600)
     run.report()
     report = json.loads((tmp_path / "report.json").read_text())
     assert [step["ok"] for step in report["steps"]] == [False, True]
-    assert slow.summary == "stopped after 1 s"
+    assert re.fullmatch(r"stopped after \d+ s", slow.summary)
     assert quick.summary == "done"
     assert "**FAILED**" in (tmp_path / "report.md").read_text()
 

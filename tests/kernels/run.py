@@ -2,6 +2,8 @@
 
     python tests/kernels/run.py [address] [thread] [arm64]        all three when none is named
 
+In a fourth, the package's own, the quick tests run it: test_kernels_alone.py.
+
 - address: under the address and undefined-behaviour sanitizers;
 - thread: under the thread sanitizer, the test's tasks being real threads;
 - arm64: cross-compiled and run under an emulator (Debian: g++-aarch64-linux-gnu and qemu-user).
@@ -10,6 +12,7 @@ Needs a C++ compiler and nothing else.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,35 +21,54 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_backend"))
-from lstm_fused_flags import FLAGS, HAVE, ISAS  # noqa: E402
+from lstm_fused_flags import FLAGS, ISAS  # noqa: E402
 
 KERNELS = ROOT / "csrc" / "cpu" / "kernels.cpp"
 NEEDS_TORCH = ROOT / "csrc" / "cpu" / "ops.cpp"
-CXX = os.environ.get("CXX", "c++")
-CROSS_CXX, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+CXX = shlex.split(os.environ.get("CXX") or "c++")  # program and options
+QUICK = ["-O1", "-g"]  # bearable to wait for, with line numbers
+CROSS_CXX, EMULATOR = ["aarch64-linux-gnu-g++"], "qemu-aarch64"
 
 
-def build(name: str, compiler: str, isas: dict[str, list[str]], have: list[str], flags: list[str]) -> str:
-    """Compile and link the test; -O1 and -g after the package's own flags: bearable to wait for, with line numbers."""
+def build(name: str, compiler: list[str], isas: dict[str, list[str]], flags: list[str]) -> str:
+    """Compile and link the test, with the package's own flags and then ``flags``; returns the program's path."""
     folder = ROOT / "build" / "kernels" / name
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_object(job: tuple[Path, str, list[str]]) -> str:
         source, stem, extra = job
         target = str(folder / f"{stem}.o")
-        command = [compiler, *FLAGS, "-O1", "-g", *flags, *extra, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
+        command = [*compiler, *FLAGS, *flags, *extra, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
         subprocess.run(command, check=True)
         return target
 
+    have = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in isas]
+    built = {isa: built_in_place(isa) for isa in isas} if not flags else {}
     others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
-    jobs = [(KERNELS, f"kernels-{isa}", [*extra, f"-DLSTM_FUSED_ISA_NAME={isa}"]) for isa, extra in isas.items()]
+    jobs = [
+        (KERNELS, f"kernels-{isa}", [*extra, f"-DLSTM_FUSED_ISA_NAME={isa}"])
+        for isa, extra in isas.items()
+        if not built.get(isa)
+    ]
     jobs += [(source, source.stem, have) for source in others if source not in (KERNELS, NEEDS_TORCH)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_object, jobs))
+    objects += [str(path) for path in built.values() if path]
     program = str(folder / "test_kernels")
     wrap = "-Wl,--wrap=posix_memalign"  # the test makes allocations fail
-    subprocess.run([compiler, *flags, *objects, "-pthread", wrap, "-o", program], check=True)
+    subprocess.run([*compiler, *flags, *objects, "-pthread", wrap, "-o", program], check=True)
     return program
+
+
+def built_in_place(isa: str) -> Path | None:
+    """The very object that is in the package, which an editable install leaves; None where it is older than a source.
+
+    It takes half a minute of a core to compile.
+    """
+    path = ROOT / "build" / "editable" / "lstm_fused._ops" / isa / KERNELS.relative_to(ROOT).with_suffix(".o")
+    sources = [*(ROOT / "csrc").rglob("*.h"), KERNELS, ROOT / "build_backend" / "lstm_fused_flags.py"]
+    newest = max(source.stat().st_mtime for source in sources)
+    return path if path.exists() and path.stat().st_mtime > newest else None
 
 
 def run(name: str, isas: dict[str, list[str]], command: list[str]) -> list[str]:
@@ -69,14 +91,14 @@ def main() -> int:
     for name, sanitizers in (("address", "address,undefined"), ("thread", "thread")):
         if name in wanted:
             flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-            failed += run(name, ISAS, [build(name, CXX, ISAS, HAVE, flags)])
+            failed += run(name, ISAS, [build(name, CXX, ISAS, [*QUICK, *flags])])
     if "arm64" in wanted:
-        missing = [tool for tool in (CROSS_CXX, EMULATOR) if not shutil.which(tool)]
+        missing = [tool for tool in (*CROSS_CXX, EMULATOR) if not shutil.which(tool)]
         if missing:
             print(f"-- arm64\nnot run: {' and '.join(missing)} not found")
         else:
             isas = {"baseline": []}
-            program = build("arm64", CROSS_CXX, isas, [], ["-static"])
+            program = build("arm64", CROSS_CXX, isas, [*QUICK, "-static"])
             failed += run("arm64", isas, [EMULATOR, program])
     print(f"the kernels alone: {'failed on ' + '; '.join(failed) if failed else 'passed'}")
     return bool(failed)

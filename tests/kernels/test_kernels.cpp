@@ -227,11 +227,11 @@ Plain equations(const Problem& p) {
         std::fill(h, h + P, 0);
         std::fill(c, c + H, 0);
       }
-      Values<double> x(4 * H, 0), r(4 * H, 0);
+      Values<double> x(4 * H, 0), r(4 * H, 0), masked(h, h + P);
+      for (int64_t j = 0; j < P; ++j) masked[j] *= dropped(MaskUse::hidden, o.recurrent_dropout, 0, b, j);
       for (int64_t k = 0; k < 4 * H; ++k) {
         for (int64_t i = 0; i < I; ++i) x[k] += p.in[3][k * I + i] * p.in[0][(t * B + b) * I + i];
-        for (int64_t j = 0; j < P; ++j)
-          r[k] += weight_hh[k * P + j] * h[j] * dropped(MaskUse::hidden, o.recurrent_dropout, 0, b, j);
+        for (int64_t j = 0; j < P; ++j) r[k] += weight_hh[k * P + j] * masked[j];
       }
       if (has_layer_norm(o)) {
         x = normalized(x, p.in[7].data(), nullptr, o.eps);

@@ -1,0 +1,35 @@
+"""The kernels' own checks, with no torch, on every instruction set that this CPU has: see test_kernels.cpp."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from testing import CPU_ISAS, ISAS
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    """Compiled once; the kernels in it are those of the package."""
+    spec = importlib.util.spec_from_file_location("kernels_run", HERE / "run.py")
+    kernels_run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels_run)
+    if shutil.which(kernels_run.CXX[0]) is None:
+        pytest.skip(f"there is no {kernels_run.CXX[0]}")
+    isas = {isa: flags for isa, flags in kernels_run.ISAS.items() if isa in CPU_ISAS}
+    return kernels_run.build("package", kernels_run.CXX, isas, [])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_kernels_alone(isa, program):
+    if isa not in CPU_ISAS:
+        pytest.skip(f"this CPU has no {isa}")
+    environment = os.environ | {"LSTM_FUSED_ISA": isa}
+    result = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"instruction set: {isa}\n" in result.stdout
+    assert ", 0 failed" in result.stdout
