@@ -47,8 +47,10 @@ def folder_of(trainer: "Trainer") -> Path | None:
 
     Every rank must ask: rank 0 tells the others.
     """
+    if trainer.fast_dev_run or not trainer.loggers:  # log_dir would be the user's own folder
+        return None
     folder = trainer.log_dir
-    return None if folder is None or trainer.fast_dev_run else Path(folder)
+    return None if folder is None else Path(folder)
 
 
 def run_folder(checkpoint: str | Path) -> Path:

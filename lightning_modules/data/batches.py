@@ -14,8 +14,10 @@ class ExampleLoader:
 
     The order is a function of ``(seed, epoch)``: examples are shuffled, sorted by length within pools of 50 batches,
     cut into batches, and the batches shuffled, so that a batch holds examples of about one length and little padding.
-    It takes no random numbers from anywhere else; ``state_dict`` is the number of batches given out, which is all that
-    resuming in the middle of an epoch needs. Without ``shuffle`` the order is that of the examples.
+    It takes no random numbers from anywhere else. Without ``shuffle`` the order is that of the examples.
+
+    ``state_dict`` is the number of batches given out and what makes the order. A loader of the same order goes on there
+    exactly; any other begins at its beginning, and ``changed`` says why.
 
     Under distributed training every rank takes its share of each batch, so that all ranks together see the batches
     that one process would.
@@ -29,6 +31,11 @@ class ExampleLoader:
         seed: of the order.
         epoch: gives the number of the epoch that begins; asked when one does.
         name: what the examples are called in an error.
+
+    Attributes:
+        next_batch: the number of the batch that the next epoch begins with, 0 unless a state has been loaded.
+        begins_anew: whether a state was loaded whose place is not one of this order.
+        changed: what differs from the loader whose state was loaded, in words; empty where nothing does.
 
     Raises:
         ValueError: there are no examples, or a rank would have none.
@@ -57,7 +64,8 @@ class ExampleLoader:
         self.examples, self.batch_size, self.collate, self.lengths = examples, batch_size, collate, lengths
         self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
         self.rank, self.world_size = rank, world_size
-        self._start = 0  # where the next iteration begins
+        self.begins_anew, self.changed = False, ""
+        self.next_batch = 0  # where the next iteration begins
         self._given = 0  # batches that the present iteration has given out, those before its start included
 
     def __len__(self) -> int:
@@ -66,15 +74,10 @@ class ExampleLoader:
         return count - (last < self.world_size)  # too few for every rank to have one: they join the batch before
 
     def __iter__(self) -> Iterator[Any]:
-        start, self._start = self._start, 0
-        self._given = start
-        return self._batches(start)
-
-    def _batches(self, start: int) -> Iterator[Any]:
-        for position, batch in enumerate(self.order(self.epoch())):
-            if position < start:
-                continue
-            self._given = position + 1
+        # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
+        self._given, self.next_batch = self.next_batch, 0
+        for batch in self.order(self.epoch())[self._given :]:
+            self._given += 1
             share = batch[self.rank :: self.world_size]
             yield self.collate([self.examples[k] for k in share], share)
 
@@ -97,8 +100,20 @@ class ExampleLoader:
         starts = [k * self.batch_size for k in range(count)] + [len(order)]
         return [order[start:end] for start, end in itertools.pairwise(starts)]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self._given}
+    def restart(self) -> None:
+        """Lets the next epoch begin with the first batch, whatever state was loaded."""
+        self.next_batch = self._given = 0
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._start = int(state["batches"]) % len(self)  # a finished epoch: the next one begins at its beginning
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._given, **self._order_depends_on()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        now = self._order_depends_on()
+        differing = [name for name, value in now.items() if state.get(name, value) != value]
+        self.changed = ", ".join(f"{name} was {state[name]} and is {now[name]}" for name in differing)
+        self.begins_anew = bool(differing)
+        # After a finished epoch the next one begins at its beginning.
+        self.next_batch = self._given = 0 if self.begins_anew else state["batches"] % len(self)
+
+    def _order_depends_on(self) -> dict[str, int]:
+        return {"--data.batch_size": self.batch_size, "number of examples": len(self.examples), "seed": self.seed}

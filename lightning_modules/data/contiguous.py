@@ -1,6 +1,9 @@
 """Batches that continue one another, for training with the state carried over (truncated backpropagation)."""
 
 from collections.abc import Iterator
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +19,22 @@ class ContiguousLoader:
     Yields pairs of int64 ``[T, B]``: the tokens, and the tokens that follow them.
 
     Under distributed training each rank reads its own columns (``B = batch_size / world_size``), so all ranks
-    together read what one process would. The order never changes and takes no random numbers; ``state_dict`` is the
-    number of batches given out, which is all that resuming in the middle of an epoch needs.
+    together read what one process would. The order never changes and takes no random numbers.
+
+    ``state_dict`` is the place in the text, and of which text and columns it is the place. A loader of the same columns
+    goes on at that step exactly, with another ``sequence_length`` too; any other begins at its beginning, and
+    ``changed`` says why.
 
     Args:
         tokens: int64 [N].
         batch_size: columns over all ranks, a multiple of ``world_size``.
         sequence_length: steps of a batch.
         name: what the text is called in an error.
+
+    Attributes:
+        next_batch: the number of the batch that the next epoch begins with, 0 unless a state has been loaded.
+        begins_anew: whether a state was loaded whose place is not one of this text in these columns.
+        changed: what differs from the loader whose state was loaded, in words; empty where nothing does.
     """
 
     def __init__(
@@ -50,24 +61,23 @@ class ContiguousLoader:
         columns = tokens[: steps * batch_size].view(batch_size, steps)
         share = batch_size // world_size
         self.columns = columns[rank * share : (rank + 1) * share].t().contiguous()  # [steps, B]
-        self.sequence_length = sequence_length
-        self._start = 0  # where the next iteration begins
-        self._given = 0  # batches that the present iteration has given out, those before its start included
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.begins_anew, self.changed = False, ""
+        self._tokens = tokens
+        self._start = 0  # the step of the columns at which the next epoch begins
+        self._position = 0  # the step up to which the present epoch has given out its batches
 
     def __len__(self) -> int:
         return -(-(len(self.columns) - 1) // self.sequence_length)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start, self._start = self._start, 0
-        self._given = start
-        return self._batches(start)
-
-    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
+        self._position, self._start = self._start, 0
         last = len(self.columns) - 1
-        for position in range(start, len(self)):
-            begin = position * self.sequence_length
-            end = min(begin + self.sequence_length, last)
-            self._given = position + 1
+        while self._position < last:
+            begin = self._position
+            end = min((begin // self.sequence_length + 1) * self.sequence_length, last)
+            self._position = end
             yield self.columns[begin:end], self.columns[begin + 1 : end + 1]
 
     @property
@@ -75,11 +85,40 @@ class ContiguousLoader:
         """The number of predictions in one epoch, this rank's."""
         return (len(self.columns) - 1) * self.columns.shape[1]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self._given}
+    @property
+    def next_batch(self) -> int:
+        return self._start // self.sequence_length
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._start = int(state["batches"]) % len(self)  # a finished epoch: the next one begins at its beginning
+    def restart(self) -> None:
+        """Lets the next epoch begin with the first batch, whatever state was loaded."""
+        self._start = self._position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "position": self._position,
+            "batch_size": self.batch_size,
+            "sequence_length": self.sequence_length,
+            "tokens": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "position" not in state:  # of an older version
+            state = {"position": state["batches"] * state.get("sequence_length", self.sequence_length), **state}
+        self.changed = ", ".join(
+            f"--data.{name} was {state[name]} and is {getattr(self, name)}"
+            for name in ("batch_size", "sequence_length")
+            if state.get(name, getattr(self, name)) != getattr(self, name)
+        )
+        self.begins_anew = state.get("batch_size", self.batch_size) != self.batch_size
+        if state.get("tokens", self._fingerprint) != self._fingerprint:
+            self.begins_anew, self.changed = True, "its tokens are others"
+        # After a finished epoch the next one begins at its beginning.
+        goes_on = not self.begins_anew and state["position"] < len(self.columns) - 1
+        self._start = self._position = state["position"] if goes_on else 0
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return blake2b(self._tokens.contiguous().numpy(), digest_size=16).hexdigest()
 
 
 def entropy(tokens: Tensor) -> float:

@@ -1,26 +1,39 @@
 """The data module for language models: a text, its vocabulary, and its contiguous batches."""
 
+from collections.abc import Sequence
+from functools import partial
+from hashlib import blake2b
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_modules.data.base import SPLITS, TaskDataModule
 from lightning_modules.data.contiguous import ContiguousLoader, entropy
-from lightning_modules.data.reading import default_text, find_splits, list_files, read_files
+from lightning_modules.data.cutting import cut_text
+from lightning_modules.data.reading import DataFiles
+from lightning_modules.data.text_files import check_encoding, default_text, not_text, read_files
 from lightning_modules.data.vocabulary import Vocabulary
+from lightning_modules.resuming import tell
 
 SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("test",)}
+TEXT_OPTIONS = ("path", "train", "valid", "test", "split", "encoding")  # what decides on the texts
+VOCABULARY_OPTIONS = ("max_vocab", "min_count")
 
 
 class TextDataModule(TaskDataModule):
     """Text for a language model, word by word or character by character.
 
-    The text comes from ``path``, cut into train, valid and test by ``split`` - or, where ``path`` is a folder with
-    files named after train and valid (and test), from those files. ``train``, ``valid`` and ``test`` name the files
-    of a split and win over ``path``. With none of these it is the text of Python's own help pages.
+    The text comes from ``path``, cut into train, valid and test by ``split``; where ``path`` is a folder or a glob and
+    its files are named after splits, from those files, and valid is cut from train where no file is named after it.
+    ``train``, ``valid`` and ``test`` name the files of a split and win over ``path``: see
+    :class:`~lightning_modules.data.reading.DataFiles` for all of it. With none of these it is the text of Python's own
+    help pages.
 
     The vocabulary is that of the train text alone. It goes into every checkpoint, and a checkpoint's vocabulary is
     used in place of one of the text's own.
+
+    A model that never saw ``<unk>`` in training gives it next to no probability: where that is so and valid or test
+    have unknown tokens, figures without them are reported beside the whole (``val_ppl_known``), and one line says so.
 
     Args:
         path: a file, a folder or a glob.
@@ -28,12 +41,14 @@ class TextDataModule(TaskDataModule):
         valid: the same of the valid text.
         test: the same of the test text.
         split: shares of train, valid and test, in the text's order; they are scaled to sum 1. A share of 0 for test
-            leaves the test out.
-        level: whether a token is a character (``char``) or a word (``word``).
+            leaves the test out. Where files are named after train and test alone, the first two cut train.
+        level: whether a token is a character (``char``) or a word (``word``), which is what white space separates.
         max_vocab: the most tokens to know, special ones included; the rarest become ``<unk>``. All by default.
+        min_count: tokens that the train text has fewer times become ``<unk>``; 2 lets a model learn what an unknown
+            word is from the words seen once.
         batch_size: columns of a batch, over all processes.
         sequence_length: steps of a batch.
-        encoding: of the files.
+        encoding: of the files; a byte order mark tells it too.
     """
 
     def __init__(
@@ -45,56 +60,66 @@ class TextDataModule(TaskDataModule):
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         level: Literal["char", "word"] = "char",
         max_vocab: int | None = None,
+        min_count: int = 1,
         batch_size: int = 32,
         sequence_length: int = 64,
         encoding: str = "utf-8",
     ) -> None:
         super().__init__()
-        if (train is None) != (valid is None):
-            missing = "valid" if valid is None else "train"
-            raise ValueError(f"train and valid name the files of a split together: {missing} is missing")
+        if train is not None and valid is None:
+            raise ValueError("train and valid name the files of a split together: valid is missing")
         if len(split) != 3 or min(split) < 0 or not split[0] > 0 or not split[1] > 0:
             raise ValueError(f"split must be three shares, of which train and valid are above 0, got {tuple(split)}")
+        check_encoding(encoding)
         self.save_hyperparameters()
-        self._files = {"train": train, "valid": valid, "test": test}
+        self.files = DataFiles(path, train=train, valid=valid, test=test, not_data=partial(not_text, encoding=encoding))
         self._vocabulary: Vocabulary | None = None
+        self._unknown_is_trained: bool | None = None
         self._texts: dict[str, str] = {}
         self._tokens: dict[str, Tensor] = {}
+        self._fingerprints: dict[str, dict[str, Any]] = {}
+        self._checkpoint: dict[str, Any] = {}
+        self._told: set[str] = set()
 
     # The text -------------------------------------------------------------------------------------------------------
 
     def text(self, name: str) -> str:
         """The text of the split ``name``, read once. Raises ValueError where there is none or it is empty."""
         if name not in self._texts:
-            if self._files[name] is not None:
-                self._texts[name] = read_files(list_files(self._files[name]), self.hparams.encoding)
-            elif self._files["train"] is None:
-                self._texts = self._texts_of_path() | self._texts
-        if name not in self._texts:
-            raise ValueError(f"there is no {name} text; name one with --data.{name}")
-        if not self._texts[name].strip():
-            source = self._files[name] or self.hparams.path
+            files, splits = self._source(name)
+            if not splits:
+                raise ValueError(f"there is no {name} text; name one with --data.{name}")
+            if "train" in splits:
+                self.files.check_disjoint()
+            text = read_files(files, self.hparams.encoding) if files else default_text()
+            shares = [self.hparams.split[SPLITS.index(split)] for split in splits]
+            pieces = cut_text(text, shares, words=self.hparams.level == "word") if len(splits) > 1 else [text]
+            for split, piece in zip(splits, pieces, strict=True):
+                if split == name or self.hparams[split] is None:  # another's piece, unless it has files of its own
+                    self._texts[split] = piece
+            self._tell(self.files.notes)
+        if not self._texts[name] or self._texts[name].isspace():
+            source = self.hparams[name] or self.hparams.path
             raise ValueError(f"the {name} text is empty" + (f": '{source}'" if source else ""))
         return self._texts[name]
 
-    def _texts_of_path(self) -> dict[str, str]:
-        if self.hparams.path is not None and (files := find_splits(self.hparams.path)):
-            return {name: read_files(files[name], self.hparams.encoding) for name in files}
-        text = (
-            default_text()
-            if self.hparams.path is None
-            else read_files(list_files(self.hparams.path), self.hparams.encoding)
-        )
-        shares = self.hparams.split
-        cuts = [_next_space(text, round(len(text) * sum(shares[:count]) / sum(shares))) for count in range(4)]
-        pieces = {name: text[start:end] for name, start, end in zip(SPLITS, cuts, cuts[1:], strict=False)}
-        return pieces if shares[2] > 0 else {name: pieces[name] for name in ("train", "valid")}
+    def _source(self, name: str) -> tuple[Sequence[Any], tuple[str, ...]]:
+        """The files of a split, and into which splits they are cut; none where there is no such split."""
+        files, splits = self.files.source(name) or ([], ())
+        if "test" in splits[1:] and not self.hparams.split[2] > 0:
+            splits = splits[:-1]
+        return (files, splits) if name in splits else ([], ())
 
     def has_test(self) -> bool:
         """Whether there is a test text."""
-        if self._files["test"] is None and self._files["train"] is None:
-            self.text("train")  # reads the path
-        return self._files["test"] is not None or "test" in self._texts
+        return bool(self._source("test")[1])
+
+    def _tell(self, sentences: Sequence[str]) -> None:
+        """Each once."""
+        for sentence in sentences:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                tell(sentence)
 
     # The tokens -----------------------------------------------------------------------------------------------------
 
@@ -102,7 +127,9 @@ class TextDataModule(TaskDataModule):
     def vocabulary(self) -> Vocabulary:
         """The tokens' names: a loaded checkpoint's, or else those of the train text."""
         if self._vocabulary is None:
-            self._vocabulary = Vocabulary.build(self.text("train"), self.hparams.level, self.hparams.max_vocab)
+            self._vocabulary = Vocabulary.build(
+                self.text("train"), self.hparams.level, self.hparams.max_vocab, self.hparams.min_count
+            )
         return self._vocabulary
 
     def tokens(self, name: str) -> Tensor:
@@ -119,7 +146,7 @@ class TextDataModule(TaskDataModule):
             "level": self.vocabulary.level,
             "vocabulary": len(self.vocabulary),
             "tokens": {name: len(self.tokens(name)) for name in names},
-            "valid_unknown_share": float((valid == 0).double().mean()),
+            "valid_unknown_share": self.unknown_share("valid"),
             "valid_unigram_entropy": entropy(valid),
         }
 
@@ -131,8 +158,33 @@ class TextDataModule(TaskDataModule):
             f"{summary['valid_unknown_share']:.2%}; its unigram entropy is {summary['valid_unigram_entropy']:.3f} nats"
         ]
 
+    # The unknown ----------------------------------------------------------------------------------------------------
+
+    def unknown_share(self, name: str) -> float:
+        """The share of a split's tokens that are ``<unk>``."""
+        return float((self.tokens(name) == 0).double().mean())
+
+    @property
+    def unknown_is_trained(self) -> bool:
+        """Whether the train text, the checkpoint's where one is loaded, has ``<unk>``."""
+        if self._unknown_is_trained is None:
+            self._unknown_is_trained = bool((self.tokens("train") == 0).any())
+        return self._unknown_is_trained
+
+    def judges_untrained_unknown(self) -> bool:
+        """Whether a split that is judged, of those read so far, has ``<unk>`` and training does not."""
+        judged = [name for name in ("valid", "test") if name in self._tokens]
+        return any(self.unknown_share(name) for name in judged) and not self.unknown_is_trained
+
+    # The checkpoint -------------------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"vocabulary": self.vocabulary.state_dict()}
+        return super().state_dict() | {
+            "vocabulary": self.vocabulary.state_dict(),
+            "unknown_is_trained": self.unknown_is_trained,
+            "options": {name: _plain(self.hparams[name]) for name in (*TEXT_OPTIONS, *VOCABULARY_OPTIONS)},
+            "texts": {name: self._fingerprint(name) for name in ("train", "valid")},
+        }
 
     @classmethod
     def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
@@ -143,18 +195,53 @@ class TextDataModule(TaskDataModule):
         vocabulary = Vocabulary(**state_dict["vocabulary"])
         if vocabulary.level != self.hparams.level:
             raise ValueError(
-                f"the checkpoint's tokens are of level {vocabulary.level!r}, the data's of {self.hparams.level!r}"
+                f"data.level must be that of the checkpoint's vocabulary, level {vocabulary.level!r}, "
+                f"got {self.hparams.level!r}"
             )
         if vocabulary != self._vocabulary:
             self._vocabulary = vocabulary
             self._tokens.clear()
+        # An older checkpoint does not tell: then it is as if all were trained, and nothing is left out of a figure.
+        self._unknown_is_trained = state_dict.get("unknown_is_trained", True)
+        self._checkpoint = state_dict
+        if self.trainer is not None and self.trainer.state.fn == "fit":  # Lightning loads after setup
+            self._tell_differences(fit=True)
+
+    def _fingerprint(self, name: str) -> dict[str, Any]:
+        """What tells a split's text from any other."""
+        if name not in self._fingerprints:
+            text = self.text(name)
+            digest = blake2b(text.encode(), digest_size=16).hexdigest()
+            self._fingerprints[name] = {"characters": len(text), "blake2b": digest}
+        return self._fingerprints[name]
+
+    def _tell_differences(self, fit: bool) -> None:
+        """Says what of the text and the options is not as in the loaded checkpoint."""
+        options = self._checkpoint.get("options", {})
+        differing = {name for name, value in options.items() if _plain(self.hparams[name]) != value}
+        for name in VOCABULARY_OPTIONS:
+            if name in differing:
+                self._tell([f"data.{name} is {options[name]}, as in the checkpoint, not {self.hparams[name]}"])
+        texts = self._checkpoint.get("texts", {}) if fit else {}
+        if changed := [name for name, saved in texts.items() if self._fingerprint(name) != saved]:
+            flags = [f"--data.{name}" for name in TEXT_OPTIONS if name in differing]
+            self._tell(
+                [
+                    f"The {' and the '.join(changed)} text is not the checkpoint's, so that figures before and after "
+                    f"are of different texts; changed: {', '.join(flags) or 'what the files hold'}."
+                ]
+            )
 
     # The batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Reads what ``stage`` needs, so that a bad file or a short text is told before anything else begins."""
         for name in SPLITS_OF_STAGE[stage]:
-            self._loader(name, self.hparams.batch_size)
+            self._loader(name, 1 if stage == "predict" else self.hparams.batch_size)
+        if stage == "fit" and not self.unknown_is_trained:  # of the checkpoint's run, and not of this text either?
+            self._unknown_is_trained = bool((self.tokens("train") == 0).any())
+        self._tell_differences(stage == "fit")
+        self._tell_of_figures(stage)
 
     def _loader(self, name: str, batch_size: int) -> ContiguousLoader:
         return ContiguousLoader(
@@ -165,6 +252,23 @@ class TextDataModule(TaskDataModule):
             world_size=self.world_size,
             name=f"{name} text",
         )
+
+    def _tell_of_figures(self, stage: str) -> None:
+        """Says which figures of the splits that are judged are not what they seem."""
+        for name in ("valid", "test"):
+            if {name, "train"} <= self._texts.keys() and self._fingerprint(name) == self._fingerprint("train"):
+                self._tell([f"The {name} text is the train text: its figures say nothing of new text."])
+        if stage != "predict" and self.judges_untrained_unknown():
+            judged = SPLITS_OF_STAGE[stage][-1]
+            figure = "bpc" if self.hparams.level == "char" else "ppl"
+            self._tell(
+                [
+                    f"Training never sees <unk>, which {self.unknown_share(judged):.2%} of the {judged} text's tokens "
+                    f"are: each costs far more than a known one. The figures ending in _known ({figure}_known) are "
+                    f"without them, and --early_stopping.monitor val_loss_known goes by them; --data.min_count 2 makes "
+                    f"words seen once <unk>, which trains it."
+                ]
+            )
 
     def train_dataloader(self) -> ContiguousLoader:
         return self._loader("train", self.hparams.batch_size)
@@ -180,8 +284,6 @@ class TextDataModule(TaskDataModule):
         return self._loader("test", 1)
 
 
-def _next_space(text: str, position: int) -> int:
-    """The first position from ``position`` on that tears no word."""
-    while 0 < position < len(text) and not text[position].isspace():
-        position += 1
-    return position
+def _plain(option: Any) -> Any:
+    """An option as a checkpoint holds it."""
+    return tuple(option) if isinstance(option, list) else option

@@ -36,13 +36,14 @@ class Vocabulary:
             raise ValueError("a vocabulary names every token once")
 
     @classmethod
-    def build(cls, text: str, level: str, max_size: int | None = None) -> "Vocabulary":
+    def build(cls, text: str, level: str, max_size: int | None = None, min_count: int = 1) -> "Vocabulary":
         """The vocabulary of ``text``: the most frequent tokens first, equally frequent ones in alphabetical order.
 
-        ``max_size`` bounds the number of ids, the special tokens included; ``None`` keeps every token.
+        ``max_size`` bounds the number of ids, the special tokens included; ``None`` keeps every token that the text has
+        at least ``min_count`` times.
         """
         special = [UNKNOWN, END_OF_LINE] if level == "word" else [UNKNOWN]
-        return cls.from_tokens(tokenize(text, level), level, max_size, special=special)
+        return cls.from_tokens(tokenize(text, level), level, max_size, min_count, special)
 
     @classmethod
     def from_tokens(

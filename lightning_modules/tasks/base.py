@@ -33,6 +33,7 @@ from lightning_modules.models.optimizers import (
 )
 from lightning_modules.models.recurrent import build_recurrent
 from lightning_modules.regularization import l2_penalty
+from lightning_modules.resuming import continue_epoch
 
 
 class RecurrentTask(LightningModule):
@@ -290,6 +291,9 @@ class RecurrentTask(LightningModule):
         metrics = {"loss": MeanMetric(math.nan), **self.new_metrics(self.trainer.datamodule)}
         self.val_metrics = MetricCollection(metrics, prefix="val_", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test_")
+
+    def on_train_start(self) -> None:
+        continue_epoch(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, count = self.batch_loss(batch, batch_idx)

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
-from torchmetrics import Metric, MetricCollection
+from torch.utils._pytree import tree_leaves, tree_map
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_modules.callbacks.text_sample import TextSample
 from lightning_modules.data.text import TextDataModule
@@ -29,7 +29,9 @@ class LanguageModelTask(RecurrentTask):
     The layer's state that ends a batch begins the next one, detached: backpropagation through time is truncated at
     the batch. It is zero at the start of every epoch, and validation and test have one of their own.
 
-    The losses are in nats a token; the metrics are ``ppl`` and, for characters, ``bpc``. ``dropout`` acts on the
+    The losses are in nats a token; the metrics are ``ppl`` and, for characters, ``bpc``. Where the model never saw
+    ``<unk>`` in training and is judged on a text that has it, there are ``loss_known``, ``ppl_known`` and ``bpc_known``
+    too, means over the known tokens alone (each predicted after all that stands before it). ``dropout`` acts on the
     embedding, after each layer and before the decoder.
 
     Args:
@@ -79,6 +81,9 @@ class LanguageModelTask(RecurrentTask):
         metrics: dict[str, Metric] = {"ppl": Perplexity(math.nan)}
         if data.vocabulary.level == "char":
             metrics["bpc"] = BitsPerCharacter(math.nan)
+        if data.judges_untrained_unknown():
+            metrics |= {"loss_known": MeanMetric(math.nan)}
+            metrics |= {f"{name}_known": metric.clone() for name, metric in metrics.items() if name in ("ppl", "bpc")}
         return metrics
 
     def own_callbacks(self) -> list[Callback]:
@@ -90,23 +95,25 @@ class LanguageModelTask(RecurrentTask):
         self, batch: tuple[Tensor, Tensor], batch_idx: int, metrics: MetricCollection | None = None
     ) -> tuple[Tensor, int]:
         """Of a batch (tokens and next tokens, int64 [T, B]), in nats a token."""
+        tokens, targets = batch
         name = "train_state" if metrics is None else "eval_state"
-        state = getattr(self, name) if batch_idx > 0 else None
-        smoothing = self.hparams.label_smoothing if metrics is None else 0.0
-        loss, state = self.model_step(batch, state, smoothing)
-        setattr(self, name, state)
-        count = batch[0].numel()
-        for metric in () if metrics is None else metrics.values():
-            if isinstance(metric, (Perplexity, BitsPerCharacter)):
-                metric.update(loss, weight=count)
-        return loss, count
+        logits, state = self(tokens, getattr(self, name) if batch_idx > 0 else None)
+        setattr(self, name, detach(state))
+        if metrics is None:
+            return token_loss(logits, targets, label_smoothing=self.hparams.label_smoothing), targets.numel()
+        loss, known = token_loss(logits, targets), int((targets != 0).sum())
+        for name, metric in metrics.items(keep_base=True):
+            if name in ("ppl", "bpc"):
+                metric.update(loss, weight=targets.numel())
+            elif name.endswith("_known") and known:
+                metric.update(token_loss(logits, targets, ignore_index=0), weight=known)
+        return loss, targets.numel()
 
     def model_step(self, batch: tuple[Tensor, Tensor], state: Any, label_smoothing: float = 0.0) -> tuple[Tensor, Any]:
         """The mean loss of a batch (tokens and next tokens, int64 [T, B]) in nats, and the state after it, detached."""
         tokens, targets = batch
         logits, state = self(tokens, state)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
-        return loss, detach(state)
+        return token_loss(logits, targets, label_smoothing=label_smoothing), detach(state)
 
     # Predictions and samples ----------------------------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ class LanguageModelTask(RecurrentTask):
     def write_predictions(self, batches: list[tuple[Tensor, Tensor]], data: TextDataModule, folder: Path) -> str:
         """Every token with its log-probability (nats), as ``predictions.csv``."""
         path = folder / "predictions.csv"
-        tokens, total, count = data.vocabulary.tokens, 0.0, 0
+        tokens, total, count, known_total, known = data.vocabulary.tokens, 0.0, 0, 0.0, 0
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("token", "log_probability"))
@@ -129,7 +136,12 @@ class LanguageModelTask(RecurrentTask):
                 for token, value in zip(targets.flatten().tolist(), log_probabilities.flatten().tolist(), strict=True):
                     table.writerow((tokens[token], f"{value:.6f}"))
                     total, count = total + value, count + 1
-        return f"{count:,} tokens, perplexity {math.exp(-total / count):.3f}, in {path}"
+                    if token != 0:
+                        known_total, known = known_total + value, known + 1
+        figures = f"perplexity {math.exp(-total / count):.3f}"
+        if known and data.judges_untrained_unknown():
+            figures += f" (of the {known:,} known tokens {math.exp(-known_total / known):.3f})"
+        return f"{count:,} tokens, {figures}, in {path}"
 
     @classmethod
     def add_sample_arguments(cls, parser: ArgumentParser) -> None:
@@ -173,5 +185,22 @@ class LanguageModelTask(RecurrentTask):
         if isinstance(saved, Tensor):  # of a former version: h and c of all ranks, one after another
             h_and_c = saved.view(-1, 2, *saved.shape[1:])
             saved = {"ranks": len(h_and_c), "state": tuple(h_and_c.unbind(1))}
-        if saved is not None and saved["ranks"] == ranks:  # with another number of ranks the columns are others
+        if saved is not None and saved["ranks"] == ranks:
             self.train_state = tree_map(lambda x: x[rank].to(self.device), saved["state"])
+        elif saved is not None and all(x.dim() == 4 for x in tree_leaves(saved["state"])):
+            # The columns of a rank follow those of the rank before, on however many ranks.
+            self.train_state = tree_map(
+                lambda x: x.transpose(0, 1).flatten(1, 2).tensor_split(ranks, dim=1)[rank].to(self.device),
+                saved["state"],
+            )
+        # A former version's loader counted its batches alone; how large they were stands in the data's options.
+        options = checkpoint.get("datamodule_hyper_parameters") or {}
+        loops = (checkpoint.get("loops") or {}).get("fit_loop", {}).get("state_dict", {})
+        for state in loops.get("combined_loader", []):
+            if "position" not in state:
+                state |= {name: options[name] for name in ("batch_size", "sequence_length") if name in options}
+
+
+def token_loss(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The mean loss of logits [T, B, V] for the next tokens, int64 [T, B], in nats."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)

@@ -54,6 +54,54 @@ def test_a_loader_goes_on_where_another_stopped(taken: int) -> None:
     assert [x.tolist() for x, _ in second] == expected
 
 
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 7, 100])
+@pytest.mark.parametrize("taken", [1, 2, 5])
+def test_another_sequence_length_goes_on_at_the_same_token(taken: int, length: int) -> None:
+    tokens = torch.arange(51)
+    first, second = ContiguousLoader(tokens, 2, 4), ContiguousLoader(tokens, 2, length)
+    expected = torch.cat([x for x, _ in first])
+    iterator = iter(first)
+    for _ in range(taken):
+        next(iterator)
+    second.load_state_dict(first.state_dict())
+    assert second.next_batch == taken * 4 // length
+    assert second.changed == ("" if length == 4 else f"--data.sequence_length was 4 and is {length}")
+    rest = [x for x, _ in second]
+    assert torch.cat(rest).equal(expected[taken * 4 :])
+    assert len(rest) == len(second) - taken * 4 // length  # as many as the trainer expects
+    assert torch.cat([x for x, _ in second]).equal(expected)
+
+
+def test_other_columns_or_tokens_begin_the_epoch_anew() -> None:
+    tokens = torch.arange(60)
+    first = ContiguousLoader(tokens, 2, 4)
+    next(iter(first))
+    for other, changed in (
+        (ContiguousLoader(tokens, 4, 4), "--data.batch_size was 2 and is 4"),
+        (ContiguousLoader(tokens, 1, 8), "--data.batch_size was 2 and is 1, --data.sequence_length was 4 and is 8"),
+        (ContiguousLoader(tokens.flip(0), 2, 4), "its tokens are others"),
+        (ContiguousLoader(tokens[:59], 2, 4), "its tokens are others"),
+    ):
+        other.load_state_dict(first.state_dict())
+        assert (other.next_batch, other.begins_anew, other.changed) == (0, True, changed)
+        assert len(list(other)) == len(other)
+    again = ContiguousLoader(tokens, 2, 4)
+    again.load_state_dict(first.state_dict())
+    assert (again.next_batch, again.begins_anew, again.changed) == (1, False, "")
+    again.restart()
+    assert len(list(again)) == len(again)
+
+
+def test_the_place_of_an_iterator_that_has_not_begun_is_not_lost() -> None:
+    """Lightning makes the iterator first and may save before it asks for a batch."""
+    loader = ContiguousLoader(torch.arange(60), 2, 4)
+    loader.load_state_dict({"batches": 3})  # as former versions saved it
+    iterator = iter(loader)
+    assert loader.state_dict()["position"] == 12
+    assert next(iterator)[0][0].tolist() == [12, 42]
+    assert loader.state_dict()["position"] == 16
+
+
 @pytest.mark.parametrize("argument", ["batch_size", "sequence_length"])
 def test_sizes_below_one_are_told(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):

@@ -1,0 +1,62 @@
+"""Going on inside an epoch, where the data may be read otherwise than before."""
+
+import sys
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+
+@runtime_checkable
+class ResumableLoader(Protocol):
+    """A train loader that knows where in the data it goes on after ``load_state_dict``.
+
+    Attributes:
+        next_batch: the number, in its own batches, of the one that the next epoch begins with.
+        begins_anew: whether a state was loaded whose place means nothing here, so that this is the first batch.
+        changed: what differs from the loader whose state was loaded, in words; empty where nothing does.
+    """
+
+    next_batch: int
+    begins_anew: bool
+    changed: str
+
+    def restart(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def tell(sentence: str) -> None:
+    """One line on stderr, by rank 0 alone."""
+    rank_zero_only(print)(sentence, file=sys.stderr, flush=True)
+
+
+def continue_epoch(trainer: Trainer) -> None:
+    """Makes a resumed trainer's count of batches that of its train loader; for ``on_train_start``.
+
+    Lightning goes on with the number of batches in the checkpoint, which are not those of now if the batches are of
+    another size, of other data or more or fewer: the epoch would end early, or late, and what it leaves out would be
+    read by nobody. A loader that cannot go on where the epoch stopped begins it anew, and one line says so.
+    """
+    loader = trainer.train_dataloader
+    epoch = trainer.fit_loop.epoch_loop
+    if not epoch.restarting or not isinstance(loader, ResumableLoader):
+        return
+    counts = epoch.batch_progress.current
+    if epoch.batch_progress.is_last_batch:  # Lightning begins an epoch where the count is that of all batches
+        loader.restart()
+        batch = int(trainer.num_training_batches)
+    else:
+        if loader.begins_anew:
+            tell(f"The epoch that the checkpoint stopped in begins anew: {loader.changed}.")
+        elif loader.next_batch >= trainer.num_training_batches:
+            loader.restart()
+            tell("The epoch that the checkpoint stopped in begins anew: it is not to have as many batches as it had.")
+        elif loader.changed:
+            tell(f"The epoch goes on where the checkpoint stopped, in batch {loader.next_batch:,}: {loader.changed}.")
+        batch = loader.next_batch
+    offset = batch - counts.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(counts, name, getattr(counts, name) + offset)
