@@ -1,6 +1,7 @@
 """Tasks: thin LightningModules, each a model with its losses, its metrics and what becomes of its predictions."""
 
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.forecasting import ForecastTask
 from lightning_modules.tasks.language_model import LanguageModelTask
 
-__all__ = ["LanguageModelTask", "RecurrentTask"]
+__all__ = ["ForecastTask", "LanguageModelTask", "RecurrentTask"]
