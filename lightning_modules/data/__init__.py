@@ -2,8 +2,18 @@
 
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.data.batches import ExampleLoader
+from lightning_modules.data.labeled_series import LabeledSeriesDataModule
+from lightning_modules.data.labeled_text import LabeledTextDataModule
 from lightning_modules.data.series import SeriesDataModule
 from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import Vocabulary
 
-__all__ = ["ExampleLoader", "SeriesDataModule", "TaskDataModule", "TextDataModule", "Vocabulary"]
+__all__ = [
+    "ExampleLoader",
+    "LabeledSeriesDataModule",
+    "LabeledTextDataModule",
+    "SeriesDataModule",
+    "TaskDataModule",
+    "TextDataModule",
+    "Vocabulary",
+]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lightning_modules.data.text_files import not_text
+
 
 class WordVectors(NamedTuple):
     """The vectors of a vocabulary's tokens.
@@ -59,6 +61,8 @@ def read_vectors(path: str | Path, tokens: Sequence[str]) -> WordVectors:
         ValueError: it has no vectors, a line has another number of numbers than the first or one that is not finite, or
             no token has a vector.
     """
+    if kind := not_text(Path(path).expanduser()):
+        raise ValueError(f"'{path}' is {kind}, not vectors in text: unpack or convert it")
     exact = {token.encode(): position for position, token in enumerate(tokens)}
     by_lower_case: dict[bytes, list[int]] = {}
     for position, token in enumerate(tokens):

@@ -1,7 +1,8 @@
 """Tasks: thin LightningModules, each a model with its losses, its metrics and what becomes of its predictions."""
 
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.classification import ClassificationTask
 from lightning_modules.tasks.forecasting import ForecastTask
 from lightning_modules.tasks.language_model import LanguageModelTask
 
-__all__ = ["ForecastTask", "LanguageModelTask", "RecurrentTask"]
+__all__ = ["ClassificationTask", "ForecastTask", "LanguageModelTask", "RecurrentTask"]

@@ -55,6 +55,7 @@ def test_what_other_programs_write_around_them_is_harmless(glove: Path, change: 
         ("the 1 2\nof 1\n", "', line 2: want a word and 2 numbers, as in the first line"),
         ("the 1 2\ncat 1 nan\n", "', line 2: want a word and 2 finite numbers"),
         ("the 1 2\ncat 1 x\n", "', line 2: want a word and 2 finite numbers"),
+        ("PK\x03\x04", "' is a zip archive, not vectors in text: unpack or convert it"),
         ("the 1 2\n", "' has a vector for none of the 1 tokens of the vocabulary"),
     ],
 )
