@@ -45,9 +45,8 @@ class SeriesTable(NamedTuple):
         for row, cell in enumerate(cells):
             value = number(cell)
             if value is None:
-                raise ValueError(
-                    f"'{self.name}', line {self.lines[row]}: column '{name}' must be a finite number or empty, got {cell!r}"
-                )
+                place = f"'{self.name}', line {self.lines[row]}"
+                raise ValueError(f"{place}: column '{name}' must be a finite number or empty, got {cell!r}")
             values[row] = value
         return values
 
