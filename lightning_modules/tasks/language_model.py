@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from lightning_modules.callbacks.averaging import NonMonotonicAveraging
 from lightning_modules.callbacks.text_sample import TextSample
 from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import UNKNOWN
@@ -39,6 +40,14 @@ class LanguageModelTask(RecurrentTask):
         embedding_size: size of a token's embedding.
         tied: the decoder shares the embedding's weight.
         label_smoothing: share of the training target that is spread over all tokens.
+        input_dropout: rate on the embedding's output; ``dropout`` if not given.
+        embedding_dropout: rate at which words lose their embedding, in all of a batch at once.
+        activation_penalty: coefficient of the mean square of the recurrent layers' output after dropout in the training
+            loss (AR; Merity et al. 2017).
+        change_penalty: coefficient of the mean square of that output's change from step to step, before dropout (TAR;
+            the same paper).
+        average_after: averages the weights, as NT-ASGD does (Merity et al. 2018), from the first validation on whose
+            loss is no better than the best of those more than so many before it; with ``optimizer: SGD``.
         shared: those of :class:`RecurrentTask`.
     """
 
@@ -50,10 +59,20 @@ class LanguageModelTask(RecurrentTask):
         embedding_size: int = 128,
         tied: bool = False,
         label_smoothing: float = 0.0,
+        input_dropout: float | None = None,
+        embedding_dropout: float = 0.0,
+        activation_penalty: float = 0.0,
+        change_penalty: float = 0.0,
+        average_after: int | None = None,
         **shared: Any,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        for name, value in (("activation_penalty", activation_penalty), ("change_penalty", change_penalty)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+        if average_after is not None and average_after < 1:
+            raise ValueError(f"average_after must be at least 1, got {average_after}")
         super().__init__(**shared)
         self.train_state: Any = None
         self.eval_state: Any = None
@@ -74,6 +93,8 @@ class LanguageModelTask(RecurrentTask):
             self.hparams.embedding_size,
             tied=self.hparams.tied,
             dropout=self.hparams.dropout,
+            input_dropout=self.hparams.input_dropout,
+            embedding_dropout=self.hparams.embedding_dropout,
             variational=self.hparams.variational,
         )
 
@@ -87,7 +108,8 @@ class LanguageModelTask(RecurrentTask):
         return metrics
 
     def own_callbacks(self) -> list[Callback]:
-        return [TextSample()]
+        after = self.hparams.average_after
+        return [TextSample()] if after is None else [NonMonotonicAveraging(after), TextSample()]
 
     # The steps ------------------------------------------------------------------------------------------------------
 
@@ -96,11 +118,10 @@ class LanguageModelTask(RecurrentTask):
     ) -> tuple[Tensor, int]:
         """Of a batch (tokens and next tokens, int64 [T, B]), in nats a token."""
         tokens, targets = batch
-        name = "train_state" if metrics is None else "eval_state"
-        logits, state = self(tokens, getattr(self, name) if batch_idx > 0 else None)
-        setattr(self, name, detach(state))
         if metrics is None:
-            return token_loss(logits, targets, label_smoothing=self.hparams.label_smoothing), targets.numel()
+            return self._training_loss(tokens, targets, batch_idx), targets.numel()
+        logits, state = self(tokens, self.eval_state if batch_idx > 0 else None)
+        self.eval_state = detach(state)
         loss, known = token_loss(logits, targets), int((targets != 0).sum())
         for name, metric in metrics.items(keep_base=True):
             if name in ("ppl", "bpc"):
@@ -108,6 +129,21 @@ class LanguageModelTask(RecurrentTask):
             elif name.endswith("_known") and known:
                 metric.update(token_loss(logits, targets, ignore_index=0), weight=known)
         return loss, targets.numel()
+
+    def _training_loss(self, tokens: Tensor, targets: Tensor, batch_idx: int) -> Tensor:
+        state = self.train_state if batch_idx > 0 else None
+        smoothing, hparams = self.hparams.label_smoothing, self.hparams
+        if not hparams.activation_penalty and not hparams.change_penalty:
+            logits, state = self(tokens, state)
+            self.train_state = detach(state)
+            return token_loss(logits, targets, label_smoothing=smoothing)
+        output, dropped, state = self.net.hidden(tokens, state)
+        self.train_state = detach(state)
+        loss = token_loss(self.net.decoder(dropped), targets, label_smoothing=smoothing)
+        loss = loss + hparams.activation_penalty * dropped.square().mean()
+        if len(output) > 1:
+            loss = loss + hparams.change_penalty * (output[1:] - output[:-1]).square().mean()
+        return loss
 
     def model_step(self, batch: tuple[Tensor, Tensor], state: Any, label_smoothing: float = 0.0) -> tuple[Tensor, Any]:
         """The mean loss of a batch (tokens and next tokens, int64 [T, B]) in nats, and the state after it, detached."""
