@@ -5,6 +5,7 @@ from lightning_modules.data.batches import ExampleLoader
 from lightning_modules.data.labeled_series import LabeledSeriesDataModule
 from lightning_modules.data.labeled_text import LabeledTextDataModule
 from lightning_modules.data.series import SeriesDataModule
+from lightning_modules.data.tagging import TaggingDataModule
 from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import Vocabulary
 
@@ -13,6 +14,7 @@ __all__ = [
     "LabeledSeriesDataModule",
     "LabeledTextDataModule",
     "SeriesDataModule",
+    "TaggingDataModule",
     "TaskDataModule",
     "TextDataModule",
     "Vocabulary",

@@ -4,5 +4,6 @@ from lightning_modules.tasks.base import RecurrentTask
 from lightning_modules.tasks.classification import ClassificationTask
 from lightning_modules.tasks.forecasting import ForecastTask
 from lightning_modules.tasks.language_model import LanguageModelTask
+from lightning_modules.tasks.tagging import TaggingTask
 
-__all__ = ["ClassificationTask", "ForecastTask", "LanguageModelTask", "RecurrentTask"]
+__all__ = ["ClassificationTask", "ForecastTask", "LanguageModelTask", "RecurrentTask", "TaggingTask"]
