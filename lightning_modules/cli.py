@@ -19,15 +19,13 @@ usage: lstm-fused COMMAND ...
   test        figures of a checkpoint on the test data
                 lstm-fused test -c runs/char_lm/version_0 --ckpt_path best
   predict     log-probability of every token of the test data, as CSV
-  sample      text from a language model
+  sample      text from a language model, a piece from a model of music
                 lstm-fused sample runs/char_lm/version_0 --prompt "The " --temperature 0.8
 
 -c takes a bundled config by its bare name, a YAML file or a run's folder; several are laid over one another,
 such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
 --debug (or LSTM_FUSED_DEBUG=1) shows where an error comes from. --version, --help."""
 
-# The classes of errors that are made for a user to read.
-TOLD = (ValueError, TypeError, OSError, ImportError)
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit codes for SIGINT and SIGTERM: 128 + the signal's number
 
 
@@ -45,15 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return _run(arguments)
-    except (SystemExit, KeyboardInterrupt) as end:
-        code = exit_code(end)
-        if code in (INTERRUPTED, TERMINATED):
-            print(f"lstm-fused: {'interrupted' if code == INTERRUPTED else 'terminated'}", file=sys.stderr)
-        return code
+    except SystemExit as end:
+        return _exit_code(end)
+    except KeyboardInterrupt:
+        print("lstm-fused: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"lstm-fused: error: {sentence(error)}", file=sys.stderr)
+        print(f"lstm-fused: error: {_sentence(error)}", file=sys.stderr)
         return 1
 
 
@@ -84,25 +82,27 @@ def _run(arguments: list[str]) -> int:
     return run(command, arguments[1:])
 
 
-def exit_code(end: BaseException) -> int:
-    """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: the codes that a shell expects for them instead."""
-    if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
-        return INTERRUPTED
+def _exit_code(end: SystemExit) -> int:
+    """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: give them the codes a shell expects."""
     if type(end).__name__ == "SIGTERMException":
+        print("lstm-fused: terminated", file=sys.stderr)
         return TERMINATED
+    if isinstance(end.__context__, KeyboardInterrupt):
+        print("lstm-fused: interrupted", file=sys.stderr)
+        return INTERRUPTED
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
         return 1
     return end.code or 0
 
 
-def sentence(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     """What went wrong, in one line; the kind of error is named where it was not made for the user to read."""
     text = " ".join(str(error).split()) or "no message"
     # What a class says of its arguments comes wrapped in everything else that jsonargparse has tried.
     for wrapping in (r"Problem with given class_path '[^']*': ", r"Subtypes: .*? Errors: - "):
         if said := re.search(wrapping + r"(.+?)(?: - Expected a <|$)", text):
             return said[1]
-    if isinstance(error, TOLD) or type(error).__name__ == "MisconfigurationException":
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

@@ -3,9 +3,8 @@
 from typing import Any
 
 from lightning_modules.models.language_model import LanguageModel
-from lightning_modules.models.tagger import Tagger
 
-__all__ = ["LanguageModel", "LanguageModelTask", "Tagger"]
+__all__ = ["LanguageModel", "LanguageModelTask"]
 
 
 def __getattr__(name: str) -> Any:

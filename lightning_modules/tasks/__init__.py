@@ -4,6 +4,14 @@ from lightning_modules.tasks.base import RecurrentTask
 from lightning_modules.tasks.classification import ClassificationTask
 from lightning_modules.tasks.forecasting import ForecastTask
 from lightning_modules.tasks.language_model import LanguageModelTask
-from lightning_modules.tasks.tagging import TaggingTask
+from lightning_modules.tasks.memory import MemoryTask
+from lightning_modules.tasks.music import MusicTask
 
-__all__ = ["ClassificationTask", "ForecastTask", "LanguageModelTask", "RecurrentTask", "TaggingTask"]
+__all__ = [
+    "ClassificationTask",
+    "ForecastTask",
+    "LanguageModelTask",
+    "MemoryTask",
+    "MusicTask",
+    "RecurrentTask",
+]
