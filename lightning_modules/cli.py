@@ -26,6 +26,8 @@ usage: lstm-fused COMMAND ...
 such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
 --debug (or LSTM_FUSED_DEBUG=1) shows where an error comes from. --version, --help."""
 
+# The classes of errors that are made for a user to read.
+TOLD = (ValueError, TypeError, OSError, ImportError)
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit codes for SIGINT and SIGTERM: 128 + the signal's number
 
 
@@ -43,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return _run(arguments)
-    except SystemExit as end:
-        return _exit_code(end)
-    except KeyboardInterrupt:
-        print("lstm-fused: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (SystemExit, KeyboardInterrupt) as end:
+        code = exit_code(end)
+        if code in (INTERRUPTED, TERMINATED):
+            print(f"lstm-fused: {'interrupted' if code == INTERRUPTED else 'terminated'}", file=sys.stderr)
+        return code
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"lstm-fused: error: {_sentence(error)}", file=sys.stderr)
+        print(f"lstm-fused: error: {sentence(error)}", file=sys.stderr)
         return 1
 
 
@@ -82,27 +84,25 @@ def _run(arguments: list[str]) -> int:
     return run(command, arguments[1:])
 
 
-def _exit_code(end: SystemExit) -> int:
-    """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: give them the codes a shell expects."""
-    if type(end).__name__ == "SIGTERMException":
-        print("lstm-fused: terminated", file=sys.stderr)
-        return TERMINATED
-    if isinstance(end.__context__, KeyboardInterrupt):
-        print("lstm-fused: interrupted", file=sys.stderr)
+def exit_code(end: BaseException) -> int:
+    """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: the codes that a shell expects for them instead."""
+    if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
         return INTERRUPTED
+    if type(end).__name__ == "SIGTERMException":
+        return TERMINATED
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
         return 1
     return end.code or 0
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """What went wrong, in one line; the kind of error is named where it was not made for the user to read."""
     text = " ".join(str(error).split()) or "no message"
     # What a class says of its arguments comes wrapped in everything else that jsonargparse has tried.
     for wrapping in (r"Problem with given class_path '[^']*': ", r"Subtypes: .*? Errors: - "):
         if said := re.search(wrapping + r"(.+?)(?: - Expected a <|$)", text):
             return said[1]
-    if isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+    if isinstance(error, TOLD) or type(error).__name__ == "MisconfigurationException":
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

@@ -4,6 +4,7 @@ import difflib
 import logging
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_modules import callbacks, data, tasks
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of
+from lightning_modules.launching import run_in_processes, starts_processes
 from lightning_modules.loggers import WandbLogger
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, run_folder
 
@@ -32,7 +34,7 @@ EARLY_STOPPING_DEFAULTS = {"monitor": "val_loss", "mode": "min", "patience": 5, 
 
 def run(command: str, arguments: list[str]) -> int:
     """Runs one of Lightning's subcommands on command line arguments."""
-    _silence()
+    silence()
     if (help_text := spec_help(arguments)) is not None:
         print(help_text)
         return 0
@@ -231,6 +233,18 @@ class TrainerCommand(LightningCLI):
                 logger.set_default_name(f"{first.name}/version_{first.version}")
         return [first, *others]
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        silence()  # a process that has just been spawned is not
+        if starts_processes(self.trainer):
+            run_in_processes(self.trainer, self.model, partial(self._run_subcommand, subcommand))
+            return
+        try:
+            super()._run_subcommand(subcommand)
+        except (SystemExit, KeyboardInterrupt):
+            if self.trainer.is_global_zero or self.trainer.strategy.launcher is None:
+                raise
+            # Process 0 says what has happened; Lightning would kill it if another ended with a code other than 0 first.
+
     def after_fit(self) -> None:
         """Tests the best weights, which :class:`callbacks.RestoreBest` has put into the model."""
         if self.interruption.interrupted:  # after the last batch of all
@@ -267,7 +281,7 @@ def _check_that_there_is_more_to_train(trainer: Trainer, checkpoint: dict[str, A
             )
 
 
-def _silence() -> None:
+def silence() -> None:
     """Leaves out what a run's user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -8,6 +8,7 @@ from lightning_modules.data.memory import AddingDataModule, CopyingDataModule, R
 from lightning_modules.data.mnist import SequentialMNISTDataModule
 from lightning_modules.data.music import MusicDataModule
 from lightning_modules.data.series import SeriesDataModule
+from lightning_modules.data.tagging import TaggingDataModule
 from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import Vocabulary
 
@@ -21,6 +22,7 @@ __all__ = [
     "RememberDataModule",
     "SequentialMNISTDataModule",
     "SeriesDataModule",
+    "TaggingDataModule",
     "TaskDataModule",
     "TextDataModule",
     "Vocabulary",

@@ -3,8 +3,9 @@
 from typing import Any
 
 from lightning_modules.models.language_model import LanguageModel
+from lightning_modules.models.tagger import Tagger
 
-__all__ = ["LanguageModel", "LanguageModelTask"]
+__all__ = ["LanguageModel", "LanguageModelTask", "Tagger"]
 
 
 def __getattr__(name: str) -> Any:

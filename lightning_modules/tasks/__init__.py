@@ -6,6 +6,7 @@ from lightning_modules.tasks.forecasting import ForecastTask
 from lightning_modules.tasks.language_model import LanguageModelTask
 from lightning_modules.tasks.memory import MemoryTask
 from lightning_modules.tasks.music import MusicTask
+from lightning_modules.tasks.tagging import TaggingTask
 
 __all__ = [
     "ClassificationTask",
@@ -14,4 +15,5 @@ __all__ = [
     "MemoryTask",
     "MusicTask",
     "RecurrentTask",
+    "TaggingTask",
 ]

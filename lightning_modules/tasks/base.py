@@ -195,14 +195,14 @@ class RecurrentTask(LightningModule):
         if self.net is None:
             self.net = self.new_net()
 
-    def new_layer(self, input_size: int) -> nn.Module:
-        """The recurrent layer on inputs of this size."""
+    def new_layer(self, input_size: int, hidden_size: int | None = None, num_layers: int | None = None) -> nn.Module:
+        """The recurrent layer on inputs of this size; a task's second one may be of another size than the first."""
         layer_dropout = self.hparams.layer_dropout
         return build_recurrent(
             self.hparams.recurrent,
             input_size,
-            hidden_size=self.hparams.hidden_size,
-            num_layers=self.hparams.num_layers,
+            hidden_size=hidden_size or self.hparams.hidden_size,
+            num_layers=num_layers or self.hparams.num_layers,
             dropout=self.hparams.dropout if layer_dropout is None else layer_dropout,
             variational=self.hparams.variational,
             **{name: self.hparams[name] for name in CLASS_OPTIONS},

@@ -1,0 +1,212 @@
+"""Training a tagger: named entities and whatever else is marked in sentences."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+
+from lightning_modules.callbacks.entity_picture import EntityPicture
+from lightning_modules.data.conll import format_sentence
+from lightning_modules.data.tag_schemes import allowed_transitions, entities, to_tags
+from lightning_modules.data.tagging import NO_LABEL, TaggingBatch, TaggingDataModule
+from lightning_modules.models.crf import LinearChainCRF
+from lightning_modules.models.entity_metrics import EntityScore, count_entities
+from lightning_modules.models.tagger import CharacterCNN, CharacterRNN, Tagger, split_sentences
+from lightning_modules.tasks.base import RecurrentTask
+
+
+class TaggingTask(RecurrentTask):
+    """Trains a :class:`Tagger` on sentences whose entities are tagged.
+
+    The loss is in nats a token: with a conditional random field (``crf``) that of whole sentences, shared by their
+    tokens, without it the cross-entropy of each tag. Judged are the entities that are found whole and with the right
+    type: ``f1``, ``precision`` and ``recall`` over all types (micro averages, as CoNLL and seqeval have them), and
+    ``f1_TYPE`` of each where there are several. ``dropout`` acts on what goes into the recurrent layers and on what
+    comes out; make these bidirectional (``--model.recurrent.bidirectional true``).
+
+    Args:
+        vocab_size: number of words; taken from the data if not given.
+        num_frequent_words: how many of them were seen more than once; taken from the data if not given.
+        num_characters: number of characters; taken from the data if not given.
+        num_types: number of types of entities; taken from the data if not given.
+        scheme: the tags to learn, ``bio`` or ``iobes``; that of the data if not given.
+        embedding_size: size of a word's embedding; if not given that of the data's pretrained vectors, or else 100.
+        characters: how a word's spelling is read: ``cnn``, ``rnn`` (a layer of the class of ``recurrent``) or ``none``.
+        character_embedding_size: size of a character's embedding.
+        character_hidden_size: filters of the ``cnn``, or units a direction of the ``rnn``.
+        crf: whether tags are scored together and only such are chosen that may follow one another.
+        unknown_rate: rate at which a word that was seen once is taken for unknown in training.
+        shared: those of :class:`RecurrentTask`.
+    """
+
+    loss_unit = "nats a token"
+
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        num_frequent_words: int | None = None,
+        num_characters: int | None = None,
+        num_types: int | None = None,
+        scheme: Literal["bio", "iobes"] | None = None,
+        embedding_size: int | None = None,
+        characters: Literal["cnn", "rnn", "none"] = "cnn",
+        character_embedding_size: int = 30,
+        character_hidden_size: int = 50,
+        crf: bool = True,
+        unknown_rate: float = 0.5,
+        **shared: Any,
+    ) -> None:
+        for name, value in {
+            "embedding_size": embedding_size,
+            "character_embedding_size": character_embedding_size,
+            "character_hidden_size": character_hidden_size,
+        }.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if characters not in ("cnn", "rnn", "none"):
+            raise ValueError(f"characters must be 'cnn', 'rnn' or 'none', got {characters!r}")
+        if not 0 <= unknown_rate <= 1:
+            raise ValueError(f"unknown_rate must be in [0, 1], got {unknown_rate}")
+        super().__init__(**shared)
+
+    # The model ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def size_names(cls) -> tuple[str, ...]:
+        return ("vocab_size", "num_frequent_words", "num_characters", "num_types", "scheme")
+
+    def data_sizes(self, data: TaggingDataModule) -> dict[str, Any]:
+        known = data.known
+        return {
+            "vocab_size": len(known["words"]),
+            "num_frequent_words": known["num_frequent_words"],
+            "num_characters": len(known["characters"]),
+            "num_types": len(known["types"]),
+            "scheme": known["scheme"],
+        }
+
+    def new_net(self) -> Tagger:
+        hparams = self.hparams
+        allowed = allowed_transitions(hparams.num_types, hparams.scheme)
+        sizes = (hparams.num_characters, hparams.character_embedding_size)
+        characters: CharacterCNN | CharacterRNN | None = None
+        if hparams.characters == "cnn":
+            characters = CharacterCNN(*sizes, hparams.character_hidden_size)
+        elif hparams.characters == "rnn":
+            characters = CharacterRNN(*sizes, lambda size: self.new_layer(size, hparams.character_hidden_size, 1))
+        return Tagger(
+            hparams.vocab_size,
+            hparams.num_frequent_words,
+            len(allowed) - 1,
+            self.new_layer,
+            embedding_size=100 if hparams.embedding_size is None else hparams.embedding_size,
+            characters=characters,
+            dropout=hparams.dropout,
+            variational=hparams.variational,
+            unknown_rate=hparams.unknown_rate,
+            crf=LinearChainCRF(allowed) if hparams.crf else None,
+        )
+
+    def build(self, data: TaggingDataModule) -> None:
+        """Builds the net; its embedding begins with the data's pretrained vectors, where there are any."""
+        vectors = data.initial_vectors() if self.net is None else None
+        if vectors is not None:
+            size = vectors.weight.shape[1]
+            if self.hparams.embedding_size not in (None, size):
+                raise ValueError(
+                    f"embedding_size must be that of the vectors, {size}, got {self.hparams.embedding_size}"
+                )
+            self.hparams.embedding_size = size
+        super().build(data)
+        if vectors is not None:
+            vectors.copy_to(self.net.embedding)
+
+    def new_metrics(self, data: TaggingDataModule) -> dict[str, Metric]:
+        self.labels = data.labels
+        self.types = data.types
+        count = len(self.types)
+        metrics = {name: EntityScore(count, name) for name in ("f1", "precision", "recall")}
+        if count > 1:
+            # Names of metrics must not have dots.
+            names = [f"f1_{type_ or 'entity'}".replace(".", "_") for type_ in self.types]
+            metrics |= {name: EntityScore(count, "f1", k) for k, name in enumerate(names)}
+        return metrics
+
+    def own_callbacks(self) -> list[Callback]:
+        return [EntityPicture()]
+
+    # The steps ------------------------------------------------------------------------------------------------------
+
+    def batch_loss(
+        self, batch: TaggingBatch, batch_idx: int, metrics: MetricCollection | None = None
+    ) -> tuple[Tensor, int]:
+        """Of a batch, in nats a token."""
+        scores = self(batch)
+        count = int(batch.lengths.sum())
+        if self.net.crf is not None:
+            loss = self.net.crf(scores, batch.labels, batch.lengths).sum() / count
+        else:
+            loss = F.cross_entropy(scores.flatten(0, 1), batch.labels.flatten(), ignore_index=NO_LABEL)
+        if metrics is not None:
+            gold = split_sentences(batch.labels, batch.lengths)
+            found = self.net.decode(scores, batch.lengths)
+            counts = count_entities(_names(found, self.labels), _names(gold, self.labels), self.types)
+            for metric in metrics.values():
+                if isinstance(metric, EntityScore):
+                    metric.update(counts)
+        return loss, count
+
+    # Predictions ----------------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: TaggingBatch, batch_idx: int) -> list[list[int]]:
+        """The labels of each sentence."""
+        return self.net.decode(self(batch), batch.lengths)
+
+    def write_predictions(self, batches: list[list[list[int]]], data: TaggingDataModule, folder: Path) -> str:
+        """The sentences in CoNLL columns with a BIO tag as one more column, as ``predictions.conll``."""
+        path = folder / "predictions.conll"
+        found = 0
+        labels = [labels for batch in batches for labels in batch]
+        with open(path, "w", newline="\n", encoding="utf-8") as file:
+            for sentence, tags in zip(data.sentences("predict"), _bio_tags(labels, data.labels), strict=True):
+                file.write(format_sentence(sentence, tags))
+                found += len(entities(tags))
+        return f"{len(labels):,} sentences with {found:,} entities, in {path}"
+
+    @torch.inference_mode()
+    def predict_examples(self, examples: list[list[str]], data: TaggingDataModule) -> list[list[str]]:
+        """The BIO tags of sentences' tokens; a sentence may be a string, whose tokens white space separates.
+
+        Raises ValueError for an empty token, TypeError where sentences are neither.
+        """
+        if isinstance(examples, str):
+            raise TypeError(f"examples must be a list of sentences, got the string {examples[:40]!r}")
+        sentences = [example.split() if isinstance(example, str) else list(example) for example in examples]
+        for k, tokens in enumerate(sentences):
+            if not all(isinstance(token, str) and token for token in tokens):
+                raise ValueError(f"a sentence must be tokens of a character or more, got {tokens} as sentence {k}")
+        filled = [k for k, tokens in enumerate(sentences) if tokens]
+        tags: list[list[str]] = [[] for _ in sentences]
+        was_training = self.training
+        self.eval()
+        for start in range(0, len(filled), data.hparams.batch_size):
+            chosen = filled[start : start + data.hparams.batch_size]
+            batch = data.collate([(sentences[k], None) for k in chosen])
+            batch = TaggingBatch(*(tensor.to(self.device) for tensor in batch))
+            labels = self.net.decode(self(batch), batch.lengths)
+            for k, of_sentence in zip(chosen, _bio_tags(labels, data.labels), strict=True):
+                tags[k] = of_sentence
+        self.train(was_training)
+        return tags
+
+
+def _names(sentences: list[list[int]], labels: list[str]) -> list[list[str]]:
+    return [[labels[label] for label in sentence] for sentence in sentences]
+
+
+def _bio_tags(sentences: list[list[int]], labels: list[str]) -> list[list[str]]:
+    return [to_tags(entities(tags), len(tags)) for tags in _names(sentences, labels)]
