@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.injection import (
     CLASS_OPTIONS,
+    KINDS,
     LR_SCHEDULER,
     OPTIMIZER,
     RECURRENT,
@@ -280,8 +281,11 @@ class RecurrentTask(LightningModule):
         """The constructor's arguments that a checkpoint was saved with, an older one's among them."""
         known = parameters_of(cls)
         saved = {k: v for k, v in (checkpoint.get("hyper_parameters") or {}).items() if k in known}
-        if saved.get("cell") is not None and "recurrent" in saved:
-            saved["cell"] = None
+        if (cell := saved.pop("cell", None)) is not None:
+            saved["recurrent"] = cell
+        for kind in KINDS.values():
+            if saved.get(kind.name) is not None:
+                saved[kind.name] = to_spec(kind, saved[kind.name])
         return saved
 
     # The steps ------------------------------------------------------------------------------------------------------

@@ -145,6 +145,16 @@ def test_cell_is_the_former_name(tmp_path: Path) -> None:
     assert isinstance(LanguageModelTask(**task.hparams_of({"hyper_parameters": task.hparams})).net.lstm, nn.LSTM)
 
 
+def test_hyperparameters_of_a_former_version_build_the_same() -> None:
+    saved = {**SIZES, "cell": "torch", "layer_norm": False, "optimizer": "sgd", "momentum": 0.9, "forget_bias": 1.0}
+    hparams = LanguageModelTask.hparams_of({"hyper_parameters": saved | {"vanished": 3}})
+    assert hparams["recurrent"] == {"class_path": "torch.nn.LSTM", "init_args": {}}
+    assert hparams["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {}}
+    task = LanguageModelTask(**hparams)
+    assert isinstance(task.net.lstm, nn.LSTM)
+    assert task.configure_optimizers()["optimizer"].param_groups[0]["momentum"] == 0.9
+
+
 @pytest.mark.parametrize(
     ("kind", "word", "message"),
     [
