@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -521,3 +524,19 @@ def test_batches_are_tuples_of_tensors(make: Callable[..., tuple]) -> None:
     batch = next(iter(data.train_dataloader()))
     assert isinstance(batch, TaggingBatch)
     assert batch.words.shape == batch.labels.shape == batch.spellings.shape == (int(batch.lengths.max()), 8)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one(folder: Path, tmp_path: Path) -> None:
+    """The sentences of a batch are of unequal lengths, so the two have different numbers of tokens."""
+    off = ("--model.dropout=0", "--model.recurrent_dropout=0", "--model.unknown_rate=0", "--model.lr=0.005")
+    options = ["--data.path", str(folder), "--trainer.max_epochs=2", *SMALL, *off]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    for name, more in (("one", []), ("two", two)):
+        command = [sys.executable, "-m", "lightning_modules", "fit", "-c", "ner", "--name", name, *options, *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=tmp_path, env=environment, timeout=240, check=True)
+    one, two = (json.loads((tmp_path / "runs" / n / "version_0" / "summary.json").read_text()) for n in ("one", "two"))
+    assert two["best"] == pytest.approx(one["best"], rel=1e-4)
+    assert two["test"] == pytest.approx(one["test"], rel=1e-4)
+    assert 0 < one["best"]["val_loss"] < 2
