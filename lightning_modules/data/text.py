@@ -258,8 +258,10 @@ class TextDataModule(TaskDataModule):
         for name in ("valid", "test"):
             if {name, "train"} <= self._texts.keys() and self._fingerprint(name) == self._fingerprint("train"):
                 self._tell([f"The {name} text is the train text: its figures say nothing of new text."])
-        if stage != "predict" and self.judges_untrained_unknown():
-            judged = SPLITS_OF_STAGE[stage][-1]
+        judged = SPLITS_OF_STAGE[stage][-1]
+        other = {"valid": "test", "test": "valid"}[judged]
+        told = other in self._tokens and self.unknown_share(other) > 0
+        if stage != "predict" and not told and self.judges_untrained_unknown():
             figure = "bpc" if self.hparams.level == "char" else "ppl"
             self._tell(
                 [

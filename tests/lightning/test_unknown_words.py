@@ -112,3 +112,14 @@ def test_a_run_that_goes_on_with_unknown_words_trains_them(texts: Path) -> None:
     data.setup("fit")
     assert data.unknown_is_trained
     assert not data.judges_untrained_unknown()
+
+
+@pytest.mark.parametrize("clean", ["valid", "test", None])
+def test_it_is_told_once(texts: Path, clean: str | None, capsys: pytest.CaptureFixture) -> None:
+    if clean is not None:
+        (texts / f"{clean}.txt").write_text(make_text(20, seed=3))
+    data = make_data(texts)
+    for stage in ("fit", "test", "fit", "test"):  # as the command does, and then Lightning
+        data.setup(stage)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Training never sees")]
+    assert ("test text" if clean == "valid" else "valid text") in line
