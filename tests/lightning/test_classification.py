@@ -247,7 +247,7 @@ def test_resume_inside_an_epoch_is_exact(
             assert value.equal(task.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("config", ["sentiment", "series_classification"])
+@pytest.mark.parametrize("config", ["sentiment", "sst2", "series_classification"])
 def test_the_configs_run_without_files(command: Callable[..., Result], config: str) -> None:
     result = command("fit", "-c", config, "--trainer.fast_dev_run=true")
     assert result.code == 0, result.err
