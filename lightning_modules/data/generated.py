@@ -84,7 +84,7 @@ def _statement(draw: _Draw, positive: bool) -> str:
     )[draw.below(4)]
 
 
-SHAPES = ("circle left", "circle right", "eight", "spiral", "square", "zigzag")
+SHAPES = ("circle left", "circle right", "eight", "line", "spiral", "zigzag")
 
 
 def generated_movements(count: int) -> list[tuple[Tensor, str]]:
@@ -107,7 +107,7 @@ def generated_movements(count: int) -> list[tuple[Tensor, str]]:
         angle = uniform(-0.3, 0.3)
         rotation = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         place = torch.tensor([uniform(-0.5, 0.5), uniform(-0.5, 0.5)])
-        movements.append((path @ rotation.T + place + 0.12 * torch.randn(steps, 2, generator=generator), shape))
+        movements.append((path @ rotation.T + place + 0.08 * torch.randn(steps, 2, generator=generator), shape))
     return movements
 
 
@@ -121,11 +121,10 @@ def _points(shape: str, turns: Tensor) -> Tensor:
     elif shape == "eight":
         x, y = angle.sin(), (2 * angle).sin()
     elif shape == "spiral":
-        radius = 0.3 + 0.7 * (turns - turns[0]) / (turns[-1] - turns[0])
+        radius = 0.1 + 1.1 * (turns - turns[0]) / (turns[-1] - turns[0])
         x, y = radius * angle.cos(), radius * angle.sin()
-    elif shape == "square":
-        scale = 1 / torch.maximum(angle.cos().abs(), angle.sin().abs())
-        x, y = scale * angle.cos(), scale * angle.sin()
+    elif shape == "line":
+        x, y = angle.cos(), 0.5 * angle.cos()
     else:
         x = (turns % 1) * 2 - 1
         y = ((4 * turns) % 1 * 2 - 1).abs() * 2 - 1

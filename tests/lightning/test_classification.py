@@ -30,7 +30,7 @@ def text_table(count: int = 120) -> str:
 
 
 def ts_file(count: int = 48) -> str:
-    header = "@timeStamps false\n@classLabel true circle-left circle-right eight spiral square zigzag\n@data\n"
+    header = "@timeStamps false\n@classLabel true circle-left circle-right eight line spiral zigzag\n@data\n"
     lines = []
     for series, label in generated_movements(count):
         channels = [",".join(f"{number:.5f}" for number in channel) for channel in series.T.tolist()]
