@@ -20,6 +20,7 @@ from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of
 from lightning_modules.launching import run_in_processes, starts_processes
 from lightning_modules.loggers import WandbLogger
+from lightning_modules.precision import check_precision
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, run_folder
 
 TRAINER_DEFAULTS = {
@@ -196,6 +197,7 @@ class TrainerCommand(LightningCLI):
             _check_that_there_is_more_to_train(self.trainer, self.checkpoint)
             if self.datamodule.has_test():
                 self.datamodule.setup("test")
+        check_precision(self.trainer, self.model, self.datamodule, self.subcommand)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")

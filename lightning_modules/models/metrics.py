@@ -1,19 +1,51 @@
-"""What a language model is judged by: functions of the mean loss a token."""
+"""Metrics that keep their precision, and what a language model is judged by: functions of the mean loss a token."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 
-class Perplexity(MeanMetric):
+class PreciseMetricCollection(MetricCollection):
+    """Metrics whose sums stay in the dtype that they were made in when a module they belong to becomes half precision.
+
+    A sum in bfloat16 stands still once it is 256 times as large as what is added.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "PreciseMetricCollection":
+        def keep_precision(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return tensor.to(applied.device) if applied.dtype.itemsize < tensor.dtype.itemsize else applied
+
+        return super()._apply(keep_precision, *args, **kwargs)
+
+
+class Mean(MeanMetric):
+    """A mean weighted by ``update``'s second argument. A NaN stays a NaN, and values keep the sums' precision.
+
+    (By default torchmetrics leaves a NaN out of the mean, and with "disable" forgets the weights; and it rounds values
+    to the default dtype, which is half precision inside a step of such a module.)
+    """
+
+    def __init__(self, nan_strategy: float = math.nan, **options: Any) -> None:
+        super().__init__(nan_strategy, **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mean_value.dtype
+
+
+class Perplexity(Mean):
     """``exp`` of the mean negative log-likelihood a token in nats; update with a batch's mean and its token count."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
-class BitsPerCharacter(MeanMetric):
+class BitsPerCharacter(Mean):
     """The mean negative log-likelihood in bits, where a token is a character; updated like :class:`Perplexity`."""
 
     def compute(self) -> Tensor:

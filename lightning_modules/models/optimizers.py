@@ -4,10 +4,20 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import nn, optim
 from torch.nn import Parameter
 
-from lightning_modules.injection import OPTIMIZER, Spec, build, class_path, has_argument, import_class, to_spec
+from lightning_modules.injection import (
+    OPTIMIZER,
+    Spec,
+    build,
+    class_path,
+    has_argument,
+    import_class,
+    parameters_of,
+    to_spec,
+)
 
 
 class DecayPartition(NamedTuple):
@@ -68,6 +78,7 @@ def build_optimizer(
         if not has_argument(cls, "momentum"):
             raise ValueError(f"momentum must be 0 with {name}, which has none, got {momentum}")
         arguments["momentum"] = momentum
+    arguments |= _eps_above_zero(cls, spec, [*partition.decayed.values(), *partition.spared.values()])
     groups = [{"params": list(partition.decayed.values())}, {"params": list(partition.spared.values())}]
     if has_argument(cls, "weight_decay"):
         groups[0]["weight_decay"], groups[1]["weight_decay"] = weight_decay, 0.0
@@ -77,6 +88,19 @@ def build_optimizer(
     if issubclass(cls, optim.LBFGS):  # knows one group alone
         groups = [parameter for group in groups for parameter in group["params"]]
     return build(OPTIMIZER, spec, groups, **arguments)
+
+
+def _eps_above_zero(cls: type, spec: Spec, parameters: list[Parameter]) -> dict[str, float]:
+    """An ``eps`` in place of one that is 0 in the parameters' precision, as Adam's 1e-8 is in float16.
+
+    Without it the first step divides zero by zero wherever the square of a gradient is 0 in that precision too.
+    """
+    eps = spec["init_args"].get("eps", parameters_of(cls)["eps"].default) if has_argument(cls, "eps") else None
+    if not isinstance(eps, float) or not any(torch.tensor(eps, dtype=p.dtype) == 0 for p in parameters):
+        return {}
+    if "eps" in spec["init_args"] and eps > 0:
+        raise ValueError(f"optimizer.eps must be above 0 in {parameters[0].dtype}, got {eps}: 1e-4 is")
+    return {} if eps <= 0 else {"eps": 1e-4}
 
 
 def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: Callable[[], float]) -> Callable[[int], float]:

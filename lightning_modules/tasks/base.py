@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torch.utils._pytree import tree_map
+from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.injection import (
@@ -26,6 +27,7 @@ from lightning_modules.injection import (
     takes_option,
     to_spec,
 )
+from lightning_modules.models.metrics import Mean, PreciseMetricCollection
 from lightning_modules.models.optimizers import (
     DecayPartition,
     build_optimizer,
@@ -180,8 +182,9 @@ class RecurrentTask(LightningModule):
     # The model ------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Lightning calls this before it loads any weights."""
+        """Lightning calls this before it loads any weights, which would be rounded to the precision they are put in."""
         self.build(self.trainer.datamodule)
+        self.trainer.precision_plugin.convert_module(self.net)
 
     def build(self, data: TaskDataModule) -> None:
         """Builds the net for the data's sizes, unless it is built.
@@ -215,7 +218,21 @@ class RecurrentTask(LightningModule):
         return import_class(RECURRENT, self.hparams.recurrent["class_path"])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.net(*args, **kwargs)
+        """What the net gives for tensors of any precision.
+
+        Its first or only tensor, the scores, is float32 at least: losses, figures and probabilities in half precision
+        would be rounded to three digits.
+        """
+        dtype = next(self.net.parameters()).dtype
+
+        def to_its_precision(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        args, kwargs = tree_map(to_its_precision, (args, kwargs))
+        given = self.net(*args, **kwargs)
+        if isinstance(given, tuple):
+            return to_full_precision(given[0]), *given[1:]
+        return to_full_precision(given)
 
     # The hyperparameters --------------------------------------------------------------------------------------------
 
@@ -291,9 +308,8 @@ class RecurrentTask(LightningModule):
     # The steps ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        # A NaN stays a NaN: by default torchmetrics leaves it out of the mean, and with "disable" forgets the weights.
-        metrics = {"loss": MeanMetric(math.nan), **self.new_metrics(self.trainer.datamodule)}
-        self.val_metrics = MetricCollection(metrics, prefix="val_", compute_groups=False)
+        metrics = {"loss": Mean(), **self.new_metrics(self.trainer.datamodule)}
+        self.val_metrics = PreciseMetricCollection(metrics, prefix="val_", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test_")
 
     def on_train_start(self) -> None:
@@ -359,6 +375,11 @@ class RecurrentTask(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def to_full_precision(scores: Tensor) -> Tensor:
+    """As float32, where they are of half precision."""
+    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
 
 
 def default_of(name: str) -> Any:

@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
 from lightning_modules.callbacks.forecast_picture import ForecastPicture
 from lightning_modules.data.series import SeriesDataModule, Windows
 from lightning_modules.data.series_files import SeriesTable
 from lightning_modules.models.forecaster import Forecaster
+from lightning_modules.models.metrics import Mean
 from lightning_modules.tasks.base import RecurrentTask
 
 LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
@@ -85,7 +86,7 @@ class ForecastTask(RecurrentTask):
         for name in names:
             metrics[f"mae{name}"] = MeanAbsoluteError()
             metrics[f"rmse{name}"] = MeanSquaredError(squared=False)
-            metrics[f"mase{name}"] = MeanMetric(math.nan)
+            metrics[f"mase{name}"] = Mean()
         return metrics
 
     def own_callbacks(self) -> list[Callback]:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.averaging import NonMonotonicAveraging
 from lightning_modules.callbacks.text_sample import TextSample
@@ -19,9 +19,9 @@ from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import UNKNOWN
 from lightning_modules.generation import generate
 from lightning_modules.models.language_model import LanguageModel
-from lightning_modules.models.metrics import BitsPerCharacter, Perplexity
+from lightning_modules.models.metrics import BitsPerCharacter, Mean, Perplexity
 from lightning_modules.models.recurrent import detach
-from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.base import RecurrentTask, to_full_precision
 
 
 class LanguageModelTask(RecurrentTask):
@@ -99,11 +99,11 @@ class LanguageModelTask(RecurrentTask):
         )
 
     def new_metrics(self, data: TextDataModule) -> dict[str, Metric]:
-        metrics: dict[str, Metric] = {"ppl": Perplexity(math.nan)}
+        metrics: dict[str, Metric] = {"ppl": Perplexity()}
         if data.vocabulary.level == "char":
-            metrics["bpc"] = BitsPerCharacter(math.nan)
+            metrics["bpc"] = BitsPerCharacter()
         if data.judges_untrained_unknown():
-            metrics |= {"loss_known": MeanMetric(math.nan)}
+            metrics |= {"loss_known": Mean()}
             metrics |= {f"{name}_known": metric.clone() for name, metric in metrics.items() if name in ("ppl", "bpc")}
         return metrics
 
@@ -205,6 +205,12 @@ class LanguageModelTask(RecurrentTask):
             seed=options.seed,
         )
 
+    def on_train_start(self) -> None:
+        """The state of a checkpoint may be of another precision than this run."""
+        if self.train_state is not None:
+            dtype = next(self.net.parameters()).dtype
+            self.train_state = tree_map(lambda x: x.to(dtype), self.train_state)
+
     # The checkpoint -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -239,4 +245,4 @@ class LanguageModelTask(RecurrentTask):
 
 def token_loss(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The mean loss of logits [T, B, V] for the next tokens, int64 [T, B], in nats."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
+    return F.cross_entropy(to_full_precision(logits).flatten(0, 1), targets.flatten(), **options)

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.music_sample import MusicSample, draw_rolls, write_sample
 from lightning_modules.data.music import MusicBatch, MusicDataModule, read_pieces
 from lightning_modules.data.piano_rolls import KEYS
+from lightning_modules.models.metrics import Mean
 from lightning_modules.models.music import PianoRollModel
 from lightning_modules.tasks.base import RecurrentTask
 
@@ -58,7 +59,7 @@ class MusicTask(RecurrentTask):
         )
 
     def new_metrics(self, data: MusicDataModule) -> dict[str, Metric]:
-        return {"nll": MeanMetric(torch.nan)}
+        return {"nll": Mean()}
 
     def own_callbacks(self) -> list[Callback]:
         return [MusicSample()]
@@ -163,17 +164,17 @@ class MusicTask(RecurrentTask):
         generator.seed() if seed is None else generator.manual_seed(seed)
         was_training = self.training
         self.eval()
-        frames = list(prompt.float())
+        frames, dtype = list(prompt.float()), next(self.parameters()).dtype
         state = None
         for frame in (torch.zeros(KEYS), *frames):
-            logits, state = self.net.step(frame[None].to(self.device), state)
+            logits, state = self.net.step(frame[None].to(self.device, dtype), state)
         for _ in range(length):
             scores = logits[0].double().cpu()
             if not scores.isfinite().all():
                 raise ValueError("the model's predictions are not finite: its training has diverged")
             uniform = torch.rand(KEYS, generator=generator, dtype=torch.float64)
             frames.append((uniform < (scores / temperature).sigmoid() if temperature else scores > 0).float())
-            logits, state = self.net.step(frames[-1][None].to(self.device), state)
+            logits, state = self.net.step(frames[-1][None].to(self.device, dtype), state)
         self.train(was_training)
         return torch.stack(frames).to(torch.uint8)
 
@@ -181,4 +182,4 @@ class MusicTask(RecurrentTask):
 def _unpadded(batch: FrameProbabilities) -> list[tuple[Tensor, Tensor]]:
     """Each piece, [T, 88], with the probabilities, [T + 1, 88], on the CPU."""
     columns = enumerate(batch.lengths.tolist())
-    return [(batch.roll[:n, b].cpu(), batch.probabilities[: n + 1, b].float().cpu()) for b, n in columns]
+    return [(batch.roll[:n, b].float().cpu(), batch.probabilities[: n + 1, b].float().cpu()) for b, n in columns]
