@@ -27,7 +27,7 @@ such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's optio
 --debug (or LSTM_FUSED_DEBUG=1) shows where an error comes from. --version, --help."""
 
 # The classes of errors that are made for a user to read.
-TOLD = (ValueError, TypeError, OSError, ImportError)
+TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit codes for SIGINT and SIGTERM: 128 + the signal's number
 
 

@@ -1,8 +1,12 @@
-"""Weights & Biases that never keeps a run waiting."""
+"""Loggers: Weights & Biases that never keeps a run waiting, and a CSV file that is gone on with."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 
@@ -70,3 +74,30 @@ class WandbLogger(LightningWandbLogger):
             ) from error
         run.define_metric("val_loss", step_metric="trainer/global_step", summary="min")
         return run
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Goes on with the ``metrics.csv`` of a run's folder, where Lightning's would begin it anew.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, name="", version=folder.name)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _ContinuedWriter(self.log_dir)
+        return self._experiment
+
+
+class _ContinuedWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        """(Lightning's removes the file here.)"""
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file), [])

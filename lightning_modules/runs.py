@@ -1,7 +1,8 @@
 """Where configs and runs lie: bundled configs by name, a run's folder and what is in it."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -57,3 +58,11 @@ def run_folder(checkpoint: str | Path) -> Path:
     """The folder of the run that a checkpoint belongs to, or the folder it lies in."""
     parent = Path(checkpoint).resolve().parent
     return parent.parent if parent.name == "checkpoints" else parent
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """What a run's ``summary.json`` says; nothing where there is none that can be read."""
+    try:
+        return json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -4,24 +4,29 @@ import difflib
 import logging
 import re
 import warnings
-from functools import partial
+from collections.abc import Sequence
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.trainer.call import _call_teardown_hook
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules import callbacks, data, tasks
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
-from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of
+from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of, to_spec
 from lightning_modules.launching import run_in_processes, starts_processes
-from lightning_modules.loggers import WandbLogger
+from lightning_modules.loggers import ContinuedCSVLogger, WandbLogger
 from lightning_modules.precision import check_precision
-from lightning_modules.runs import checkpoint_file, config_file, folder_of, run_folder
+from lightning_modules.resume_options import OF_TRAINING, counts_anew, other_options, settle_options, why_ended
+from lightning_modules.runs import checkpoint_file, config_file, folder_of, read_summary, run_folder
 
 TRAINER_DEFAULTS = {
     "accelerator": "cpu",  # where the fused kernel runs
@@ -31,6 +36,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 EARLY_STOPPING_DEFAULTS = {"monitor": "val_loss", "mode": "min", "patience": 5, "min_delta": 0.0, "strict": True}
+DIVERGED_ADVICE = "lower the learning rate, or clip gradients (trainer.gradient_clip_val)"
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -40,6 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
         print(help_text)
         return 0
     TrainerCommand(
+        command,
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -136,7 +143,7 @@ class OneSentenceParser(LightningArgumentParser):
 
 def _option_names() -> list[str]:
     """The names of all arguments of the trainer, the models, the data modules and the early stopping."""
-    classes = [Trainer, EarlyStopping]
+    classes = [Trainer, callbacks.EarlyStopping, callbacks.LastCheckpoint]
     for module in (tasks, data):
         classes += [value for value in map(module.__dict__.get, module.__all__) if isinstance(value, type)]
     return [name for cls in classes for name in parameters_of(cls)] + ["model", "data", "trainer"]
@@ -154,49 +161,84 @@ class SaveConfig(SaveConfigCallback):
 class TrainerCommand(LightningCLI):
     """Adds to LightningCLI: the run's folder, the callbacks of every run, the test after a fit, checked checkpoints."""
 
+    command: str  # the only one whose parser is made, which takes a while
     checkpoint: dict[str, Any] | None = None
+    new_options: frozenset[str] = frozenset()  # of the model, which act in spite of the checkpoint
+    unfinished: Path | None = None  # the folder of a run that is trained, and lacks what comes after
+    diverged: callbacks.TrainingDiverged | None = None
+
+    def __init__(self, command: str, *args: Any, **options: Any) -> None:
+        self.command = command
+        super().__init__(*args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_core_arguments_to_parser(parser)
+        for action in parser._actions:
+            if action.dest.startswith("trainer."):
+                put_int_before_float(action)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="the run's folder is RUNS/NAME/version_N")
         parser.add_argument("--runs", type=str, default="runs", help="the folder that holds all runs")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(callbacks.EarlyStopping, "early_stopping")
         parser.set_defaults({f"early_stopping.{name}": value for name, value in EARLY_STOPPING_DEFAULTS.items()})
+        parser.add_class_arguments(callbacks.LastCheckpoint, "last_checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.given = {word.partition("=")[0] for word in args if word.startswith("--")}
         self.config = parser.parse_args(args)  # without Lightning's warning that sys.argv was not used
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint's model arguments win over the config's, since its weights fit no others; say which differ.
+        """Settles which options are the checkpoint's, and says which of those given differ.
 
-        (Lightning does it without a word, and with whatever class the file names.)
+        The model's are, since its weights fit no others; but a fit that goes on may be given others of training.
+        (Lightning takes the checkpoint's without a word, and with whatever class the file names.)
         """
-        config = self.config[self.config.subcommand]
+        command = self.config.subcommand
+        config = self.config[command]
         if config.ckpt_path is None:
             return
         self.checkpoint = load_checkpoint(config.ckpt_path)
-        given = config.model.init_args
-        task = import_class(RECURRENT, config.model.class_path)
-        if not issubclass(task, tasks.RecurrentTask):
-            return
-        for name, saved in task.hparams_of(self.checkpoint).items():
-            saved = tuple(saved) if isinstance(saved, list) else saved
-            if name in given and given[name] != saved:
-                if given[name] is not None:
-                    rank_zero_only(print)(f"model.{name} is {saved!r}, as in the checkpoint, not {given[name]!r}")
-                given[name] = saved
-        self._parser(self.config.subcommand).validate(config)
+        task, data_class = (import_class(RECURRENT, part.class_path) for part in (config.model, config.data))
+        lines: list[str] = []
+        if issubclass(task, tasks.RecurrentTask):
+            saved = task.hparams_of(self.checkpoint)
+            for kind in KINDS.values():  # as the checkpoint has them
+                if config.model.init_args.get(kind.name) is not None:
+                    config.model.init_args[kind.name] = to_spec(kind, config.model.init_args[kind.name])
+            given = {name.rpartition(".")[2] for name in self.given if name.startswith("--model.")}
+            acting = given & set(OF_TRAINING) if command == "fit" else ()
+            lines, self.new_options = settle_options(config.model.init_args, saved, "model.", acting)
+        if command == "fit":
+            saved = self.checkpoint.get("datamodule_hyper_parameters") or {}
+            settled = {name: saved[name] for name in getattr(data_class, "settled", ()) if name in saved}
+            lines += settle_options(config.data.init_args, settled, "data.")[0]
+            seed = self.checkpoint.get("callbacks", {}).get("RNGState", {}).get("seed")
+            if seed is not None and config.seed_everything is not False:
+                config.seed_everything = None if config.seed_everything is True else config.seed_everything
+                lines += settle_options(config, {"seed_everything": seed}, "")[0]
+        for line in lines:
+            rank_zero_only(print)(line)
+        self._parser(command).validate(config)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.datamodule).__qualname__)):
             self.datamodule.load_state_dict(state)
-        # Bad data and bad sizes are told here, before a folder is made for the run.
+        # Bad data, bad sizes and bad limits are told here, before a folder is made for the run.
         self.datamodule.setup(self.subcommand)
         self.model.build(self.datamodule)
+        stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        if self.subcommand == "fit" and self.datamodule.has_test():
+            self.datamodule.setup("test")
+            stages["fit"] += ("test",)
         if self.subcommand == "fit":
-            _check_that_there_is_more_to_train(self.trainer, self.checkpoint)
-            if self.datamodule.has_test():
-                self.datamodule.setup("test")
+            check_limits_of_training(self.trainer)
+            self.model.check_trainer(self.trainer)
+        check_limits_of_batches(self.trainer, self.datamodule, stages[self.subcommand])
         check_precision(self.trainer, self.model, self.datamodule, self.subcommand)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
@@ -206,25 +248,52 @@ class TrainerCommand(LightningCLI):
         if given.enable_progress_bar is not False:
             extra.append(callbacks.ProgressBar())
         if self.subcommand == "fit":
-            # The order matters: the best weights are restored before they are put to any use.
+            stopping = self._get(self.config_init, "early_stopping")
+            kept: dict[str, Any] = {}
+            if self.checkpoint is not None and (reason := why_ended(self.checkpoint, given, stopping)):
+                kept = self._kept_of_the_run(reason)
+            if self.checkpoint is not None and (line := counts_anew(self.checkpoint, stopping)):
+                rank_zero_only(print)(line)
+            # The order matters: the best weights are restored before they are put to any use, and the last checkpoint
+            # knows what the best is.
             extra += [
                 callbacks.RNGState(),
-                callbacks.BestCheckpoint(
-                    self._get(self.config, "early_stopping.monitor"), self._get(self.config, "early_stopping.mode")
-                ),
-                callbacks.LastCheckpoint(),
+                callbacks.Divergence(),
+                callbacks.BestCheckpoint(stopping.monitor, stopping.mode),
+                self._get(self.config_init, "last_checkpoint"),
                 callbacks.LearningCurves(),
                 callbacks.RestoreBest(),
-                callbacks.RunSummary(),
+                callbacks.RunSummary(kept),
+                callbacks.OptimizerFlags(self.new_options),
             ]
-        else:  # nothing is trained: no run, no folder
+        if self.subcommand != "fit" or self.unfinished:  # nothing is trained: no run, no folder
             self.save_config_callback = None
-        loggers = self._loggers(given.logger) if self.subcommand == "fit" and not given.fast_dev_run else False
-        if loggers:
+        loggers: Any = False
+        if self.unfinished:
+            loggers = [ContinuedCSVLogger(self.unfinished)]
+        elif self.subcommand == "fit" and not given.fast_dev_run:
+            loggers = self._loggers(given.logger)
             extra.append(LearningRateMonitor(logging_interval="step"))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
         return super().instantiate_trainer(logger=loggers, plugins=[*plugins, SafeCheckpointIO()], **options)
+
+    def _kept_of_the_run(self, reason: str) -> dict[str, Any]:
+        """The summary of the checkpoint's run, which is trained: the command is to finish it.
+
+        Raises ValueError with the ``reason`` why there is nothing to train where it is finished.
+        """
+        folder = run_folder(self._get(self.config, "ckpt_path"))
+        kept = read_summary(folder)
+        tests = self.datamodule.has_test() and self._get(self.config_init, "trainer").limit_test_batches != 0
+        if kept and ("test" in kept or not tests):
+            raise ValueError(reason)
+        saved = self.checkpoint.get("datamodule_hyper_parameters") or {}
+        for name, value, given in other_options(saved, self.datamodule.hparams):
+            raise ValueError(f"data.{name} must be {value!r}, as in the run that is to be finished, got {given!r}")
+        rank_zero_only(print)(f"All is trained: what is missing in {folder} is made now.")
+        self.unfinished = folder
+        return kept
 
     def _loggers(self, given: Any) -> list[Logger]:
         """The CSV logger, whose folder is the run's, and then those of the config."""
@@ -247,19 +316,35 @@ class TrainerCommand(LightningCLI):
                 raise
             # Process 0 says what has happened; Lightning would kill it if another ended with a code other than 0 first.
 
+    def fit(self, **options: Any) -> None:
+        try:
+            self.trainer.fit(**options)
+        except callbacks.TrainingDiverged as error:  # told when the best weights of before have been tested
+            self.diverged = error
+            _call_teardown_hook(self.trainer)  # which Lightning leaves out after an error: a test follows
+
     def after_fit(self) -> None:
         """Tests the best weights, which :class:`callbacks.RestoreBest` has put into the model."""
         if self.interruption.interrupted:  # after the last batch of all
             raise KeyboardInterrupt
         if self.trainer.received_sigterm:
             raise SIGTERMException
-        if self.trainer.fast_dev_run:
-            return
-        if self.datamodule.has_test():
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        else:
+        best = callbacks.best_checkpoint(self.trainer).best
+        if self.diverged is not None and best is None:
+            raise callbacks.TrainingDiverged(f"{self.diverged}; no weights were validated before; {DIVERGED_ADVICE}")
+        if not self.datamodule.has_test():
             self.trainer.print("There is no test split, so nothing was tested.")
-        self.trainer.print(f"The run is in {folder_of(self.trainer)}")
+        elif self.trainer.limit_test_batches == 0:
+            self.trainer.print("trainer.limit_test_batches is 0, so nothing was tested.")
+        else:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.received_sigterm:  # in the test's last batch
+            raise SIGTERMException
+        if self.diverged is not None:
+            place = f"of epoch {best['epoch']}, step {best['step']}"
+            raise callbacks.TrainingDiverged(f"{self.diverged}; best.ckpt has the weights {place}; {DIVERGED_ADVICE}")
+        if (folder := folder_of(self.trainer)) is not None:
+            self.trainer.print(f"The run is in {folder}")
 
     def predict(self, **options: Any) -> None:
         """Writes what the task makes of the data to predict, into the run's folder."""
@@ -267,19 +352,46 @@ class TrainerCommand(LightningCLI):
         print(self.model.write_predictions(batches, self.datamodule, run_folder(options["ckpt_path"])))
 
 
-def _check_that_there_is_more_to_train(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
-    """(Lightning would make a folder for the run, train nothing, and not say so.)"""
-    loops = (checkpoint or {}).get("loops")
-    if not loops:
-        return
-    epochs = loops["fit_loop"]["epoch_progress"]["current"]["processed"]
-    for name, limit, done in (
-        ("epochs", trainer.max_epochs, epochs),
-        ("steps", trainer.max_steps, checkpoint["global_step"]),
-    ):
-        if limit is not None and 0 <= limit <= done:
+def put_int_before_float(action: Any) -> None:
+    """Lets an argument that may be an int or a float be an int where it is written as one: 1 batch is not 1.0 of all.
+
+    (typing takes two unions of the same types for one, in whichever order it met them first.)
+    """
+    types = getattr(getattr(action, "_typehint", None), "__args__", ())
+    if int in types and float in types:
+        action._typehint = reduce(or_, sorted(types, key=lambda kind: kind is not int))
+
+
+def check_limits_of_training(trainer: Trainer) -> None:
+    """Raises ValueError where the trainer's limits leave nothing to train."""
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"trainer.{name} must be more than 0 for a fit, got 0")
+    for timer in trainer.callbacks:
+        if isinstance(timer, Timer) and timer.time_remaining() is not None and timer.time_remaining() <= 0:
+            raise ValueError("trainer.max_time must be more than 0 seconds for a fit")
+
+
+def check_limits_of_batches(trainer: Trainer, data: LightningDataModule, stages: Sequence[str]) -> None:
+    """Raises ValueError where a limit is a share of less than a batch, or validation is after more than an epoch has.
+
+    (Lightning tells it when the run's folder has been made.)
+    """
+    for stage in stages:
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        batches = sized_len(getattr(data, f"{stage}_dataloader")())
+        if batches is None:
+            continue
+        if isinstance(limit, float) and limit > 0 and int(batches * limit) == 0:
             raise ValueError(
-                f"trainer.max_{name} must be more than the {done} that the checkpoint's run has had, got {limit}"
+                f"trainer.limit_{stage}_batches must leave at least one of the {batches} batches, got {limit}"
+            )
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        interval = trainer.val_check_interval
+        if stage == "train" and isinstance(interval, int) and trainer.check_val_every_n_epoch and batches < interval:
+            raise ValueError(
+                f"trainer.val_check_interval must be at most the {batches} batches of an epoch, got {interval}; with "
+                f"trainer.check_val_every_n_epoch null it counts the batches of all epochs"
             )
 
 
@@ -294,5 +406,6 @@ def silence() -> None:
         ".*does not have many workers.*",
         ".*tensorboardX.*",
         ".*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # that of a run that is finished
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,36 +1,38 @@
-"""A run that is stopped from outside: it ends at a batch's end and saves where it was."""
+"""A run that is stopped from outside: it ends at a batch's end."""
 
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_modules.runs import folder_of
+from lightning_modules.callbacks.resume_point import is_after_a_step, is_fitting
 
 # Two SIGINTs so close together are one Ctrl-C: it goes to all processes of a terminal, some of which pass it on.
 ONE_CTRL_C = 0.5  # seconds
 
 
 class Interruption(Callback):
-    """Saves ``checkpoints/interrupted.ckpt`` when Ctrl-C, SIGTERM or an exception ends a fit; best and last stay.
+    """Ends a fit at Ctrl-C where it can go on exactly: after a step of the optimizer, or inside a validation.
 
-    The first Ctrl-C takes effect when the running batch is done - or the validation, where that batch was an epoch's
-    last - so that the checkpoint is exact to resume from; a second one stops at once. Inside a batch or a validation
-    there is no well-defined place to resume from, and at an epoch's end ``last.ckpt`` has just been written: then
-    nothing more is saved, and ``last.ckpt`` is what to resume from.
+    The first Ctrl-C takes effect when the running batch is done; a second one stops at once.
+    :class:`LastCheckpoint` then saves where the run was.
 
     Several processes tell one another after every batch, so that all of them stop at the same one, whichever of them
     got the signal: one that stopped alone would wait for the others for ever.
+
+    The trainer calls it after all other callbacks: what they have to do after a batch is done before the run ends.
     """
 
     def __init__(self) -> None:
         self.interrupted = False  # whether to stop: in several processes, whether they have agreed to
         self._received: set[int] = set()  # the signals that this process was sent
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C; when the fit ends in any way, Lightning puts back all handlers there were before it."""
@@ -74,11 +76,21 @@ class Interruption(Callback):
                 trainer._signal_connector.received_sigterm = True  # on which Lightning acts between two batches
         self.interrupted = bool(sent[0])
 
-    on_validation_batch_end = on_test_batch_end = on_train_end = _agree
+    on_test_batch_end = on_train_end = _agree
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """(After an epoch's last batch comes its validation, or its end.)"""
         self._agree(trainer)
-        if self.interrupted and not trainer.is_last_batch:
+        if self.interrupted and is_after_a_step(trainer) and not trainer.is_last_batch:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._agree(trainer)
+        if self.interrupted and is_fitting(trainer) and is_after_a_step(trainer):
+            raise KeyboardInterrupt
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.interrupted:
             raise KeyboardInterrupt
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -86,12 +98,3 @@ class Interruption(Callback):
         self._agree(trainer)
         if trainer.received_sigterm:
             raise SIGTERMException
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        between_batches = progress.current.ready == progress.current.processed and not progress.is_last_batch
-        if not trainer.training or not between_batches or trainer.global_step == 0 or trainer.fast_dev_run:
-            return
-        path = (folder_of(trainer) or Path(trainer.default_root_dir)) / "checkpoints" / "interrupted.ckpt"
-        trainer.save_checkpoint(path)
-        trainer.print(f"Stopped at step {trainer.global_step}; --ckpt_path {path} goes on from there.")

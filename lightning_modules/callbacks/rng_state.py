@@ -1,5 +1,6 @@
 """The random number generators' states in every checkpoint."""
 
+import os
 import random
 from typing import Any
 
@@ -10,7 +11,8 @@ from lightning.pytorch import Callback
 class RNGState(Callback):
     """Saves the states of torch's and Python's generators, and sets them before the first batch of a resumed run.
 
-    Not earlier: building the model, a sanity check or another callback may draw numbers in between.
+    Not earlier: building the model, a sanity check or another callback may draw numbers in between. The seed that they
+    began with, Lightning's, is kept for reading.
     """
 
     def __init__(self) -> None:
@@ -18,6 +20,8 @@ class RNGState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        if seed := os.environ.get("PL_GLOBAL_SEED"):
+            state["seed"] = int(seed)
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state_all()
         return state

@@ -1,33 +1,54 @@
 """What ran, why it stopped and what came of it: printed, and kept in the run's folder."""
 
 import json
+import math
+import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from lightning_modules.callbacks.checkpoints import RestoreBest
-from lightning_modules.callbacks.learning_curves import LearningCurves
+from lightning_modules.callbacks.checkpoints import best_checkpoint
+from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
 from lightning_modules.models.optimizers import describe_partition
 from lightning_modules.runs import folder_of
 
 
 class RunSummary(Callback):
-    """Prints what runs when a fit begins, and writes ``summary.json`` when it has ended and after a test.
+    """Prints what runs when a fit begins, and writes ``summary.json`` when it has ended, in any way, and after a test.
 
     ``summary.json`` holds the kernel, the parameters that weight decay acts on and those it spares, figures of the
-    data, the epochs, why training stopped, the best epoch (from 0) with its figures, and the test's figures.
+    data, the epochs, steps and seconds of training, why it stopped, ``best``: epoch (from 0), step and figures of the
+    best weights, and ``test``: the test's figures, and which weights were ``tested``. A figure that is not finite is
+    ``null``.
+
+    Args:
+        kept: what an earlier process has written of the same training, which this one only completes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: dict[str, Any] | None = None) -> None:
         self.summary: dict[str, Any] = {}
+        self._kept = kept or {}
         self._folder: Path | None = None
-        self._start = 0.0
+        self._start = time.monotonic()
+        self._seconds_before = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        """Of training, those before a resume included."""
+        return self._seconds_before + time.monotonic() - self._start
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
@@ -44,7 +65,7 @@ class RunSummary(Callback):
                 "spared": {name: parameter.numel() for name, parameter in partition.spared.items()},
             },
             "data": trainer.datamodule.summary(),
-        }
+        } | self._kept
         if trainer.is_global_zero:
             lines = [
                 f"{self.summary['recurrent']}: {self.summary['kernel']}",
@@ -55,29 +76,48 @@ class RunSummary(Callback):
                 lines.append(f"run: {self._folder}")
             print("\n".join(lines))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best = best_checkpoint(trainer)
+        if (best is None or best.best is None) and (reason := why_nothing_is_validated(trainer)):
+            trainer.print(
+                f"No validation will be run: {reason}. So there will be no best weights, and the last ones are tested."
+            )
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        curves = next(c for c in trainer.callbacks if isinstance(c, LearningCurves))
-        best_epoch = next(c for c in trainer.callbacks if isinstance(c, RestoreBest)).best_epoch
-        best = next((row for row in curves.epochs if row["epoch"] == best_epoch), None)
+        self._end(trainer, stop_reason(trainer))
+        best = self.summary["best"]
+        if trainer.is_global_zero and best is not None:
+            print(
+                f"Best epoch {best['epoch']}, step {best['step']}: {format_figures(best, 'val_')}; its weights are in "
+                f"the model now."
+            )
+        elif trainer.is_global_zero:
+            print("Nothing was validated: the weights of the last step are in the model.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if is_fitting(trainer) and self.summary:
+            words = {KeyboardInterrupt: "interrupted", SIGTERMException: "terminated"}
+            self._end(trainer, words.get(type(exception), " ".join(str(exception).split()) or type(exception).__name__))
+
+    def _end(self, trainer: Trainer, reason: str) -> None:
+        """The end of a fit."""
+        epochs, best = epochs_done(trainer), best_checkpoint(trainer)
         self.summary |= {
-            "epochs": trainer.current_epoch,
+            "epochs": int(epochs) if epochs.is_integer() else round(epochs, 3),
             "steps": trainer.global_step,
-            "seconds": round(time.monotonic() - self._start, 1),
-            "stop_reason": stop_reason(trainer),
-            "best_epoch": best_epoch,
-            "best": best,
+            "seconds": round(self._seconds(), 1),
+            "stop_reason": reason,
+            "best_epoch": None if best is None or best.best is None else best.best["epoch"],
+            "best": None if best is None else best.best,
         }
         self._write(trainer)
-        if trainer.is_global_zero:
-            print(
-                f"Stopped after {trainer.current_epoch} epochs, {self.summary['seconds']} s: "
-                f"{self.summary['stop_reason']}."
-            )
-            if best is not None:
-                print(f"Best epoch {best_epoch}: {format_figures(best, 'val_')}; its weights are in the model now.")
+        trainer.print(f"Stopped after {self.summary['epochs']} epochs, {self.summary['seconds']} s: {reason}.")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
+        self.summary["tested"] = (
+            "the weights of the last step" if self.summary.get("best") is None else "the best weights"
+        )
         self.summary["test"] = figures
         self._write(trainer)
         if trainer.is_global_zero:
@@ -85,8 +125,23 @@ class RunSummary(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if self._folder is not None and trainer.is_global_zero:
-            text = json.dumps(self.summary, indent=2)
-            (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+            write_json(self.summary, self._folder / "summary.json")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes JSON in one step, so that there is never half a file; numbers that are not finite become ``null``."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json.dumps(finite(value), indent=2, allow_nan=False)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def recurrent_layer(module: nn.Module) -> nn.Module:
@@ -120,7 +175,33 @@ def stop_reason(trainer: Trainer) -> str:
         return f"the limit of {trainer.max_steps} steps"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"the limit of {trainer.max_epochs} epochs"
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) < 0:
+            return f"the limit of time, {timedelta(seconds=round(callback.time_elapsed()))} of training"
     return "the trainer was told to stop"
+
+
+def why_nothing_is_validated(trainer: Trainer) -> str | None:
+    """Why no validation will be run before training ends; ``None`` where one will, or where it cannot be known."""
+    if not trainer.enable_validation:
+        return "trainer.limit_val_batches is 0"
+    batches, first = trainer.num_training_batches, trainer.val_check_batch
+    if first is None or math.isinf(batches) or math.isinf(first):
+        return None
+    every = trainer.check_val_every_n_epoch
+    if every is None:
+        epochs, first = divmod(first - 1, batches)
+        first += 1
+    else:
+        epochs = every - 1 - trainer.current_epoch % every
+    if 0 <= trainer.max_epochs <= trainer.current_epoch + epochs:
+        epoch = trainer.current_epoch + epochs
+        return f"the first would be in epoch {epoch} (from 0), and trainer.max_epochs is {trainer.max_epochs}"
+    steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    before = trainer.global_step + epochs * steps_an_epoch + (first - 1) // trainer.accumulate_grad_batches
+    if 0 <= trainer.max_steps <= before:
+        return f"the first would be after step {before + 1}, and trainer.max_steps is {trainer.max_steps}"
+    return None
 
 
 def format_figures(figures: dict[str, float], prefix: str) -> str:

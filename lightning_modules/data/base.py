@@ -21,6 +21,9 @@ class TaskDataModule(LightningDataModule):
     place of what the data itself would give. A subclass adds to both of them.
     """
 
+    # Options that act when training begins: for a run that goes on, what they came to is in its checkpoint's state.
+    settled: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         super().__init__()
         self._order_seed: int | None = None

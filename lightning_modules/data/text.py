@@ -51,6 +51,8 @@ class TextDataModule(TaskDataModule):
         encoding: of the files; a byte order mark tells it too.
     """
 
+    settled = ("max_vocab",)
+
     def __init__(
         self,
         path: str | None = None,

@@ -19,6 +19,8 @@ from lightning_modules.injection import (
     to_spec,
 )
 
+COSINE_NEEDS_AN_END = "lr_schedule 'cosine' needs an end of the run: give trainer.max_epochs or max_steps"
+
 
 class DecayPartition(NamedTuple):
     """A model's trainable parameters by name, each in exactly one of the two."""
@@ -124,7 +126,7 @@ def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: Callable
             return 1.0
         end = total_steps()
         if math.isinf(end):
-            raise ValueError("lr_schedule 'cosine' needs an end of the run: give trainer.max_epochs or max_steps")
+            raise ValueError(COSINE_NEEDS_AN_END)
         progress = min(1.0, (step - warmup_steps) / max(1, end - warmup_steps))
         return 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
@@ -29,6 +30,7 @@ from lightning_modules.injection import (
 )
 from lightning_modules.models.metrics import Mean, PreciseMetricCollection
 from lightning_modules.models.optimizers import (
+    COSINE_NEEDS_AN_END,
     DecayPartition,
     build_optimizer,
     learning_rate_factor,
@@ -355,7 +357,16 @@ class RecurrentTask(LightningModule):
         """Which parameters weight decay and L2 act on, and which they spare."""
         return partition_parameters(self, self.hparams.decay_embeddings)
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raises ValueError where this task cannot be trained by this trainer; asked before anything is touched."""
+        # Lightning trains 1000 epochs where it has no limit at all, and without an end where it has one of time alone.
+        endless = -1 if any(isinstance(callback, Timer) for callback in trainer.callbacks) else 1000
+        max_epochs = endless if trainer.max_epochs is None else trainer.max_epochs
+        if self.hparams.lr_schedule == "cosine" and max_epochs == trainer.max_steps == -1:
+            raise ValueError(COSINE_NEEDS_AN_END)
+
     def configure_optimizers(self) -> dict[str, Any]:
+        self.check_trainer(self.trainer)
         optimizer = build_optimizer(
             self.decay_partition(),
             self.hparams.optimizer,

@@ -1,8 +1,6 @@
-"""Early stopping, the best weights at the end, what a run leaves, and how it ends when it is interrupted."""
+"""Early stopping, the best weights at the end, what a run leaves, and how it ends at an error."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules.callbacks import (
     BestCheckpoint,
@@ -19,7 +16,6 @@ from lightning_modules.callbacks import (
     LastCheckpoint,
     LearningCurves,
     RestoreBest,
-    RNGState,
     RunSummary,
     TextSample,
 )
@@ -132,54 +128,15 @@ def test_what_a_run_leaves(
     assert sample.strip() in out
 
 
-class InterruptAt(Callback):
-    """Sends a signal to this process, or raises an error, in the middle of a batch."""
+class FailAt(Callback):
+    """Raises an error in the middle of a batch."""
 
-    def __init__(self, step: int, what: signal.Signals | Exception) -> None:
-        self.step, self.what = step, what
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_before_backward(self, trainer: Trainer, *_) -> None:
         if trainer.global_step == self.step:
-            self.step = -1
-            if isinstance(self.what, Exception):
-                raise self.what
-            os.kill(os.getpid(), self.what)
-
-
-@pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_exactly(
-    tmp_path: Path,
-    make_data: Callable[..., TextDataModule],
-    make_task: Callable[..., LanguageModelTask],
-    make_trainer: Callable[..., Trainer],
-    what: signal.Signals,
-) -> None:
-    def fit(name: str, *extra: Callback, seed: int = 0, **options) -> tuple[Trainer, LanguageModelTask]:
-        task = make_task(seed, vocab_size=None)
-        callbacks = [Interruption(), RNGState(), BestCheckpoint(), LastCheckpoint(), *extra]
-        trainer = make_trainer(max_epochs=3, callbacks=callbacks, logger=CSVLogger(tmp_path, name), log_every_n_steps=5)
-        trainer.fit(task, make_data(), weights_only=True, **options)
-        return trainer, task
-
-    handler = signal.getsignal(signal.SIGINT)
-    _, whole = fit("whole")
-    batches = len(make_data().train_dataloader())
-    for name, step in (("between", batches + 2), ("at-the-end", 2 * batches - 1)):
-        with pytest.raises((SystemExit, SIGTERMException)):
-            fit(name, InterruptAt(step, what))
-        assert signal.getsignal(signal.SIGINT) is handler
-        folder = tmp_path / name / "version_0" / "checkpoints"
-        saved = {path.stem: load_checkpoint(path)["global_step"] for path in folder.iterdir()}
-        if name == "between":
-            assert saved == {"best": saved["best"], "last": batches, "interrupted": step + 1}
-        elif what == signal.SIGTERM:  # ends the validation that follows, of which no checkpoint can be made
-            assert saved == {"best": saved["best"], "last": batches}
-        else:  # waits for the validation, and then for a place between two batches
-            assert saved == {"best": saved["best"], "last": 2 * batches, "interrupted": 2 * batches + 1}
-        newest = max(folder.iterdir(), key=lambda path: saved[path.stem])
-        _, resumed = fit(f"{name}-resumed", seed=9, ckpt_path=newest)
-        for parameter, value in resumed.state_dict().items():
-            assert value.equal(whole.state_dict()[parameter]), (name, parameter)
+            raise RuntimeError("boom")
 
 
 def test_an_error_inside_a_batch_leaves_best_and_last(
@@ -190,7 +147,7 @@ def test_an_error_inside_a_batch_leaves_best_and_last(
 ) -> None:
     data = make_data()
     batches = len(data.train_dataloader())
-    callbacks = [Interruption(), BestCheckpoint(), LastCheckpoint(), InterruptAt(batches + 1, RuntimeError("boom"))]
+    callbacks = [Interruption(), BestCheckpoint(), LastCheckpoint(), FailAt(batches + 1)]
     trainer = make_trainer(callbacks=callbacks, logger=CSVLogger(tmp_path, "run"), log_every_n_steps=5)
     with pytest.raises(RuntimeError, match="boom"):
         trainer.fit(make_task(vocab_size=None), data)

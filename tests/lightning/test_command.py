@@ -173,11 +173,12 @@ def test_the_cell_is_one_flag(small_fit: Callable[..., Result], tmp_path: Path) 
 
 def test_a_fit_that_diverges_stops_and_says_why(small_fit: Callable[..., Result], tmp_path: Path) -> None:
     result = small_fit("--model.lr=1e30", "--trainer.max_epochs=9", "--trainer.gradient_clip_val=0")
-    assert result.code == 0, result.err
+    assert result.code == 1
+    assert result.error.startswith("the training has diverged: the training loss is nan in epoch 0, after step ")
     summary = json.loads((tmp_path / RUN / "summary.json").read_text())
-    assert summary["epochs"] == 1
-    assert "val_loss = nan is not finite" in summary["stop_reason"]
-    assert "No sample: the model's predictions are not finite" in result.out
+    assert summary["epochs"] < 1
+    assert summary["best"] is None
+    assert "the training loss is nan" in summary["stop_reason"]
 
 
 def test_a_new_text_is_tested_with_the_runs_own_vocabulary(
@@ -194,7 +195,10 @@ def test_a_new_text_is_tested_with_the_runs_own_vocabulary(
 
 def test_every_bundled_config_parses(tmp_path: Path) -> None:
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    assert names == ["char_lm", "wandb", "word_lm"]
+    promised = (
+        "char_lm word_lm awd_lm sentiment series_classification ner forecast music remember adding copying smnist"
+    )
+    assert {*promised.split(), "wandb"} <= set(names)
     for name in names:
         config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         assert config.get("name", name) == name
@@ -205,7 +209,7 @@ def test_every_bundled_config_parses(tmp_path: Path) -> None:
     [
         (["fitt"], "there is no command 'fitt'"),
         (["fit"], "'fit' needs a config"),
-        (["fit", "-c", "no_such_config"], "want a YAML file, a run's folder or one of char_lm, wandb, word_lm"),
+        (["fit", "-c", "no_such_config"], "want a YAML file, a run's folder or one of adding,"),
         (["fit", "-c", "char_lm", "--model.dropuot=0.1"], "Option 'dropuot' is not accepted; did you mean 'dropout'?"),
         (["fit", "-c", "char_lm", "--trainer.max_epoch=1"], "did you mean 'max_epochs'?"),
         (["fit", "-c", "char_lm", "--model.hidden_size=big"], "Expected a <class 'int'>. Got value: big"),

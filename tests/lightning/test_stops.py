@@ -1,0 +1,732 @@
+"""However training stops, it is judged by what was measured, leaves what there is to leave, and goes on exactly."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+from small_runs import SMALL, Result, make_text
+
+from lightning_modules.callbacks import LearningCurves
+from lightning_modules.checkpoints import load_checkpoint
+from lightning_modules.cli import main
+from lightning_modules.models.metrics import Perplexity
+from lightning_modules.tasks import LanguageModelTask
+
+BATCHES = 7  # of an epoch
+EPOCHS = 3
+OPTIONS = (
+    *SMALL,
+    "--data.sequence_length=100",
+    "--data.split=[0.6,0.2,0.2]",
+    "--model.lr_schedule=constant",
+    f"--trainer.max_epochs={EPOCHS}",
+    "--trainer.log_every_n_steps=1",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs of this file are; their folders are ``NAME/version_N``."""
+    folder = tmp_path_factory.mktemp("stops")
+    (folder / "text.txt").write_text(make_text(170), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def fit(folder: Path, capfd: pytest.CaptureFixture) -> Callable[..., tuple[Result, Path]]:
+    def run(name: str, *arguments: str, config: str | Path = "char_lm", version: int = 0) -> tuple[Result, Path]:
+        """A fit under a name of its own; how it ended, and its folder."""
+        capfd.readouterr()
+        options = (f"--data.path={folder / 'text.txt'}", *OPTIONS) if config == "char_lm" else ()
+        code = main(["fit", "-c", str(config), *options, f"--runs={folder}", f"--name={name}", *arguments])
+        return Result(code, *capfd.readouterr()), folder / name / f"version_{version}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The folder of a run of three epochs that never stops, and validates once an epoch."""
+    main(["fit", "-c", "char_lm", f"--data.path={folder / 'text.txt'}", *OPTIONS, f"--runs={folder}", "--name=whole"])
+    return folder / "whole" / "version_0"
+
+
+@pytest.fixture
+def clock_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of ``max_time`` counts a step as a second."""
+
+    def on_train_batch_end(self: Timer, trainer: Trainer, *_: Any) -> None:
+        self.steps = trainer.global_step
+        self._check_time_remaining(trainer)
+
+    monkeypatch.setattr(Timer, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage="train": float(getattr(self, "steps", self._offset)))
+
+
+def measured(run: Path) -> list[tuple[int, float]]:
+    """Step and val_loss of every validation, as the CSV logger has written them."""
+    return [(int(row["step"]) + 1, float(row["val_loss"])) for row in rows_of(run) if row.get("val_loss")]
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """What the CSV logger has written, but for the number of the epoch."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name != "epoch"} for row in csv.DictReader(file)]
+
+
+def points(run: Path) -> list[tuple[int, float]]:
+    """Step and val_loss of every point of the learning curve."""
+    rows = last(run)["callbacks"]["LearningCurves"]["epochs"]
+    return [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+
+
+def last(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run / "checkpoints" / "last.ckpt")
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((run / "summary.json").read_text(), parse_constant=refuse)
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    theirs = last(other)["state_dict"]
+    for name, value in last(run)["state_dict"].items():
+        assert value.equal(theirs[name]), name
+
+
+def assert_is_judged_by_what_was_measured(run: Path, out: str, before: list[tuple[int, float]] = ()) -> None:
+    """The best of a run is the lowest of what was measured, with its own figures, in every place that tells it."""
+    summary, best = summary_of(run), load_checkpoint(run / "checkpoints" / "best.ckpt")
+    step, loss = min([*before, *measured(run)], key=lambda point: point[1])
+    assert summary["best"]["val_loss"] == pytest.approx(loss, abs=1e-6)
+    assert (summary["best"]["step"], summary["best"]["epoch"]) == (best["global_step"], best["epoch"])
+    assert summary["best"]["step"] == step
+    assert summary["best_epoch"] == (step - 1) // BATCHES
+    [score] = [
+        state["best_model_score"] for key, state in best["callbacks"].items() if key.startswith("BestCheckpoint")
+    ]
+    assert summary["best"]["val_loss"] == float(score)
+    assert f"Best epoch {best['epoch']}, step {step}: " in out
+    assert f"loss {summary['best']['val_loss']:.4f}" in out
+    assert summary["best"]["val_ppl"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+# Arguments, the step of the stop, and the steps of the validations before it.
+STOPS = {
+    "at the end of an epoch": (["--trainer.max_epochs=2"], 14, [7, 14]),
+    "max_steps inside an epoch": (["--trainer.max_steps=10"], 10, [7]),
+    "max_steps at the end of an epoch": (["--trainer.max_steps=14"], 14, [7, 14]),
+    "max_time": (["--trainer.max_time=00:00:00:10"], 10, [7, 10]),
+    "max_time in an epoch not validated": (
+        ["--trainer.max_time=00:00:00:17", "--trainer.check_val_every_n_epoch=2"],
+        17,
+        [14],
+    ),
+    "the last epoch not validated": (["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=2"], 7, []),
+    "epochs not validated": (["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2"], 14, [14]),
+    "several validations an epoch": (
+        ["--trainer.max_steps=12", "--trainer.val_check_interval=0.3"],
+        12,
+        [2, 4, 6, 9, 11],
+    ),
+    "validations by the number of batches": (
+        ["--trainer.max_steps=12", "--trainer.val_check_interval=5", "--trainer.check_val_every_n_epoch=null"],
+        12,
+        [5, 10],
+    ),
+    "a validation every batch": (["--trainer.max_steps=4", "--trainer.val_check_interval=1"], 4, [1, 2, 3, 4]),
+    "nothing validated by then": (["--trainer.max_steps=5"], 5, []),
+    "no validation": (["--trainer.max_epochs=1", "--trainer.limit_val_batches=0"], 7, []),
+    "early stopping inside an epoch": (
+        ["--trainer.val_check_interval=2", "--early_stopping.patience=1", "--early_stopping.min_delta=9"],
+        4,
+        [2, 4],
+    ),
+    "early stopping at the end of an epoch": (
+        ["--early_stopping.patience=1", "--early_stopping.min_delta=9"],
+        14,
+        [7, 14],
+    ),
+    "a threshold": (["--trainer.val_check_interval=3", "--early_stopping.stopping_threshold=100"], 3, [3]),
+    "early stopping, but not before min_epochs": (
+        [
+            "--early_stopping.patience=1",
+            "--early_stopping.min_delta=9",
+            "--trainer.min_epochs=2",
+            "--trainer.val_check_interval=3",
+        ],
+        14,
+        [3, 6, 10, 13],
+    ),
+}
+# What lifts each of them.
+GO_ON = (
+    f"--trainer.max_epochs={EPOCHS}",
+    "--trainer.max_steps=-1",
+    "--trainer.max_time=null",
+    "--early_stopping.patience=99",
+    "--early_stopping.stopping_threshold=null",
+)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.usefixtures("clock_of_steps")
+def test_a_stop(fit: Callable[..., tuple[Result, Path]], whole: Path, stop: str) -> None:
+    arguments, step, validations = STOPS[stop]
+    name = stop.replace(" ", "-").replace(",", "")
+    result, run = fit(name, *arguments)
+    assert result.code == 0, result.err
+    summary = summary_of(run)
+    assert summary["steps"] == last(run)["global_step"] == step
+    assert summary["epochs"] == pytest.approx(step / BATCHES, abs=1e-3)
+    assert [point[0] for point in measured(run)] == validations
+    assert points(run) == [(at, pytest.approx(loss, abs=1e-6)) for at, loss in measured(run)]
+    assert (run / "learning_curves.png").is_file()
+    assert (run / "sample.txt").is_file()
+    assert summary["test"]["test_loss"] > 0
+    if validations:
+        assert_is_judged_by_what_was_measured(run, result.out)
+        assert summary["tested"] == "the best weights"
+    else:
+        assert not (run / "checkpoints" / "best.ckpt").exists()
+        assert summary["best"] is None
+        assert summary["tested"] == "the weights of the last step"
+        assert "No validation will be run" in result.out.partition("Stopped after")[0]
+
+    # Going on from last.ckpt ends like a run that never stopped, and with the best of all that was measured.
+    result, again = fit(name, "--ckpt_path=last", *GO_ON, config=run, version=1)
+    assert result.code == 0, result.err
+    assert_same_weights(again, whole)
+    assert points(again) == [*points(run), *((at, pytest.approx(loss, abs=1e-6)) for at, loss in measured(again))]
+    if points(again):
+        assert_is_judged_by_what_was_measured(again, result.out, measured(run))
+
+
+def test_the_last_checkpoint_is_written_inside_an_epoch(
+    fit: Callable[..., tuple[Result, Path]], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any moment, a run goes on exactly from a last.ckpt that is no older than was asked for."""
+    saved: dict[int, bytes] = {}
+
+    def keep(self: LearningCurves, trainer: Trainer, *_: Any) -> None:  # runs before last.ckpt is written
+        path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
+        if path.exists():
+            saved[load_checkpoint(path)["global_step"]] = path.read_bytes()
+
+    monkeypatch.setattr(LearningCurves, "on_train_batch_end", keep)
+    _, run = fit("every-batch", "--last_checkpoint.every_minutes=0", "--trainer.val_check_interval=2")
+    monkeypatch.undo()
+    curve = points(run)
+    assert sorted(saved) == list(range(1, BATCHES * EPOCHS))
+    # Step 2 and 13 stand before a validation that had still to be run, 7 at the end of an epoch, 10 in the middle.
+    for version, step in enumerate((2, 7, 10, 13), start=1):
+        (run / "checkpoints" / "last.ckpt").write_bytes(saved[step])
+        _, again = fit("every-batch", "--ckpt_path=last", config=run, version=version)
+        assert_same_weights(again, whole)
+        assert points(again) == curve
+
+
+# Interruptions ------------------------------------------------------------------------------------------------------
+
+
+class Sender:
+    """Sends a signal to this process, or raises an error, from a hook of a callback at a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def at(self, hook: str, step: int, what: signal.Signals | Exception) -> None:
+        def send(callback: LearningCurves, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == step and not trainer.sanity_checking:
+                self.monkeypatch.undo()
+                if isinstance(what, Exception):
+                    raise what
+                os.kill(os.getpid(), what)
+
+        self.monkeypatch.setattr(LearningCurves, hook, send, raising=False)
+
+
+@pytest.fixture
+def send(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return Sender(monkeypatch).at
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "stopped"),
+    [
+        ("on_before_backward", 9, 10),  # in the middle of an epoch
+        ("on_before_backward", 3, 4),  # before a validation there
+        ("on_validation_batch_start", 4, 4),  # inside of it
+        ("on_before_backward", 6, 7),  # in an epoch's last batch
+        ("on_validation_batch_start", 14, 14),  # inside the validation at an epoch's end
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_loses_nothing(
+    fit: Callable[..., tuple[Result, Path]],
+    whole: Path,
+    send: Callable[..., None],
+    hook: str,
+    step: int,
+    stopped: int,
+    number: signal.Signals,
+) -> None:
+    name = f"{number.name}-{hook}-{step}"
+    validations = "--trainer.val_check_interval=" + ("2" if step < 6 else "1.0")
+    handler = signal.getsignal(signal.SIGINT)
+    send(hook, step, number)
+    result, run = fit(name, validations)
+    assert result.code == 128 + number
+    assert signal.getsignal(signal.SIGINT) is handler
+    summary = summary_of(run)
+    assert summary["steps"] == last(run)["global_step"] == stopped
+    assert summary["stop_reason"] == {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert "test" not in summary
+    assert (run / "learning_curves.png").is_file() == bool(last(run)["callbacks"]["LearningCurves"]["epochs"])
+    path = run / "checkpoints" / "last.ckpt"
+    assert path.read_bytes() == path.with_name("interrupted.ckpt").read_bytes()
+    words = result.out.strip().splitlines()[-1]
+    assert words == f"Stopped; --ckpt_path {path} goes on from step {stopped}."
+
+    result, again = fit(name, "--ckpt_path=interrupted", config=run, version=1)
+    assert result.code == 0, result.err
+    assert_same_weights(again, whole)
+    assert [at for at, _ in points(again)] == ([7, 14, 21] if step >= 6 else [2, 4, 6, 9, 11, 13, 16, 18, 20])
+
+
+AVERAGING = ("--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5")
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_before_backward", 9), ("on_validation_batch_start", 7)])
+def test_a_signal_while_weights_are_averaged(
+    fit: Callable[..., tuple[Result, Path]], send: Callable[..., None], hook: str, step: int
+) -> None:
+    """The average and the weights change places for a validation, and the average is updated after a batch."""
+    whole = fit(f"averaged-{step}", *AVERAGING, "--trainer.max_epochs=2")[1]
+    send(hook, step, signal.SIGINT)
+    run = fit(f"averaged-stopped-{step}", *AVERAGING, "--trainer.max_epochs=2")[1]
+    assert last(run)["global_step"] < 14
+    again = fit(f"averaged-stopped-{step}", "--ckpt_path=last", config=run, version=1)[1]
+    assert_same_weights(again, whole)
+    for name, value in last(again)["current_model_state"].items():
+        assert value.equal(last(whole)["current_model_state"][name]), name
+
+
+# Divergence ---------------------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, value: float, when: Callable[[LanguageModelTask], bool]) -> None:
+    """Makes the loss another number from a moment on."""
+    batch_loss = LanguageModelTask.batch_loss
+
+    def spoilt(self: LanguageModelTask, *arguments: Any, **options: Any) -> tuple:
+        loss, count = batch_loss(self, *arguments, **options)
+        return (loss * value if self.trainer.state.fn == "fit" and when(self) else loss), count
+
+    monkeypatch.setattr(LanguageModelTask, "batch_loss", spoilt)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("stage", ["training", "validation"])
+def test_a_run_that_diverges_ends_with_the_best_of_before(
+    fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch, stage: str, value: float
+) -> None:
+    name = f"{stage}-{value}"
+    if stage == "training":
+        spoil(monkeypatch, value, lambda task: task.training and task.global_step == 17)
+        told = f"the training has diverged: the training loss is {value} in epoch 2, after step 17; "
+    else:
+        spoil(monkeypatch, value, lambda task: not task.training and task.global_step == 21)
+        told = f"the training has diverged: val_loss is {value} in epoch 2, after step 21; "
+    result, run = fit(name)
+    assert result.code == 1
+    assert result.error.startswith(told + "best.ckpt has the weights of epoch 1, step 14; lower the learning rate")
+    summary = summary_of(run)
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert summary["best"]["step"] == best["global_step"] == 14
+    assert math.isfinite(summary["best"]["val_loss"])
+    assert all(parameter.isfinite().all() for parameter in best["state_dict"].values())
+    assert last(run)["global_step"] == 14  # the last from which it is worth to go on
+    assert told.rstrip("; ") in summary["stop_reason"]
+    monkeypatch.undo()
+    assert main(["test", "-c", str(run), "--ckpt_path=best", "--trainer.enable_progress_bar=false"]) == 0
+    assert math.isfinite(summary["test"]["test_loss"])
+
+
+def test_a_run_that_diverges_before_any_validation(
+    fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, math.nan, lambda task: task.training)
+    result, run = fit("at-once")
+    assert "after step 0; no weights were validated before; lower the learning rate" in result.error
+    assert summary_of(run)["best"] is None
+    assert "test" not in summary_of(run)
+
+
+def test_a_figure_that_is_infinite_is_null(
+    fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a perplexity that is too large for a number, of a loss that is not."""
+    monkeypatch.setattr(Perplexity, "compute", lambda self: self.mean_value * math.inf)
+    result, run = fit("infinite-perplexity", "--trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    assert summary_of(run)["best"]["val_ppl"] is None
+    assert summary_of(run)["test"]["test_ppl"] is None
+
+
+def test_a_validation_that_is_not_finite_is_no_end_where_that_was_said(
+    fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, math.nan, lambda task: not task.training and task.global_step == 7)
+    result, run = fit("unchecked", "--early_stopping.check_finite=false", "--trainer.max_epochs=2")
+    assert result.code == 0, result.err
+    assert summary_of(run)["best"]["step"] == 14
+
+
+# Finishing ----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As if by SIGKILL: what follows in the process is of no interest."""
+
+
+@pytest.mark.parametrize(
+    ("stop", "arguments", "refused"),
+    [
+        ("epochs", ["--trainer.max_epochs=2"], "trainer.max_epochs must be more than the 2 that"),
+        ("steps", ["--trainer.max_steps=10"], "trainer.max_steps must be more than the 10 that"),
+        ("time", ["--trainer.max_time=00:00:00:10"], "trainer.max_time must be more than the 0:00:10 that"),
+        (
+            "early",
+            ["--early_stopping.patience=1", "--early_stopping.min_delta=9"],
+            "the checkpoint's run was stopped early, and early_stopping.* must be such that it was not: Monitored "
+            "metric val_loss did not improve in the last 1 records",
+        ),
+        ("threshold", ["--early_stopping.stopping_threshold=99"], "was stopped early"),
+    ],
+)
+@pytest.mark.usefixtures("clock_of_steps")
+def test_a_run_that_is_trained_is_finished_in_its_folder(
+    fit: Callable[..., tuple[Result, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    stop: str,
+    arguments: list[str],
+    refused: str,
+) -> None:
+    """It was killed in its test; all it left after the last checkpoint is taken away too."""
+    _, whole = fit(f"whole-{stop}", *arguments)
+    files = {path.name for path in whole.iterdir()}
+    name = f"killed-{stop}"
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModelTask, "test_step", kill)
+        with pytest.raises(Killed):
+            fit(name, *arguments)
+    run = whole.parents[1] / name / "version_0"
+    before = {path: path.read_bytes() for path in (run / "config.yaml", *(run / "checkpoints").iterdir())}
+    ended = summary_of(run)
+    assert "test" not in ended
+    for lost in ((), ("summary.json", "learning_curves.png", "sample.txt")):
+        for file in lost:
+            (run / file).unlink()
+        result, _ = fit(name, "--ckpt_path=last", config=run)
+        assert result.code == 0, result.err
+        assert "All is trained" in result.out
+        assert {path.name for path in run.iterdir()} == files
+        summary, expected = summary_of(run), summary_of(whole)
+        for volatile in ("seconds", "stop_reason") if stop == "time" else ("seconds",):
+            del summary[volatile], expected[volatile]
+        assert summary == expected
+        assert {path: path.read_bytes() for path in before} == before
+        if not lost:
+            assert rows_of(run) == rows_of(whole)
+        result, _ = fit(name, "--ckpt_path=last", config=run)
+        assert refused in result.error
+        data = summary_of(run)
+        del data["test"]
+        (run / "summary.json").write_text(json.dumps(data))
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    # Of other data its summary would tell what is not so.
+    result, _ = fit(name, "--ckpt_path=last", "--data.batch_size=2", config=run)
+    assert "data.batch_size must be 4, as in the run that is to be finished, got 2" in result.error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_test(
+    fit: Callable[..., tuple[Result, Path]], send: Callable[..., None], number: signal.Signals
+) -> None:
+    name = f"{number.name}-in-test"
+    send("on_test_batch_start", 7, number)
+    result, run = fit(name, "--trainer.max_epochs=1")
+    assert result.code == 128 + number
+    assert "test" not in summary_of(run)
+    assert fit(name, "--ckpt_path=last", config=run)[0].code == 0
+    assert summary_of(run)["test"]["test_loss"] > 0
+    assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
+
+
+def test_a_signal_in_the_last_epochs_end(fit: Callable[..., tuple[Result, Path]], send: Callable[..., None]) -> None:
+    """All is trained, nothing is tested: the summary first says that it was interrupted, and then why it ended."""
+    send("on_train_epoch_end", 7, signal.SIGTERM)
+    result, run = fit("SIGTERM-at-the-end", "--trainer.max_epochs=1")
+    assert result.code == 128 + signal.SIGTERM
+    assert summary_of(run)["stop_reason"] == "terminated"
+    assert fit("SIGTERM-at-the-end", "--ckpt_path=last", config=run)[0].code == 0
+    assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
+    assert summary_of(run)["test"]["test_loss"] > 0
+
+
+# Limits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "batches"),
+    [
+        ({"limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1}, (1, 1, 1)),
+        ({"limit_train_batches": 1.0, "limit_val_batches": 1}, (BATCHES, 1, None)),
+        ({"limit_train_batches": 0.5, "limit_val_batches": 1.0}, (3, None, None)),
+        ({"overfit_batches": 1}, (1, 1, None)),
+        ({"overfit_batches": 2}, (2, 2, None)),
+    ],
+)
+def test_a_whole_number_is_a_number_of_batches(
+    fit: Callable[..., tuple[Result, Path]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, float],
+    batches: tuple[int | None, ...],
+) -> None:
+    """On the command line, in a file, and in the config that the run writes."""
+    seen: Counter = Counter()
+    for stage in ("train", "validation", "test"):
+        count = partial(
+            lambda stage, self, trainer, *_: seen.update([stage]) if not trainer.sanity_checking else None, stage
+        )
+        monkeypatch.setattr(LearningCurves, f"on_{stage}_batch_start", lambda *a, count=count: count(*a), raising=False)
+    name = "limits-" + "-".join(f"{key}={value}" for key, value in limits.items())
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": limits}))
+    ways = {
+        0: ("char_lm", [f"--trainer.{key}={value}" for key, value in limits.items()]),
+        1: ("char_lm", [f"-c={folder / name}.yaml"]),
+        2: (folder / name / "version_0", []),
+    }
+    for version, (config, arguments) in ways.items():
+        seen.clear()
+        result, run = fit(name, "--trainer.max_epochs=1", *arguments, config=config, version=version)
+        assert result.code == 0, result.err
+        for stage, expected in zip(("train", "validation", "test"), batches, strict=True):
+            assert seen[stage] == expected or (expected is None and seen[stage] > 1), (version, stage)
+        written = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+        assert {key: (value, type(value)) for key, value in limits.items()} == {
+            key: (written[key], type(written[key])) for key in limits
+        }
+
+
+def test_a_command_takes_whole_numbers_of_batches_too(whole: Path, capfd: pytest.CaptureFixture) -> None:
+    for command, limit in (("test", "limit_test_batches"), ("validate", "limit_val_batches")):
+        figures = []
+        for value in ("1", "1.0"):
+            main(
+                [
+                    command,
+                    "-c",
+                    str(whole),
+                    "--ckpt_path=best",
+                    "--trainer.enable_progress_bar=false",
+                    f"--trainer.{limit}={value}",
+                ]
+            )
+            figures.append(re.search(r"loss\D+([\d.]+)", capfd.readouterr().out)[1])
+        assert figures[0] != figures[1]
+    main(
+        [
+            "predict",
+            "-c",
+            str(whole),
+            "--ckpt_path=best",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.limit_predict_batches=1",
+        ]
+    )
+    assert capfd.readouterr().out.startswith("100 tokens, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--trainer.max_epochs=0"], "trainer.max_epochs must be more than 0 for a fit, got 0"),
+        (["--trainer.max_steps=0"], "trainer.max_steps must be more than 0 for a fit, got 0"),
+        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches must be more than 0 for a fit, got 0"),
+        (["--trainer.max_time=00:00:00:00"], "trainer.max_time must be more than 0 seconds"),
+        (
+            ["--trainer.limit_val_batches=0.01"],
+            "trainer.limit_val_batches must leave at least one of the 3 batches, got 0.01",
+        ),
+        (
+            ["--trainer.limit_train_batches=0.01"],
+            "trainer.limit_train_batches must leave at least one of the 7 batches",
+        ),
+        (
+            ["--trainer.val_check_interval=8"],
+            "trainer.val_check_interval must be at most the 7 batches of an epoch, got 8",
+        ),
+        (["--trainer.val_check_interval=4", "--trainer.limit_train_batches=3"], "must be at most the 3 batches"),
+        (["--last_checkpoint.every_minutes=-1"], "every_minutes must be at least 0, got -1"),
+        (["--model.lr_schedule=cosine", "--trainer.max_epochs=-1"], "lr_schedule 'cosine' needs an end of the run"),
+        (
+            ["--model.lr_schedule=cosine", "--trainer.max_epochs=null", "--trainer.max_time=00:01:00:00"],
+            "lr_schedule 'cosine' needs an end of the run",
+        ),
+        (
+            ["--early_stopping.monitor=val_los"],
+            "early_stopping.monitor must be one of val_bpc, val_loss, val_ppl, got 'val_los'",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_it_begins(
+    fit: Callable[..., tuple[Result, Path]], arguments: list[str], sentence: str
+) -> None:
+    result, run = fit("refused", *arguments)
+    assert sentence in result.error
+    if "monitor" not in sentence:  # which the sanity check tells
+        assert not run.exists()
+    assert not (run / "checkpoints").exists()
+
+
+def test_fast_dev_run_tests_and_leaves_nothing(fit: Callable[..., tuple[Result, Path]]) -> None:
+    result, run = fit("fast", "--trainer.fast_dev_run=true")
+    assert result.code == 0, result.err
+    assert "Test: " in result.out
+    assert not run.parent.exists()
+
+
+def test_a_sanity_check_is_no_measurement(fit: Callable[..., tuple[Result, Path]]) -> None:
+    result, run = fit("sanity", "--trainer.num_sanity_val_steps=-1", "--trainer.max_epochs=1")
+    assert result.code == 0, result.err
+    assert [step for step, _ in points(run)] == [7]
+    assert_is_judged_by_what_was_measured(run, result.out)
+
+
+# Options of a run that goes on ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_epochs(folder: Path) -> Path:
+    """A run of two epochs with SGD."""
+    options = ("--model.optimizer=sgd", "--model.lr=0.1", "--model.momentum=0.5", "--trainer.max_epochs=2")
+    text = f"--data.path={folder / 'text.txt'}"
+    main(["fit", "-c", "char_lm", text, *OPTIONS, *options, f"--runs={folder}", "--name=two-epochs"])
+    return folder / "two-epochs" / "version_0"
+
+
+@pytest.mark.parametrize(
+    ("given", "line", "option", "in_force"),
+    [
+        ("--model.lr=0.03", "model.lr is 0.03 from here on, 0.1 in the checkpoint", "lr", 0.03),
+        ("--model.weight_decay=0.5", "model.weight_decay is 0.5 from here on, 0.0001", "weight_decay", 0.5),
+        ("--model.momentum=0.9", "model.momentum is 0.9 from here on, 0.5 in the checkpoint", "momentum", 0.9),
+        ("--model.warmup_steps=28", "model.warmup_steps is 28 from here on, 2 in the", "lr", 0.1 * 15 / 28),
+        (
+            "--model.lr_schedule=cosine",
+            "model.lr_schedule is 'cosine' from here on, 'constant' in the checkpoint",
+            "lr",
+            0.1 * 0.5 * (1 + math.cos(math.pi * (14 - 2) / (21 - 2))),
+        ),
+        ("--model.dropout=0.7", "model.dropout is 0.2, as in the checkpoint, not 0.7", "lr", 0.1),
+        ("--model.hidden_size=5", "model.hidden_size is 12, as in the checkpoint, not 5", "lr", 0.1),
+        (
+            "--model.optimizer=adamw",
+            "model.optimizer is {'class_path': 'torch.optim.SGD', 'init_args': {}}, as in the checkpoint, not {",
+            "momentum",
+            0.5,
+        ),
+        ("--seed_everything=5", "seed_everything is 1, as in the checkpoint, not 5", "lr", 0.1),
+        ("--data.max_vocab=5", "data.max_vocab is None, as in the checkpoint, not 5", "lr", 0.1),
+    ],
+)
+def test_an_option_acts_or_a_line_says_that_it_stays(
+    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, given: str, line: str, option: str, in_force: float
+) -> None:
+    name = given.partition("=")[0].strip("-")
+    arguments = ("--trainer.max_epochs=3", f"--ckpt_path={two_epochs}", given)
+    result, run = fit(name, *arguments, config=two_epochs)
+    assert result.code == 0, result.err
+    assert [told for told in result.out.splitlines() if " the checkpoint" in told and told.startswith(line)]
+    if option == "lr":
+        rates = [float(row["lr-SGD/pg1"]) for row in rows_of(run) if row["lr-SGD/pg1"]]
+        assert rates[0] == pytest.approx(in_force)
+    else:
+        groups = last(run)["optimizer_states"][0]["param_groups"]
+        assert groups[0][option] == in_force
+        assert groups[1][option] == (0 if option == "weight_decay" else in_force)  # biases and norms are spared
+    # What config.yaml says is what the run was made with: the same again without the flag.
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    values = {**config, **config["model"]["init_args"], **config["data"]["init_args"]}
+    key = name.rpartition(".")[2]
+    stays = "as in the checkpoint" in line
+    before = yaml.safe_load((two_epochs / "config.yaml").read_text())
+    old = {**before, **before["model"]["init_args"], **before["data"]["init_args"]}[key]
+    assert values[key] == (old if stays else yaml.safe_load(given.partition("=")[2]))
+
+
+@pytest.fixture(scope="module")
+def stopped_early(folder: Path) -> Path:
+    """A run that could have had four epochs, stopped after two: the second was no better by 9."""
+    options = ("--early_stopping.patience=1", "--early_stopping.min_delta=9", "--trainer.max_epochs=4")
+    text = f"--data.path={folder / 'text.txt'}"
+    main(["fit", "-c", "char_lm", text, *OPTIONS, *options, f"--runs={folder}", "--name=stopped-early"])
+    return folder / "stopped-early" / "version_0"
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [
+        (["--early_stopping.patience=2"], 3),
+        (["--early_stopping.patience=2", "--early_stopping.min_delta=0"], 4),  # the limit: each is better than before
+        (["--early_stopping.patience=9"], 4),
+        (["--early_stopping.patience=9", "--early_stopping.stopping_threshold=99"], 3),
+        (["--early_stopping.monitor=val_bpc"], 4),  # counts from the third epoch on
+        (["--early_stopping.mode=max"], 4),
+        (["--trainer.min_epochs=3"], 3),
+    ],
+)
+def test_early_stopping_does_what_it_is_told_on_resuming(
+    fit: Callable[..., tuple[Result, Path]], stopped_early: Path, given: list[str], epochs: int
+) -> None:
+    assert summary_of(stopped_early)["epochs"] == 2
+    name = "-".join(word.partition(".")[2] for word in given)
+    result, run = fit(name, f"--ckpt_path={stopped_early}", *given, config=stopped_early)
+    assert result.code == 0, result.err
+    summary = summary_of(run)
+    assert summary["epochs"] == epochs
+    by_limit = epochs == 4 and "patience" in name
+    assert (summary["stop_reason"] == "the limit of 4 epochs") == by_limit
+    assert ("early stopping counts anew" in result.out) == ("patience" not in name and "min_epochs" not in name)
+    figure = "val_bpc" if "bpc" in name else "val_loss"
+    judged = [row for row in last(run)["callbacks"]["LearningCurves"]["epochs"][1:] if figure in row]
+    expected = (max if "mode" in name else min)(judged, key=lambda row: row[figure])
+    assert summary["best"]["step"] == expected["step"]
+    assert summary["best"][figure] == expected[figure]
+    config = yaml.safe_load((run / "config.yaml").read_text())["early_stopping"]
+    for word in given:
+        key, _, value = word.partition("=")
+        if key.startswith("--early_stopping."):
+            assert config[key.rpartition(".")[2]] == yaml.safe_load(value)
