@@ -198,7 +198,7 @@ def test_every_bundled_config_parses(tmp_path: Path) -> None:
     promised = (
         "char_lm word_lm awd_lm sentiment series_classification ner forecast music remember adding copying smnist"
     )
-    assert {*promised.split(), "wandb"} <= set(names)
+    assert {*promised.split(), "smnist", "wandb"} <= set(names)
     for name in names:
         config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         assert config.get("name", name) == name
