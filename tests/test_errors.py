@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from testing import EVERYTHING, EVERYTHING_ELSE, NOT_OF_A_CELL, cell_case, label, layer_case
@@ -32,16 +33,21 @@ CONSTRUCTORS = [
     (FusedLSTM, {"hidden_size": -3}, ValueError, "hidden_size must be greater than zero, got -3"),
     (FusedLSTM, {"hidden_size": "8"}, TypeError, "hidden_size must be an int, got str"),
     (FusedLSTM, {"num_layers": 0}, ValueError, "num_layers must be greater than zero, got 0"),
-    (FusedLSTM, {"bias": 1}, TypeError, "bias must be a bool, got int"),
+    (FusedLSTM, {"input_size": torch.ones(2)}, TypeError, "input_size must be an int, got Tensor"),
+    (FusedLSTM, {"num_layers": 2.0}, TypeError, "num_layers must be an int, got float"),
+    (FusedLSTM, {"bias": 2}, TypeError, "bias must be a bool, got int"),
+    (FusedLSTM, {"batch_first": np.zeros(2)}, TypeError, "batch_first must be a bool, got ndarray"),
     (FusedLSTM, {"batch_first": None}, TypeError, "batch_first must be a bool, got NoneType"),
     (FusedLSTM, {"bidirectional": "yes"}, TypeError, "bidirectional must be a bool, got str"),
-    (FusedLSTM, {"variational": 1}, TypeError, "variational must be a bool, got int"),
+    (FusedLSTM, {"variational": -1}, TypeError, "variational must be a bool, got int"),
     (FusedLSTM, {"recompute": 32}, TypeError, "recompute must be a bool, got int"),
-    (FusedLSTM, {"dropout": 1.0}, ValueError, "dropout must be a number in [0, 1), got 1.0"),
-    (FusedLSTM, {"dropout": -0.1}, ValueError, "dropout must be a number in [0, 1), got -0.1"),
-    (FusedLSTM, {"dropout": NAN}, ValueError, "dropout must be a number in [0, 1), got nan"),
-    (FusedLSTM, {"dropout": True}, ValueError, "dropout must be a number in [0, 1), got True"),
-    (FusedLSTM, {"dropout": "0.5"}, ValueError, "dropout must be a number in [0, 1), got '0.5'"),
+    (FusedLSTM, {"dropout": 1.1}, ValueError, "dropout must be a number in [0, 1], got 1.1"),
+    (FusedLSTM, {"dropout": -0.1}, ValueError, "dropout must be a number in [0, 1], got -0.1"),
+    (FusedLSTM, {"dropout": NAN}, ValueError, "dropout must be a number in [0, 1], got nan"),
+    (FusedLSTM, {"dropout": True}, ValueError, "dropout must be a number in [0, 1], got True"),
+    (FusedLSTM, {"dropout": "0.5"}, ValueError, "dropout must be a number in [0, 1], got '0.5'"),
+    (FusedLSTM, {"eps": 10**400}, ValueError, "eps must be a finite number of at least 1.2e-38, got 1000"),
+    (FusedLSTM, {"dropout": 1j}, ValueError, "dropout must be a number in [0, 1], got 1j"),
     (FusedLSTM, {"recurrent_dropout": 2}, ValueError, "recurrent_dropout must be a number in [0, 1), got 2"),
     (FusedLSTM, {"zoneout": 1}, ValueError, "zoneout must be a number in [0, 1), got 1"),
     (FusedLSTM, {"zoneout": (0.1, NAN)}, ValueError, "zoneout[1] must be a number in [0, 1), got nan"),
@@ -64,9 +70,10 @@ CONSTRUCTORS = [
     (FusedLSTM, {"forget_bias": NAN}, ValueError, "forget_bias must be None or a finite number in float32, got nan"),
     (FusedLSTM, {"forget_bias": 1, "bias": False}, ValueError, "forget_bias must be None when there are no biases"),
     (FusedLSTM, {"eps": 0}, ValueError, "eps must be a finite number of at least 1.2e-38, got 0"),
-    (FusedLSTM, {"peephole": 1}, TypeError, "peephole must be a bool, got int"),
+    (FusedLSTM, {"peephole": "on"}, TypeError, "peephole must be a bool, got str"),
     (FusedLSTM, {"weight_dropout": 1}, ValueError, "weight_dropout must be a number in [0, 1), got 1"),
     (FusedLSTMCell, {"input_size": 0}, ValueError, "input_size must be greater than zero, got 0"),
+    (FusedLSTMCell, {"bias": torch.ones(2)}, TypeError, "bias must be true or false, got Tensor of several values"),
     (FusedLSTMCell, {"recurrent_dropout": 1}, ValueError, "recurrent_dropout must be a number in [0, 1), got 1"),
     (FusedLSTMCell, {"proj_size": 2}, TypeError, "unexpected keyword argument 'proj_size'"),
     (FusedLSTMCell, {"dropout": 0.5}, TypeError, "unexpected keyword argument 'dropout'"),
@@ -112,6 +119,8 @@ CALLS = [
         TypeError,
         "lengths must be an integer tensor or a list of ints, got torch.float",
     ),
+    ({"lengths": np.array([4.0, 2.0])}, TypeError, "or a list of ints, got torch.float64"),
+    ({"lengths": [np.int64(4), np.int64(5)]}, RuntimeError, "lengths must be in 0..T = 4, got 5 at index 1"),
     ({"lengths": torch.tensor([True, False])}, TypeError, "or a list of ints, got torch.bool"),
     ({"lengths": 3}, TypeError, "lengths must be an integer tensor or a list of ints, got int"),
     ({"lengths": [4, 5]}, RuntimeError, "lengths must be in 0..T = 4, got 5 at index 1"),

@@ -9,17 +9,35 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 
-def positive_int(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
+def _index(value: object) -> int | None:
+    """What Python takes as an index, as an int: NumPy's integers and tensors of one integer too. None: of no other."""
+    if type(value) is int:  # torch.compile sees a symbol so, which has to stay one
+        return value
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: of a tensor of several
+        return None
+
+
+def integer(name: str, value: SupportsIndex) -> int:
+    index = _index(value)
+    if index is None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return index
+
+
+def positive_int(name: str, value: SupportsIndex) -> int:
+    value = integer(name, value)
     if value <= 0:
         raise ValueError(f"{name} must be greater than zero, got {value}")
     return value
@@ -31,18 +49,42 @@ def instance(name: str, value: object, kind: type) -> None:
 
 
 def boolean(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-    return value
+    """A bool, NumPy's, or the numbers 0 and 1."""
+    try:
+        if value in (False, True):
+            return bool(value)
+    except (RuntimeError, ValueError):  # an array of several
+        pass
+    raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def truth(name: str, value: object) -> bool:
+    """Whatever Python finds true or false, as ``nn.LSTMCell`` takes its ``bias``."""
+    try:
+        return bool(value)
+    except (RuntimeError, ValueError):  # an array of several
+        raise TypeError(f"{name} must be true or false, got {type(value).__name__} of several values") from None
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (numbers.Real, Decimal)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int or a fraction beyond float
+        return False
 
 
 def rate(name: str, value: float) -> float:
     if not _is_finite(value) or not 0 <= value < 1:
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def output_dropout_rate(value: float) -> float:
+    """The one rate that may be 1, as in ``nn.LSTM``."""
+    if not _is_finite(value) or not 0 <= value <= 1:
+        raise ValueError(f"dropout must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
@@ -65,9 +107,8 @@ def layer_norm_kind(value: bool | str, bias: bool) -> bool | str:
     return "ba2016" if value is True else value
 
 
-def projection_size(value: int, hidden_size: int, zoneout_h: float) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"proj_size must be an int, got {type(value).__name__}")
+def projection_size(value: SupportsIndex, hidden_size: int, zoneout_h: float) -> int:
+    value = integer("proj_size", value)
     if not 0 <= value < hidden_size:
         raise ValueError(f"proj_size must be 0 or a positive int below hidden_size ({hidden_size}), got {value}")
     if value and zoneout_h:
@@ -189,34 +230,37 @@ def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
         if seed.device != device:
             raise RuntimeError(f"seed must be on the device of the input, {device}, got {seed.device}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    index = None if isinstance(seed, bool) else _index(seed)
+    if index is None:
         raise TypeError(f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit in a signed 64-bit integer, got {seed}")
-    return torch.tensor(seed, dtype=torch.int64, device=device)
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"seed must fit in a signed 64-bit integer, got {index}")
+    return torch.tensor(index, dtype=torch.int64, device=device)
 
 
 def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """int64, on the input's device."""
+    if hasattr(lengths, "__array__") and not isinstance(lengths, Tensor):  # NumPy's, and what turns into one
+        lengths = torch.as_tensor(lengths)
     if isinstance(lengths, Tensor):
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
             raise TypeError(f"lengths must be an integer tensor or a list of ints, got {lengths.dtype}")
         if lengths.is_meta and device.type != "meta":
             raise RuntimeError(f"lengths must have values, on {device} or another device, got a tensor on meta")
         return lengths.to(device, torch.int64)
-    if not isinstance(lengths, (list, tuple)):
+    if not isinstance(lengths, (list, tuple, range)):
         raise TypeError(f"lengths must be an integer tensor or a list of ints, got {type(lengths).__name__}")
-    for value in lengths:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"lengths must be an integer tensor or a list of ints, got {value!r} in the list")
+    values = [None if isinstance(value, bool) else _index(value) for value in lengths]
+    for value, given in zip(values, lengths, strict=True):
+        if value is None:
+            raise TypeError(f"lengths must be an integer tensor or a list of ints, got {given!r} in the list")
         if not 0 <= value < 2**63:
             raise RuntimeError(f"lengths must be in 0..T, got {value} in the list")
-    return torch.tensor(lengths, dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=torch.int64, device=device)
 
 
-def step_number(value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"step must be an int, got {type(value).__name__}")
+def step_number(value: SupportsIndex) -> int:
+    value = integer("step", value)
     if not 0 <= value < 2**32:
         raise ValueError(f"step must be at least 0 and below 2**32, got {value}")
     return value
@@ -224,6 +268,8 @@ def step_number(value: int) -> int:
 
 def packed(value: PackedSequence) -> None:
     """What ``pad_packed_sequence`` takes for granted: a damaged one made by hand would crash it."""
+    if torch._C._get_tracing_state() is not None:  # a graph would keep the sizes of this one
+        return
     sizes, data = value.batch_sizes, value.data
     counts = sizes.tolist() if sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu" else []
     falls = all(a >= b for a, b in itertools.pairwise(counts))

@@ -26,6 +26,8 @@ _PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
 _PARAMETERS = _WEIGHTS + _BIASES + _NORMS + _NORM_BIASES + _PROJECTION + _PEEPHOLES
 _UNIFORM = _WEIGHTS + _BIASES + _PROJECTION + _PEEPHOLES
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 _GATE_BITS = {"i": 1, "f": 2, "o": 4}  # of the ops' open_gates
 
 
@@ -52,7 +54,7 @@ class _FusedBase(nn.Module):
         super().__init__()
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
-        self.bias = checks.boolean("bias", bias)
+        self.bias = bias
         self.layer_norm = checks.layer_norm_kind(layer_norm, bias)
         self.recurrent_dropout = checks.rate("recurrent_dropout", recurrent_dropout)
         self.recurrent_dropout_on = checks.dropout_place(recurrent_dropout_on)
@@ -61,7 +63,7 @@ class _FusedBase(nn.Module):
         self.peephole = checks.boolean("peephole", peephole)
         self.forget_bias = checks.forget_bias(forget_bias, bias)
         self.open_gates = checks.gate_names(open_gates)
-        self.proj_size = checks.projection_size(proj_size, hidden_size, self.zoneout[0])
+        self.proj_size = checks.projection_size(proj_size, self.hidden_size, self.zoneout[0])
         self.eps = checks.epsilon(eps)
         # Of each layer and direction: the names of its parameters as the ops take them, down to the last that it has.
         self._names: list[tuple[str, ...]] = []
@@ -195,6 +197,15 @@ class FusedLSTM(_FusedBase):
             ``nn.LSTM`` (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
         layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016); ``"carry"``:
             the normalised cell is carried to the next step, and the norms of the products have biases, in place of
+def _own(x: Tensor, *weights: Tensor) -> Tensor:
+    """A copy of what multiplies weights that are not trained.
+
+    torch's own operators do not need it in their backward pass, so that the caller may change it in place before; ours
+    do.
+    """
+    return x.clone() if x.requires_grad and not all(weight.requires_grad for weight in weights) else x
+
+
             ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
         variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
         recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one
@@ -213,7 +224,8 @@ class FusedLSTM(_FusedBase):
             to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
         eps: of the layer norms.
 
-    All rates are in [0, 1). Random masks act in training only; in eval zoneout takes its expected value.
+    All rates are in [0, 1); that of ``dropout`` may be 1, as in ``nn.LSTM``: a layer then gets zeros from the one
+    before. Random masks act in training only; in eval zoneout takes its expected value.
     """
 
     mode = "LSTM"  # of torch's recurrent layers, to tell them apart
@@ -244,17 +256,18 @@ class FusedLSTM(_FusedBase):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, bias, layer_norm=layer_norm, recurrent_dropout=recurrent_dropout,
-            recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout, weight_dropout=weight_dropout,
-            peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps, proj_size=proj_size,
+            input_size, hidden_size, checks.boolean("bias", bias), layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout, recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout,
+            weight_dropout=weight_dropout, peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps,
+            proj_size=proj_size,
         )  # fmt: skip
         self.num_layers = checks.positive_int("num_layers", num_layers)
         self.batch_first = checks.boolean("batch_first", batch_first)
-        self.dropout = checks.rate("dropout", dropout)
+        self.dropout = checks.output_dropout_rate(dropout)
         self.bidirectional = checks.boolean("bidirectional", bidirectional)
         self.variational = checks.boolean("variational", variational)
         self.recompute = checks.boolean("recompute", recompute)
-        if self.dropout > 0 and num_layers == 1:
+        if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
                 f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
@@ -262,7 +275,8 @@ class FusedLSTM(_FusedBase):
             )
         for index, suffix in enumerate(self._suffixes()):
             first = index < self.num_directions
-            self._register(suffix, input_size if first else self.num_directions * self._output_size, device, dtype)
+            width = self.input_size if first else self.num_directions * self._output_size
+            self._register(suffix, width, device, dtype)
         self.reset_parameters()
 
     @classmethod
@@ -462,10 +476,16 @@ class FusedLSTM(_FusedBase):
                     reset=reset,
                     seed=seed,
                     reverse=direction == 1,
-                    dropout=self.dropout if layer < self.num_layers - 1 else 0.0,
+                    dropout=0.0 if dropout == 1 else dropout,
                     variational=self.variational,
                     stream=stream,
                     **options,
+        input = input.contiguous()  # once, not in the op and in its backward op
+        changes_allowed = self._allows_changes(input)
+        if changes_allowed:
+            input = _own(input, parameters[0][0])
+        if hx is not None and torch.is_grad_enabled():
+            hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
                 )
                 outputs.append(output)
                 h_n.append(h)
@@ -480,6 +500,7 @@ class FusedLSTM(_FusedBase):
         shown |= {"bidirectional": False, "variational": False, "recompute": False}
         on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
         return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
+            dropout = self.dropout if layer < self.num_layers - 1 else 0.0
 
 
 class FusedLSTMCell(_FusedBase):
@@ -500,19 +521,37 @@ class FusedLSTMCell(_FusedBase):
         layer_norm: bool | str = False,
         recurrent_dropout: float = 0.0,
         recurrent_dropout_on: str = "hidden",
+            if dropout == 1 and self.training:  # which the kernels, dividing by 1 - rate, cannot do
+                input = input * 0
+        if changes_allowed and input.requires_grad and not (self.bidirectional or self.recompute):
+            input = input.clone()  # the last op's backward pass reads what it gave
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         peephole: bool = False,
         forget_bias: float | None = None,
+    def _allows_changes(self, input: Tensor) -> bool:
+        """Whether ``nn.LSTM`` lets the caller change tensors in place between this call and its backward pass.
+
+        On the CPU it does where it runs in torch's own operators, which read no output in their backward pass
+        (``ReLU(inplace=True)``, ``output += x``), nor the input or h_0 of weights that are not trained; not where
+        oneDNN's kernel runs.
+        """
+        if not torch.is_grad_enabled() or not input.is_cpu:
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if checks.autocast_is_on(input) else input.dtype
+        # Whether it is switched on no graph should depend on: torch.compile is given no nn.LSTM to compare with.
+        onednn = _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
+        return not (onednn and dtype == torch.float32 and not self.proj_size)
+
         open_gates: Iterable[str] = (),
         eps: float = 1e-5,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, bias, layer_norm=layer_norm, recurrent_dropout=recurrent_dropout,
-            recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout, weight_dropout=weight_dropout,
-            peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps,
+            input_size, hidden_size, checks.truth("bias", bias), layer_norm=layer_norm,
+            recurrent_dropout=recurrent_dropout, recurrent_dropout_on=recurrent_dropout_on, zoneout=zoneout,
+            weight_dropout=weight_dropout, peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps,
         )  # fmt: skip
-        self._register("", input_size, device, dtype)
+        self._register("", self.input_size, device, dtype)
         self.reset_parameters()
 
     def _suffixes(self) -> list[str]:
@@ -573,3 +612,5 @@ class FusedLSTMCell(_FusedBase):
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
         return f"{self.input_size}, {self.hidden_size}{bias}{self._options_repr()}"
+        if torch.is_grad_enabled():
+            input, hx = _own(input, weight), (_own(hx[0], parameters[1]), hx[1])

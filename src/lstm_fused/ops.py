@@ -77,8 +77,8 @@ def lstm_layer(
     """A whole layer in one direction over a whole sequence, as :func:`lstm_fused.reference.lstm_layer`.
 
     Args:
-        input: [T, B, I], float32, float64, bfloat16 or float16 (whose sums, statistics and cell state are float32); the
-            dtype and device of all the others but lengths and seed.
+        input: [T, B, I], float32, float64, bfloat16 or float16 (whose sums, statistics and cell state are float32), or
+            complex, which the reference computes; the dtype and device of all the others but lengths and seed.
         h_0, c_0: [B, P], [B, H].
         weight_ih, weight_hh: [4H, I], [4H, P].
         bias_ih, bias_hh: [4H], both or neither.
@@ -236,6 +236,10 @@ def _call(
     if checks.autocast_is_on(tensors[0]):
         tensors = _autocast(tensors, is_cell=op is _CELL)
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
+        return _by_reference(reference, tensors, options)
+    if tensors[0].is_complex():  # which no kernel knows
+        if tensors[_WEIGHT_LN_IH] is not None:
+            raise RuntimeError(f"input must be real where layer norm is on, got {tensors[0].dtype}")
         return _by_reference(reference, tensors, options)
     compiling = torch.compiler.is_compiling()
     if compiling and torch.onnx.is_in_onnx_export():
@@ -397,7 +401,9 @@ def _(d_h: Tensor, d_c: Tensor, *tensors: Any, **options: Any) -> Any:
 
 def _setup_layer(ctx: Any, inputs: list[Any], options: dict[str, Any], results: tuple[Tensor, ...]) -> None:
     output, _, _, *kept = results
-    ctx.save_for_backward(*inputs, output, *kept)
+    hidden = kept[0]
+    # Where hidden states are kept beside the output, the backward op reads no output, and it may be changed or go.
+    ctx.save_for_backward(*inputs, output if hidden.dim() == 1 else hidden, *kept)
     ctx.options = options
     _keep_for_backward_only(ctx, kept)
 
