@@ -83,7 +83,7 @@ def validate(device: str) -> None:
     cuda.use_cudnn(None)
     layer, seed = full(H).to(device), torch.tensor(SEED, device=device)
     got = results(layer, x, weight, seed=seed)
-    leaf, zeros, weights = x.clone().requires_grad_(), x.new_zeros(B, H), layer.lstm.all_weights[0]
+    leaf, zeros, weights = x.clone().requires_grad_(), x.new_zeros(B, H), list(layer.lstm.parameters())
     output = reference.lstm_layer(leaf, zeros, zeros, *weights, seed=seed, **layer.options)[0]
     compare(got, [output, *torch.autograd.grad(output, [leaf, *weights], weight)], 1e-3)
 

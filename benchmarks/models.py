@@ -48,7 +48,7 @@ class Layer(nn.Module):
         zeros = input.new_zeros(input.shape[1], self.lstm.hidden_size)
         if seed is None and self.options:
             seed = torch.randint(2**62, (), device=input.device)
-        weights = self.lstm.all_weights[0]
+        weights = self.lstm._all_parameters()[0]
         return ops.lstm_layer(input, zeros, zeros, *weights, lengths=lengths, seed=seed, **self.options)[0]
 
 

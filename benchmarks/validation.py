@@ -104,7 +104,7 @@ def _reference(
 ) -> list[Tensor]:
     """The same of the specification with the parameters of `lstm`."""
     x, zeros = x.clone().requires_grad_(), x.new_zeros(x.shape[1:])
-    weights = lstm.all_weights[0]
+    weights = list(lstm.parameters())  # of one layer with biases and "ba2016", or none: in the order of the op
     seed = torch.tensor(SEED)
     output = reference.lstm_layer(x, zeros, zeros, *weights, lengths=lengths, seed=seed, **options)[0]
     return [output, *torch.autograd.grad(output, [x, *weights], weight)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import sys
 import warnings
@@ -17,7 +18,7 @@ from unittest import mock
 import torch
 from testing import assert_close, random
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, ops, reference
@@ -222,6 +223,52 @@ def to_onnx(feature: Feature) -> None:
     assert_close(got, [x.detach() for x in tensors(module(**other))])
 
 
+class FromTensors(nn.Module):
+    """The call with nothing but tensors, by position; a sequence is packed, and its output padded, inside."""
+
+    def __init__(self, feature: Feature) -> None:
+        super().__init__()
+        self.module, self.packed = make(feature, torch.float32), "packed" in feature.inputs
+        self.names = ("input", "lengths") if self.packed else ("input", *feature.inputs)
+
+    def given(self, feature: Feature, **sizes: int) -> dict[str, Tensor]:
+        """Each tensor by its name."""
+        names = ("input", *feature.inputs, *(["lengths"] if self.packed else []))
+        padded = feature._replace(inputs=tuple(name for name in names if name != "packed"))
+        named = {name: value for name, value in arguments(padded, torch.float32, **sizes).items() if name in names}
+        h_and_c = dict(zip(("h_0", "c_0"), named.pop("hx", ()), strict=False))
+        return named | h_and_c
+
+    def forward(self, *tensors: Tensor) -> Any:
+        left = iter(tensors)
+        names = [name for name in ("input", "lengths", "reset") if name in self.names]
+        named: dict[str, Any] = {name: next(left) for name in names}
+        if "hx" in self.names:
+            named["hx"] = (next(left), next(left))
+        if not self.packed:
+            return self.module(**named)
+        output, state = self.module(pack_padded_sequence(*named.values(), enforce_sorted=False))
+        return pad_packed_sequence(output)[0], state
+
+
+def to_onnx_by_torchscript(feature: Feature) -> None:
+    """The same, through `torch.onnx.export(dynamo=False)`."""
+    import onnxruntime
+
+    model, file = FromTensors(feature).eval(), io.BytesIO()
+    given, other = model.given(feature), model.given(feature, **OTHER_SIZES)
+    both = {0: "B", 1: "T"} if feature.options.get("batch_first") else {0: "T", 1: "B"}
+    both = {0: "B"} if feature.kind is FusedLSTMCell else both
+    axes = {"input": both, "reset": both, "lengths": {0: "B"}, "h_0": {1: "B"}, "c_0": {1: "B"}}
+    torch.onnx.export(
+        model, tuple(given.values()), file, dynamo=False, input_names=list(given),
+        dynamic_axes={name: axes[name] for name in given},
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(file.getvalue())
+    got = session.run(None, {at.name: other[at.name].numpy() for at in session.get_inputs()})
+    assert_close([torch.from_numpy(x) for x in got], [x.detach() for x in tensors(model(*other.values()))])
+
+
 def autocast(feature: Feature) -> None:
     """A training step of float32 weights and inputs, against one of all of them in bfloat16; of a cell, in float32."""
     module, given = make(feature, torch.float32), arguments(feature, torch.float32)
@@ -265,6 +312,7 @@ ROADS: dict[str, Callable[[Feature], None]] = {
     "`compile`": compiled,
     "`export`": exported,
     "ONNX": to_onnx,
+    "ONNX, `dynamo=False`": to_onnx_by_torchscript,
     "autocast": autocast,
     "double backward": twice,
     "`vmap`": vmapped,

@@ -5,7 +5,6 @@ import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from testing import assert_close, assert_same_bits, random, recorded
@@ -14,21 +13,27 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lstm_fused import FusedLSTM, FusedLSTMCell
+from lstm_fused import LSTM, FusedLSTM, FusedLSTMCell, LSTMCell
 
 T, B, I, H = 5, 4, 3, 3  # noqa: E741
 
 
-def pair(num_layers=2, **options):
-    theirs = nn.LSTM(I, H, num_layers, dtype=torch.float64, **options)
-    return theirs, FusedLSTM.from_torch(theirs)
+@pytest.fixture(params=[FusedLSTM, LSTM], ids=lambda kind: kind.__name__)
+def pair(request):
+    """An nn.LSTM, and ours with the same weights: the class with options, and that which is an nn.LSTM."""
+
+    def make(num_layers=2, **options):
+        theirs = nn.LSTM(I, H, num_layers, dtype=torch.float64, **options)
+        return theirs, request.param.from_torch(theirs)
+
+    return make
 
 
 def x(requires_grad=False):
     return random(T, B, I, seed=1).requires_grad_(requires_grad)
 
 
-def test_weight_tying():
+def test_weight_tying(pair):
     """Two layers with one weight: one gradient, the sum of both; one tensor in a copy and after a move."""
     results = []
     for module in pair():
@@ -43,7 +48,7 @@ def test_weight_tying():
     assert_close(results[1], results[0])
 
 
-def test_a_weight_may_be_replaced():
+def test_a_weight_may_be_replaced(pair):
     """By another parameter, or by a tensor made from one, as code that drops or normalises weights does."""
     results = []
     for module in pair(1):
@@ -57,23 +62,50 @@ def test_a_weight_may_be_replaced():
     assert_close(results[1], results[0])
 
 
-def test_biases_are_found_as_much_code_finds_them():
+def forgetting(module):
+    for names in module._all_weights:
+        for name in (name for name in names if "bias" in name):
+            bias = getattr(module, name)
+            bias.data[len(bias) // 4 : len(bias) // 2].fill_(1)
+
+
+def test_biases_are_found_as_much_code_finds_them(pair):
     """The forget gate's, through names that are private in nn.LSTM."""
     states = []
     for module in (*pair(bidirectional=True), *pair(bias=False)):
-        for name in (name for names in module._all_weights for name in names if "bias" in name):
-            bias = getattr(module, name)
-            bias.data[len(bias) // 4 : len(bias) // 2].fill_(1)
+        forgetting(module)
         states.append(module.state_dict())
     assert_same_bits(states[1], states[0])
     assert_same_bits(states[3], states[2])
 
 
-def test_numbers_of_numpy():
-    FusedLSTM(I, H, 2, dropout=np.float32(0.5), zoneout=np.float32(0.25))
+@pytest.mark.parametrize("options", [{"layer_norm": True, "peephole": True}, {"layer_norm": "carry", "proj_size": 2}])
+def test_no_norm_and_no_peephole_is_found_so(options):
+    """Those that nn.LSTM has, or that stand in their place: a norm's bias [H] has no forget gate."""
+    module = FusedLSTM(I, H, 2, bidirectional=True, forget_bias=0.5, **options)
+    untouched = {name: p.clone() for name, p in module.named_parameters() if not name.startswith("bias_ln_ih")}
+    carry = options["layer_norm"] == "carry"
+    biases = ("bias_ln_ih", "bias_ln_hh") if carry else ("bias_ih", "bias_hh")
+    kinds = ("weight_ih", "weight_hh", *biases, *(["weight_hr"] if "proj_size" in options else []))
+    suffixes = ("_l0", "_l0_reverse", "_l1", "_l1_reverse")
+    assert module._all_weights == [[kind + suffix for kind in kinds] for suffix in suffixes]
+    assert module._flat_weights_names == [name for names in module._all_weights for name in names]
+    for parameter, name in zip(module._flat_weights, module._flat_weights_names, strict=True):
+        assert parameter is module.get_parameter(name)
+    assert [list(map(id, of_one)) for of_one in module.all_weights] == [
+        [id(module.get_parameter(name)) for name in names] for names in module._all_weights
+    ]
+    forgetting(module)
+    for suffix in suffixes:
+        for bias in biases:
+            assert (getattr(module, bias + suffix)[H : 2 * H] == 1).all()
+        assert not module.get_parameter(f"bias_ln_c{suffix}").any()
+    for name, before in untouched.items():
+        if not name.startswith(biases):
+            assert_same_bits([module.get_parameter(name).detach()], [before])
 
 
-def test_hooks():
+def test_hooks(pair):
     results = []
     for module in pair():
         seen = []
@@ -90,7 +122,7 @@ def test_hooks():
     assert_close(results[1], results[0])
 
 
-def test_gradients_are_clipped_and_applied():
+def test_gradients_are_clipped_and_applied(pair):
     results = []
     for module in pair():
         optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
@@ -142,7 +174,7 @@ def test_gradients_that_nobody_wants_are_not_computed():
 
 
 @pytest.mark.parametrize("frozen", ["weight_hh_l0", "bias_ih_l1", "weight_ih"])
-def test_frozen_parameters(frozen):
+def test_frozen_parameters(frozen, pair):
     results = []
     for module in pair():
         for name, parameter in module.named_parameters():
@@ -157,7 +189,8 @@ def test_copies():
     """Pickled, copied, saved: the same numbers, nothing shared, options and mode kept."""
     module = FusedLSTM(I, H, 2, layer_norm=True, zoneout=(0.1, 0.2), recurrent_dropout=0.3, dropout=0.2)
     cell = FusedLSTMCell(I, H, layer_norm=True, zoneout=0.1, dtype=torch.float64).eval()
-    for original, input in ((module, x().float()), (cell, x()[0])):
+    drop_ins = (LSTM(I, H, 2, dropout=0.2), x().float()), (LSTMCell(I, H, dtype=torch.float64), x()[0])
+    for original, input in ((module, x().float()), (cell, x()[0]), *drop_ins):
         file = io.BytesIO()
         torch.save(original, file)
         file.seek(0)
@@ -170,7 +203,7 @@ def test_copies():
         assert all(p.abs().sum() > 0 for name, p in original.named_parameters() if name.startswith("weight"))
 
 
-def test_state_dicts_on_disk():
+def test_state_dicts_on_disk(pair):
     """Read back by either, also with weights_only; keys that fit nothing are an error."""
     theirs, ours = pair(bidirectional=True)
     for source, target in ((theirs, ours), (ours, theirs)):
@@ -219,6 +252,57 @@ def pruned(module):
     prune.random_unstructured(module, "bias_ih_l0", 2)
 
 
+def pruned_for_good(module):
+    prune.ln_structured(module, "weight_ih_l0", 0.5, n=2, dim=1)
+    prune.remove(module, "weight_ih_l0")
+    matrices = [(module, name) for name in module._flat_weights_names if "weight" in name]
+    prune.global_unstructured(matrices, prune.L1Unstructured, amount=0.25)
+    for _, name in matrices:
+        prune.remove(module, name)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+    def right_inverse(self, x):
+        return x / 2
+
+
+def parametrized_for_a_while(module):
+    nn.utils.parametrize.register_parametrization(module, "weight_hh_l0", Doubled())
+    with nn.utils.parametrize.cached():
+        module(x())
+    module.weight_hh_l0 = module.weight_hh_l0.detach() * 3
+    nn.utils.parametrize.remove_parametrizations(module, "weight_hh_l0")
+
+
+def swapped(module):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        before = module.weight_hh_l0
+        module.float().double()
+        if isinstance(module, FusedLSTM):  # nn.LSTM, with weak references of its own, does not swap what it loads
+            module.load_state_dict(module.state_dict())
+        assert module.weight_hh_l0 is before
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def a_vector_and_back(module):
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(vector.detach() * 0.5, module.parameters())
+
+
+def shared_and_cast(module):
+    module.share_memory().half().type(torch.float32).requires_grad_(False).to(torch.float64).requires_grad_(True)
+
+
+def emptied_and_filled(module):
+    state = copy.deepcopy(module.state_dict())
+    module.to("meta").to_empty(device="cpu").load_state_dict(state)
+
+
 def averaged(module):
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     for parameter in module.parameters():
@@ -228,8 +312,23 @@ def averaged(module):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("change", [spectral_and_weight_norm, orthogonal, weight_norm_of_old, pruned, averaged])
-def test_what_torch_does_to_parameters(change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        spectral_and_weight_norm,
+        orthogonal,
+        weight_norm_of_old,
+        pruned,
+        pruned_for_good,
+        parametrized_for_a_while,
+        swapped,
+        a_vector_and_back,
+        shared_and_cast,
+        emptied_and_filled,
+        averaged,
+    ],
+)
+def test_what_torch_does_to_parameters(change, pair):
     results = []
     for module in pair(1):
         torch.manual_seed(0)
@@ -240,7 +339,16 @@ def test_what_torch_does_to_parameters(change):
     assert_close(results[1], results[0])
 
 
-def test_functional_call():
+def test_initialisation_is_skipped():
+    """By torch's own function, which nn.LSTM is too old for."""
+    for kind in (FusedLSTM, LSTM, FusedLSTMCell, LSTMCell):
+        before = torch.get_rng_state()
+        module = nn.utils.skip_init(kind, I, H, dtype=torch.float64)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert module.bias_ih_l0.shape == (4 * H,) if hasattr(module, "num_layers") else module.bias_ih.is_cpu
+
+
+def test_functional_call(pair):
     """With other weights, differentiated with respect to them, and with a parameter that is tied."""
     results = []
     for module in pair():
@@ -252,7 +360,7 @@ def test_functional_call():
     assert_close(results[1], results[0])
 
 
-def test_backward_in_eval():
+def test_backward_in_eval(pair):
     """Gradients need no training mode (cuDNN's do); zoneout then is its expected value."""
     results = []
     for module in pair():
@@ -279,7 +387,7 @@ def test_deterministic_algorithms():
         torch.use_deterministic_algorithms(False)
 
 
-def test_inference_mode():
+def test_inference_mode(pair):
     """States made in it carry on in it; outside they are refused as by any module."""
     theirs, ours = pair()
     with torch.inference_mode():
@@ -305,7 +413,7 @@ def test_threads_of_the_caller():
             assert_same_bits([g.detach() for g in got], [w.detach() for w in want])
 
 
-def test_a_subclass_of_tensor_goes_through():
+def test_a_subclass_of_tensor_goes_through(pair):
     class Labelled(torch.Tensor):
         pass
 
@@ -316,7 +424,7 @@ def test_a_subclass_of_tensor_goes_through():
 def test_subclasses():
     """Which call the constructor and forward of what they extend, and initialise in their own way."""
     results = []
-    for kind in (nn.LSTM, FusedLSTM):
+    for kind in (nn.LSTM, FusedLSTM, LSTM):
 
         class Extended(kind):
             def __init__(self, *arguments, **options):
@@ -335,6 +443,7 @@ def test_subclasses():
 
         results.append(Extended(I, H, num_layers=2, dtype=torch.float64)(x()))
     assert_close(results[1], results[0])
+    assert_close(results[2], results[0])
 
 
 def test_a_container_can_hold_it():

@@ -3,6 +3,8 @@
 Where that is depends on the CPU: torch's own operators allow more than oneDNN's kernel. So nn.LSTM is asked each time.
 """
 
+import warnings
+
 import pytest
 import torch
 from testing import TOLERANCE, assert_close, of_peer, random
@@ -168,6 +170,20 @@ def test_our_options(options, way):
         with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
             value = call(copy)
         found.append([value, *torch.autograd.grad(value, list(module.parameters()))])
+    assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_is_traced_allows_as_much(grad):
+    """Whether gradients were on while torch.jit.trace traced it or not; its own check finds the two to be the same."""
+    module, x = FusedLSTM(I, H, dtype=torch.float64), random(T, B, I, seed=1)
+    with torch.set_grad_enabled(grad), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, x)
+    found = []
+    for call in (traced, module):
+        value = call(x)[0].relu_().square().sum()
+        found.append([value, *torch.autograd.grad(value, list(call.parameters()))])
     assert_close(found[0], found[1])
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import convert, cuda, ops, reference, vmap  # noqa: F401  vmap registers its rules
+from . import convert, cuda, flops, ops, reference, vmap  # noqa: F401  flops and vmap register what they have
+from .drop_in import LSTM, LSTMCell
 from .lstm import FusedLSTM, FusedLSTMCell
 from .trace import Trace
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "Trace", "build_info", "convert", "cuda", "ops", "reference"]
+__all__ = [
+    "LSTM",
+    "FusedLSTM",
+    "FusedLSTMCell",
+    "LSTMCell",
+    "Trace",
+    "build_info",
+    "convert",
+    "cuda",
+    "ops",
+    "reference",
+]
 
 
 def build_info() -> dict[str, Any]:

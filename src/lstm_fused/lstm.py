@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, ops
+from . import checks, ops, per_sample
 from .trace import Recorder, Trace
 
 State = tuple[Tensor, Tensor]
@@ -34,6 +34,8 @@ _GATE_BITS = {"i": 1, "f": 2, "o": 4}  # of the ops' open_gates
 class _FusedBase(nn.Module):
     """What the layer stack and the cell share: arguments, parameters and their initialisation, the seed."""
 
+    _OPACUS: str  # its module that takes the place
+
     def __init__(
         self,
         input_size: int,
@@ -51,7 +53,8 @@ class _FusedBase(nn.Module):
         eps: float,
         proj_size: int = 0,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # and no other: a class with nn.LSTM among its bases registers no weights of its own
+        per_sample.refuse(type(self), self._OPACUS)
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.bias = bias
@@ -156,11 +159,19 @@ class _FusedBase(nn.Module):
             return checks.seed_tensor(seed, device)
         return torch.randint(2**63 - 1, (), device=device) if self._random() else None
 
+    def _in_fx_graph(self, input: torch.fx.Proxy, **arguments: Any) -> torch.fx.Proxy:
+        """A node of ``torch.fx`` that calls this module, as it makes one of every module of torch's own."""
+        tracer = input.tracer
+        if tracer.root is self:
+            raise TypeError("root must be a model with this module in it, to be traced by torch.fx, got the module")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+
     def __prepare_scriptable__(self) -> None:
         """What ``torch.jit.script`` asks for first."""
         raise RuntimeError(
             f"module must be traced (torch.jit.trace), compiled (torch.compile) or exported (torch.export), which a "
-            f"{type(self).__name__} can be, got torch.jit.script, whose language lacks keyword-only arguments"
+            f"{type(self).__name__} can be, got torch.jit.script, which cannot compile its Python"
         )
 
     def _options_repr(self) -> str:
@@ -186,6 +197,24 @@ def _segment_steps(T: int) -> int:
     return max(1, math.isqrt(T))
 
 
+def _is_traced() -> bool:
+    """By ``torch.jit.trace``. What it records may be trained, whether gradients are on while it does so or not."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
+def _may_be_differentiated() -> bool:
+    return torch.is_grad_enabled() or _is_traced()
+
+
+def _own(x: Tensor, *weights: Tensor) -> Tensor:
+    """A copy of what multiplies weights that are not trained.
+
+    torch's own operators do not need it in their backward pass, so that the caller may change it in place before; ours
+    do.
+    """
+    return x.clone() if x.requires_grad and not all(weight.requires_grad for weight in weights) else x
+
+
 class FusedLSTM(_FusedBase):
     """``nn.LSTM`` with regularisation inside the recurrence, one op a layer and direction.
 
@@ -197,15 +226,6 @@ class FusedLSTM(_FusedBase):
             ``nn.LSTM`` (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
         layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016); ``"carry"``:
             the normalised cell is carried to the next step, and the norms of the products have biases, in place of
-def _own(x: Tensor, *weights: Tensor) -> Tensor:
-    """A copy of what multiplies weights that are not trained.
-
-    torch's own operators do not need it in their backward pass, so that the caller may change it in place before; ours
-    do.
-    """
-    return x.clone() if x.requires_grad and not all(weight.requires_grad for weight in weights) else x
-
-
             ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
         variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
         recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one
@@ -229,6 +249,7 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
     """
 
     mode = "LSTM"  # of torch's recurrent layers, to tell them apart
+    _OPACUS = "DPLSTM"
 
     def __init__(
         self,
@@ -311,13 +332,28 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction, as ``nn.LSTM.all_weights``; norms after biases."""
-        return [[p for p in parameters if p is not None] for parameters in self._all_parameters()]
+        """The parameters of each layer and direction that ``nn.LSTM.all_weights`` has: no norm's, no peephole's.
 
+        With ``layer_norm="carry"`` the biases among them are ``bias_ln_ih`` and ``bias_ln_hh``, which take the place of
+        the others.
+        """
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    # Private in nn.LSTM too, but read by much code that initialises weights, and the biases of forget gates: so these
+    # name matrices, and vectors [4H] of all four gates, and nothing else.
     @property
     def _all_weights(self) -> list[list[str]]:
-        """Their names. Private in ``nn.LSTM`` too, but read by code that initialises the biases of forget gates."""
-        return [[name for name in names if getattr(self, name) is not None] for names in self._names]
+        kinds = _WEIGHTS + (_NORM_BIASES if self.layer_norm == "carry" else _BIASES) + _PROJECTION
+        names = ([kind + suffix for kind in kinds] for suffix in self._suffixes())
+        return [[name for name in of_layer if getattr(self, name) is not None] for of_layer in names]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> list[nn.Parameter]:
+        return [getattr(self, name) for name in self._flat_weights_names]
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the ops take the weights as they are. Here because code written for ``nn.LSTM`` calls it."""
@@ -333,7 +369,6 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
         seed: int | Tensor | None = None,
@@ -357,6 +392,8 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return self._in_fx_graph(input, hx=hx, lengths=lengths, reset=reset, seed=seed)
         return self._forward(input, hx, lengths, reset, seed, ops.lstm_layer)
 
     def trace(
@@ -438,7 +475,8 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
         output, state = self._run(padded, hx, parameters, lengths.to(padded.device), reset, seed, run_layer)
         if input.sorted_indices is not None:
             output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
-        return input._replace(data=pack_padded_sequence(output, lengths).data), state
+        packed = pack_padded_sequence(output, lengths)
+        return input._replace(data=packed.data, batch_sizes=packed.batch_sizes), state
 
     def _run(
         self,
@@ -451,6 +489,12 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
         run_layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[Tensor, State]:
         """input [T, B, I] -> output [T, B, D * P], (h_n, c_n) [L * D, B, P and H]."""
+        input = input.contiguous()  # once, not in the op and in its backward op
+        changes_allowed = self._allows_changes(input)
+        if changes_allowed:
+            input = _own(input, parameters[0][0])
+        if hx is not None and _may_be_differentiated():
+            hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
         if hx is None:
             h_0 = c_0 = [parameters[0][0].new_zeros(input.shape[1], self.hidden_size)] * len(parameters)
             if self.proj_size:
@@ -465,6 +509,7 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
         h_n, c_n = [], []
         for layer in range(self.num_layers):
             outputs = []
+            dropout = self.dropout if layer < self.num_layers - 1 else 0.0
             for direction in range(self.num_directions):
                 stream = layer * self.num_directions + direction
                 output, h, c = run_layer(
@@ -480,27 +525,38 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
                     variational=self.variational,
                     stream=stream,
                     **options,
-        input = input.contiguous()  # once, not in the op and in its backward op
-        changes_allowed = self._allows_changes(input)
-        if changes_allowed:
-            input = _own(input, parameters[0][0])
-        if hx is not None and torch.is_grad_enabled():
-            hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
                 )
                 outputs.append(output)
                 h_n.append(h)
                 c_n.append(c)
             input = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+            if dropout == 1 and self.training:  # which the kernels, dividing by 1 - rate, cannot do
+                input = input * 0
+        if changes_allowed and not (self.bidirectional or self.recompute) and (input.requires_grad or _is_traced()):
+            input = input.clone()  # the last op's backward pass reads what it gave
         if len(h_n) == 1:
             return input, (h_n[0].unsqueeze(0), c_n[0].unsqueeze(0))
         return input, (torch.stack(h_n), torch.stack(c_n))
+
+    def _allows_changes(self, input: Tensor) -> bool:
+        """Whether ``nn.LSTM`` lets the caller change tensors in place between this call and its backward pass.
+
+        On the CPU it does where it runs in torch's own operators, which read no output in their backward pass
+        (``ReLU(inplace=True)``, ``output += x``), nor the input or h_0 of weights that are not trained; not where
+        oneDNN's kernel runs.
+        """
+        if not input.is_cpu or not _may_be_differentiated():
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if checks.autocast_is_on(input) else input.dtype
+        # Whether it is switched on no graph should depend on: torch.compile is given no nn.LSTM to compare with.
+        onednn = _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
+        return not (onednn and dtype == torch.float32 and not self.proj_size)
 
     def extra_repr(self) -> str:
         shown = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
         shown |= {"bidirectional": False, "variational": False, "recompute": False}
         on = [f", {name}={getattr(self, name)}" for name, default in shown.items() if getattr(self, name) != default]
         return f"{self.input_size}, {self.hidden_size}" + "".join(on) + self._options_repr()
-            dropout = self.dropout if layer < self.num_layers - 1 else 0.0
 
 
 class FusedLSTMCell(_FusedBase):
@@ -509,6 +565,8 @@ class FusedLSTMCell(_FusedBase):
     The keyword-only arguments are those of :class:`FusedLSTM`. A loop over the steps of a sequence gives what the layer
     gives when every call gets the layer's ``seed`` and its number as ``step``.
     """
+
+    _OPACUS = "DPLSTMCell"
 
     def __init__(
         self,
@@ -521,28 +579,10 @@ class FusedLSTMCell(_FusedBase):
         layer_norm: bool | str = False,
         recurrent_dropout: float = 0.0,
         recurrent_dropout_on: str = "hidden",
-            if dropout == 1 and self.training:  # which the kernels, dividing by 1 - rate, cannot do
-                input = input * 0
-        if changes_allowed and input.requires_grad and not (self.bidirectional or self.recompute):
-            input = input.clone()  # the last op's backward pass reads what it gave
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         peephole: bool = False,
         forget_bias: float | None = None,
-    def _allows_changes(self, input: Tensor) -> bool:
-        """Whether ``nn.LSTM`` lets the caller change tensors in place between this call and its backward pass.
-
-        On the CPU it does where it runs in torch's own operators, which read no output in their backward pass
-        (``ReLU(inplace=True)``, ``output += x``), nor the input or h_0 of weights that are not trained; not where
-        oneDNN's kernel runs.
-        """
-        if not torch.is_grad_enabled() or not input.is_cpu:
-            return False
-        dtype = torch.get_autocast_dtype("cpu") if checks.autocast_is_on(input) else input.dtype
-        # Whether it is switched on no graph should depend on: torch.compile is given no nn.LSTM to compare with.
-        onednn = _HAS_ONEDNN and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
-        return not (onednn and dtype == torch.float32 and not self.proj_size)
-
         open_gates: Iterable[str] = (),
         eps: float = 1e-5,
     ) -> None:
@@ -561,10 +601,9 @@ class FusedLSTMCell(_FusedBase):
         self,
         input: Tensor,
         hx: State | None = None,
-        *,
         reset: Tensor | None = None,
         seed: int | Tensor | None = None,
-        step: int = 0,
+        step: int | None = None,
     ) -> State:
         """One step: ``(h_1, c_1)``, each [B, H] or [H].
 
@@ -573,13 +612,15 @@ class FusedLSTMCell(_FusedBase):
             hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros when not given.
             reset: bool [B] or []: whose previous state is taken as zero.
             seed: as in :class:`FusedLSTM`. Without one every call draws new masks, those of ``recurrent_dropout`` too.
-            step: the number of this step in its sequence, from 0; chooses the masks of zoneout.
+            step: the number of this step in its sequence, from 0, which ``None`` means; chooses the masks of zoneout.
 
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return self._in_fx_graph(input, hx=hx, reset=reset, seed=seed, step=step)
         (parameters,) = self._all_parameters()
-        step = checks.step_number(step)
+        step = 0 if step is None else checks.step_number(step)
         if reset is None and seed is None and self._is_plain():  # which draws nothing for a step
             state = ops.plain_step(input, hx, parameters)
             if state is not None:
@@ -598,6 +639,8 @@ class FusedLSTMCell(_FusedBase):
         if not batched:
             input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
             reset = None if reset is None else reset.unsqueeze(0)
+        if _may_be_differentiated():
+            input, hx = _own(input, weight), (_own(hx[0], parameters[1]), hx[1])
         h, c = ops.lstm_cell(
             input,
             *hx,
@@ -612,5 +655,3 @@ class FusedLSTMCell(_FusedBase):
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
         return f"{self.input_size}, {self.hidden_size}{bias}{self._options_repr()}"
-        if torch.is_grad_enabled():
-            input, hx = _own(input, weight), (_own(hx[0], parameters[1]), hx[1])

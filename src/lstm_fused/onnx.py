@@ -5,7 +5,8 @@ dynamic.
 
 - A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, lengths, either direction.
 - Every other layer becomes a Scan over its steps, whose body is the reference's cell in ONNX's elementary operators.
-  So does one that is not in float32, for which onnxruntime has no LSTM.
+  So does one that is not in float32, for which onnxruntime has no LSTM. torch's exporter of old (``dynamo=False``),
+  which knows no Scan, is an error there.
 - A single step becomes the reference's cell.
 
 Masks are not exported: a module in training that would draw some is an error.
@@ -13,6 +14,7 @@ Masks are not exported: a module in training that would draw some is an error.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +34,37 @@ def lower(function: Any, tensors: tuple[Tensor | None, ...], options: dict[str, 
     if function is reference.lstm_cell:
         return reference.lstm_cell(*tensors, **options)
     *given, lengths, reset, _ = tensors  # the last is the seed
-    norms_and_projection = given[7:14]
-    plain = all(x is None for x in (*norms_and_projection, reset)) and given[0].dtype == torch.float32
-    if plain and not any(value for name, value in options.items() if name not in _IN_OPERATOR):
+    if not _beyond_the_operator(tensors, given[0].dtype, options):
         return _operator(*given[:7], *given[14:], lengths, options.get("reverse", False))
     return _scan(given, lengths, reset, options)
+
+
+def lower_for_torchscript(
+    function: Any, op: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """The same for ``torch.onnx.export(dynamo=False)``: ``op`` stays one node of the graph until :func:`_symbolic`."""
+    if function is reference.lstm_cell:
+        return lower(function, tensors, options)
+    _draws_nothing(options)
+    _in_operator(_beyond_the_operator(tensors, tensors[0].dtype, options))
+    return op(*tensors, **options)
+
+
+def _beyond_the_operator(tensors: Any, dtype: torch.dtype, options: dict[str, Any]) -> list[str]:
+    """What keeps a layer from being ONNX's LSTM operator, of ``tensors`` those that are not None."""
+    found = {
+        "a norm": tensors[7] is not None,
+        "a projection": tensors[13] is not None,
+        "reset": tensors[18] is not None,
+        f"{dtype}": dtype != torch.float32,
+    }
+    options = {name: value for name, value in options.items() if name not in _IN_OPERATOR}
+    return [name for name, value in (found | options).items() if value]
+
+
+def _in_operator(beyond: list[str]) -> None:
+    if beyond:
+        raise RuntimeError(f"dynamo must be True in torch.onnx.export for a layer with {', '.join(beyond)}, got False")
 
 
 def refuse(options: dict[str, Any]) -> None:
@@ -122,3 +150,59 @@ def _scan(
     start = (h_0.clone(), c_0.clone())  # nor two of its initial states, nor may they be views where B is dynamic
     (h_n, c_n), output = scan(step, start, steps, reverse=options.get("reverse", False))
     return output, h_n, c_n
+
+
+# torch.onnx.export(dynamo=False), which translates a graph of TorchScript node by node.
+
+
+def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
+    """ONNX's LSTM in the place of a node of an op, as :func:`_operator`."""
+    arguments = op._schema.arguments
+    tensors = [
+        None if x.node().mustBeNone() else x for x, at in zip(values, arguments, strict=True) if not at.kwarg_only
+    ]
+    options = {at.name: x.node().t("value").item() for x, at in zip(values, arguments, strict=True) if at.kwarg_only}
+    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh = tensors[:7]
+    _draws_nothing(options)
+    _in_operator(_beyond_the_operator(tensors, weight_ih.type().dtype(), options))
+    H = weight_hh.type().sizes()[1]
+
+    def constant(*values: int) -> Any:
+        return g.op("Constant", value_t=torch.tensor(values))
+
+    def on_axis(op: str, x: Any, axis: int) -> Any:
+        return g.op(op, x, constant(axis)) if g.opset >= 13 else g.op(op, x, axes_i=[axis])
+
+    def rows(x: Any) -> Any:  # gates i, o, f, g
+        order = constant(*(k * H + row for k in (0, 3, 1, 2) for row in range(H)))
+        return on_axis("Unsqueeze", g.op("Gather", x, order, axis_i=0), 0)
+
+    missing = g.op("prim::Constant")
+    missing.setType(torch._C.OptionalType.ofTensor())
+    weight_ci, weight_cf, weight_co, lengths = tensors[14:18]
+    peepholes = missing
+    if weight_ci is not None:
+        peepholes = on_axis("Unsqueeze", g.op("Concat", weight_ci, weight_co, weight_cf, axis_i=0), 0)
+    output, h_n, c_n = g.op(
+        "LSTM",
+        input,
+        rows(weight_ih),
+        rows(weight_hh),
+        missing if bias_ih is None else g.op("Concat", rows(bias_ih), rows(bias_hh), axis_i=1),
+        missing if lengths is None else g.op("Cast", lengths, to_i=torch.onnx.TensorProtoDataType.INT32),
+        on_axis("Unsqueeze", h_0, 0),
+        on_axis("Unsqueeze", c_0, 0),
+        peepholes,
+        outputs=3,
+        hidden_size_i=H,
+        direction_s="reverse" if options["reverse"] else "forward",
+    )
+    output, h_n, c_n = on_axis("Squeeze", output, 1), on_axis("Squeeze", h_n, 0), on_axis("Squeeze", c_n, 0)
+    if lengths is not None:
+        empty = on_axis("Unsqueeze", g.op("Equal", lengths, constant(0)), 1)
+        h_n, c_n = g.op("Where", empty, h_0, h_n), g.op("Where", empty, c_0, c_n)
+    return output, h_n, c_n, *[None] * (len(op._schema.returns) - 3)
+
+
+for _op in (torch.ops.lstm_fused.lstm_layer.default, torch.ops.lstm_fused.lstm_layer_inference.default):
+    torch.onnx.register_custom_op_symbolic(_op.name(), partial(_symbolic, _op), 9)

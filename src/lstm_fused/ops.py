@@ -242,8 +242,11 @@ def _call(
             raise RuntimeError(f"input must be real where layer norm is on, got {tensors[0].dtype}")
         return _by_reference(reference, tensors, options)
     compiling = torch.compiler.is_compiling()
-    if compiling and torch.onnx.is_in_onnx_export():
+    tracing = not compiling and torch._C._get_tracing_state() is not None
+    if (compiling or tracing) and torch.onnx.is_in_onnx_export():
         with torch.autocast(tensors[0].device.type, enabled=False):  # whose rule has been followed
+            if tracing:
+                return onnx.lower_for_torchscript(reference, inference, tensors, options)
             return onnx.lower(reference, tensors, options)
     if torch._C._are_functorch_transforms_active():
         if _in_func_gradient():
@@ -252,7 +255,7 @@ def _call(
         return cuda.cudnn_layer(tensors)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
-    if not compiling and torch._C._get_tracing_state() is not None:  # what torch.jit.trace records may train
+    if tracing:  # what torch.jit.trace records may train
         return op(*tensors, **options)
     given = len(tensors)
     while tensors[given - 1] is None:

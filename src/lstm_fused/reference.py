@@ -64,7 +64,7 @@ def _dropout(x: Tensor, rate: float, hit: Tensor) -> Tensor:
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Layer norm over the last dimension, with the biased variance; the identity without ``weight``."""
-    return x if weight is None else F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return x if weight is None else F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _weight_dropout(weight_hh: Tensor, rate: float, seed: Tensor | None, training: bool, stream: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, ops, reference
+from . import checks, onnx, ops, reference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +77,8 @@ class Recorder:
     def __call__(
         self, input: Tensor, h_0: Tensor, c_0: Tensor, *parameters: Tensor | None, **arguments: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.onnx.is_in_onnx_export():
+            onnx.refuse({})
         if checks.autocast_is_on(input):
             with torch.autocast(input.device.type, enabled=False):
                 return self(*ops._autocast((input, h_0, c_0, *parameters)), **arguments)

@@ -1,0 +1,64 @@
+"""What ``torch.utils.flop_counter`` and the tools that use it count for our ops: the products, as torch counts its own.
+
+A product of [m, k] and [k, n] is 2 m k n; everything else is not counted. The sums are those of ``nn.LSTM`` where it
+runs in torch's own operators, and tell what the kernels compute: in a backward pass the gradients of all weights or of
+none, and with ``recompute`` the forward pass once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+_OPS = torch.ops.lstm_fused
+_WEIGHT_HR, _LENGTHS = 13, 17  # among the tensors of ops.lstm_layer
+
+
+def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
+    """Steps of all sequences together, T * B without lengths."""
+    input = tensors[0]
+    if not is_layer:
+        return input.shape[0]
+    lengths = tensors[_LENGTHS] if len(tensors) > _LENGTHS else None
+    if lengths is None or isinstance(lengths, FakeTensor) or lengths.is_meta:
+        return input.shape[0] * input.shape[1]
+    return int(lengths.sum())
+
+
+def _forward(tensors: tuple[Any, ...], is_layer: bool) -> int:
+    weight_ih, weight_hh = tensors[3:5]
+    flops = weight_ih.numel() + weight_hh.numel()
+    if len(tensors) > _WEIGHT_HR and tensors[_WEIGHT_HR] is not None:
+        flops += tensors[_WEIGHT_HR].numel()
+    return 2 * _rows(tensors, is_layer) * flops
+
+
+def _backward(tensors: tuple[Any, ...], is_layer: bool, options: dict[str, Any]) -> int:
+    h_0: Tensor = tensors[1]
+    weight_ih, weight_hh, weight_hr = tensors[3], tensors[4], tensors[_WEIGHT_HR]
+    rows = _rows(tensors, is_layer)
+    # Nothing before the first step wants a gradient, unless h_0 does.
+    flops = (rows if h_0.requires_grad else max(rows - h_0.shape[0], 0)) * weight_hh.numel()
+    flops += rows * (weight_ih.numel() if options["want_input"] else 0)
+    flops += rows * (0 if weight_hr is None else weight_hr.numel())
+    if options["want_weights"]:
+        flops += rows * (weight_ih.numel() + weight_hh.numel() + (0 if weight_hr is None else weight_hr.numel()))
+    return 2 * flops + (_forward(tensors, is_layer) if options.get("recompute") else 0)
+
+
+def _register(targets: list[Any], formula: Any) -> None:
+    new = [target for target in targets if target not in flop_registry]  # those of a module that is imported again
+    register_flop_formula(new, get_raw=True)(formula)
+
+
+_register([_OPS.lstm_layer, _OPS.lstm_layer_inference], lambda *tensors, **_: _forward(tensors, True))
+_register(
+    [_OPS.lstm_cell, _OPS.lstm_cell_inference, _OPS.lstm_cell_plain], lambda *tensors, **_: _forward(tensors, False)
+)
+# The gradients of the results come first.
+_register([_OPS.lstm_layer_backward], lambda *tensors, **options: _backward(tensors[3:], True, options))
+_register([_OPS.lstm_cell_backward], lambda *tensors, **options: _backward(tensors[2:], False, options))
