@@ -133,15 +133,6 @@ def test_arguments_by_position_of_the_cell(arguments):
         compare(theirs, ours, example(ours, (B, I)))
 
 
-@pytest.mark.parametrize("value", [True, 1, 1.0, np.True_, np.int64(1), torch.tensor(True)], ids=repr)
-def test_true_and_false(value):
-    """Whatever equals True: nn.LSTM takes bools alone, some of these with an error only in the call."""
-    no = type(value)(0) if not isinstance(value, torch.Tensor) else torch.tensor(False)
-    module = FusedLSTM(I, H, bias=value, batch_first=value, bidirectional=value, variational=no, peephole=no)
-    assert (module.bias, module.batch_first, module.bidirectional, module.variational) == (True, True, True, False)
-    assert repr(module) == repr(FusedLSTM(I, H, batch_first=True, bidirectional=True))
-
-
 def state(rows, *batch, seed=3):
     return tuple(random(*rows, *batch, H, seed=seed + k).float() for k in range(2))
 

@@ -49,13 +49,10 @@ def instance(name: str, value: object, kind: type) -> None:
 
 
 def boolean(name: str, value: bool) -> bool:
-    """A bool, NumPy's, or the numbers 0 and 1."""
-    try:
-        if value in (False, True):
-            return bool(value)
-    except (RuntimeError, ValueError):  # an array of several
-        pass
-    raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    """Not 0 and 1, as ``nn.LSTM``: they are numbers of another argument in a place that is not theirs."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
 
 
 def truth(name: str, value: object) -> bool:
