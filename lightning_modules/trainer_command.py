@@ -311,7 +311,7 @@ class TrainerCommand(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
-        except (SystemExit, KeyboardInterrupt):
+        except (SystemExit, KeyboardInterrupt, callbacks.TrainingDiverged):
             if self.trainer.is_global_zero or self.trainer.strategy.launcher is None:
                 raise
             # Process 0 says what has happened; Lightning would kill it if another ended with a code other than 0 first.

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_modules.callbacks.checkpoints import RestoreBest
+from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.models.entity_metrics import entity_scores
 from lightning_modules.runs import folder_of
 
@@ -15,21 +15,22 @@ from lightning_modules.runs import folder_of
 class EntityPicture(Callback):
     """Draws ``entities_valid.png`` and ``entities_test.png``: precision, recall and F1 of each type of entity.
 
-    That of the valid split is drawn when training ends, of the best epoch; that of the test split after a test.
+    That of the valid split is drawn when training ends, of the best weights; that of the test split after a test.
     """
 
     def __init__(self) -> None:
-        self.counts: dict[int, list[list[int]]] = {}  # of the valid split, by epoch
+        self.counts: dict[int, list[list[int]]] = {}  # of the valid split, by step
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.counts[trainer.current_epoch] = _counts(pl_module.val_metrics["f1"]).tolist()
+            self.counts[trainer.global_step] = _counts(pl_module.val_metrics["f1"]).tolist()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        restored = next((callback for callback in trainer.callbacks if isinstance(callback, RestoreBest)), None)
-        epoch = max(self.counts, default=None) if restored is None else restored.best_epoch
-        if epoch in self.counts:
-            self._write(trainer, pl_module, "valid", torch.tensor(self.counts[epoch]), f", epoch {epoch}")
+        found = best_checkpoint(trainer)
+        best = None if found is None else found.best
+        step = max(self.counts, default=None) if best is None else best["step"]
+        if step in self.counts:
+            self._write(trainer, pl_module, "valid", torch.tensor(self.counts[step]), f", step {step}")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, "test", _counts(pl_module.test_metrics["f1"]))

@@ -1,4 +1,4 @@
-"""A run that is stopped from outside: it ends at a batch's end."""
+"""A run that is stopped from outside: it ends where it can go on exactly."""
 
 import signal
 import threading

@@ -207,6 +207,7 @@ class LanguageModelTask(RecurrentTask):
 
     def on_train_start(self) -> None:
         """The state of a checkpoint may be of another precision than this run."""
+        super().on_train_start()
         if self.train_state is not None:
             dtype = next(self.net.parameters()).dtype
             self.train_state = tree_map(lambda x: x.to(dtype), self.train_state)

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from small_runs import SMALL, Result, make_text
 
-from lightning_modules.callbacks import LearningCurves
+from lightning_modules.callbacks import LearningCurves, TextSample
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.models.metrics import Perplexity
@@ -61,6 +61,11 @@ def whole(folder: Path) -> Path:
     """The folder of a run of three epochs that never stops, and validates once an epoch."""
     main(["fit", "-c", "char_lm", f"--data.path={folder / 'text.txt'}", *OPTIONS, f"--runs={folder}", "--name=whole"])
     return folder / "whole" / "version_0"
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_modules.tasks.language_model.TextSample", partial(TextSample, length=5))
 
 
 @pytest.fixture
@@ -116,7 +121,7 @@ def assert_is_judged_by_what_was_measured(run: Path, out: str, before: list[tupl
     assert summary["best"]["val_loss"] == pytest.approx(loss, abs=1e-6)
     assert (summary["best"]["step"], summary["best"]["epoch"]) == (best["global_step"], best["epoch"])
     assert summary["best"]["step"] == step
-    assert summary["best_epoch"] == (step - 1) // BATCHES
+    assert summary["best_epoch"] == summary["best"]["epoch"]
     [score] = [
         state["best_model_score"] for key, state in best["callbacks"].items() if key.startswith("BestCheckpoint")
     ]
@@ -173,8 +178,9 @@ STOPS = {
         14,
         [3, 6, 10, 13],
     ),
+    "gradients of several batches": (["--trainer.max_steps=5", "--trainer.accumulate_grad_batches=2"], 5, [4]),
 }
-# What lifts each of them.
+# Lifts each of them; those that stop at a place of a kind of its own are gone on from in the quick tests too.
 GO_ON = (
     f"--trainer.max_epochs={EPOCHS}",
     "--trainer.max_steps=-1",
@@ -182,18 +188,43 @@ GO_ON = (
     "--early_stopping.patience=99",
     "--early_stopping.stopping_threshold=null",
 )
+PLACES = (
+    "max_steps inside an epoch",
+    "max_time",
+    "epochs not validated",
+    "several validations an epoch",
+    "nothing validated by then",
+    "early stopping inside an epoch",
+)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> dict[str, Path]:
+    """The folders of the runs that have been stopped."""
+    return {}
+
+
+@pytest.fixture
+def stop_at(
+    fit: Callable[..., tuple[Result, Path]], stopped: dict[str, Path], clock_of_steps: None
+) -> Callable[[str], tuple[Result, Path]]:
+    def run(stop: str) -> tuple[Result, Path]:
+        if stop not in stopped:
+            stopped[stop] = fit(stop.replace(" ", "-").replace(",", ""), *STOPS[stop][0])
+        return stopped[stop]
+
+    return run
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.usefixtures("clock_of_steps")
-def test_a_stop(fit: Callable[..., tuple[Result, Path]], whole: Path, stop: str) -> None:
+def test_a_stop(stop_at: Callable[[str], tuple[Result, Path]], stop: str) -> None:
     arguments, step, validations = STOPS[stop]
-    name = stop.replace(" ", "-").replace(",", "")
-    result, run = fit(name, *arguments)
+    result, run = stop_at(stop)
     assert result.code == 0, result.err
     summary = summary_of(run)
     assert summary["steps"] == last(run)["global_step"] == step
-    assert summary["epochs"] == pytest.approx(step / BATCHES, abs=1e-3)
+    batches = step if "accumulate" not in " ".join(arguments) else 9  # two epochs' first seven are four steps
+    assert summary["epochs"] == pytest.approx(batches / BATCHES, abs=1e-3)
     assert [point[0] for point in measured(run)] == validations
     assert points(run) == [(at, pytest.approx(loss, abs=1e-6)) for at, loss in measured(run)]
     assert (run / "learning_curves.png").is_file()
@@ -208,37 +239,23 @@ def test_a_stop(fit: Callable[..., tuple[Result, Path]], whole: Path, stop: str)
         assert summary["tested"] == "the weights of the last step"
         assert "No validation will be run" in result.out.partition("Stopped after")[0]
 
-    # Going on from last.ckpt ends like a run that never stopped, and with the best of all that was measured.
-    result, again = fit(name, "--ckpt_path=last", *GO_ON, config=run, version=1)
+
+@pytest.mark.parametrize(
+    "stop", [stop if stop in PLACES else pytest.param(stop, marks=pytest.mark.slow) for stop in STOPS]
+)
+def test_going_on_after_a_stop_is_exact(
+    stop_at: Callable[[str], tuple[Result, Path]], fit: Callable[..., tuple[Result, Path]], whole: Path, stop: str
+) -> None:
+    """It ends like a run that never stopped, and with the best of all that was measured."""
+    _, run = stop_at(stop)
+    if "accumulate" in " ".join(STOPS[stop][0]):
+        whole = fit("whole-accumulated", "--trainer.accumulate_grad_batches=2")[1]
+    result, again = fit(run.parent.name, "--ckpt_path=last", *GO_ON, config=run, version=1)
     assert result.code == 0, result.err
     assert_same_weights(again, whole)
     assert points(again) == [*points(run), *((at, pytest.approx(loss, abs=1e-6)) for at, loss in measured(again))]
     if points(again):
         assert_is_judged_by_what_was_measured(again, result.out, measured(run))
-
-
-def test_the_last_checkpoint_is_written_inside_an_epoch(
-    fit: Callable[..., tuple[Result, Path]], whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed at any moment, a run goes on exactly from a last.ckpt that is no older than was asked for."""
-    saved: dict[int, bytes] = {}
-
-    def keep(self: LearningCurves, trainer: Trainer, *_: Any) -> None:  # runs before last.ckpt is written
-        path = Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
-        if path.exists():
-            saved[load_checkpoint(path)["global_step"]] = path.read_bytes()
-
-    monkeypatch.setattr(LearningCurves, "on_train_batch_end", keep)
-    _, run = fit("every-batch", "--last_checkpoint.every_minutes=0", "--trainer.val_check_interval=2")
-    monkeypatch.undo()
-    curve = points(run)
-    assert sorted(saved) == list(range(1, BATCHES * EPOCHS))
-    # Step 2 and 13 stand before a validation that had still to be run, 7 at the end of an epoch, 10 in the middle.
-    for version, step in enumerate((2, 7, 10, 13), start=1):
-        (run / "checkpoints" / "last.ckpt").write_bytes(saved[step])
-        _, again = fit("every-batch", "--ckpt_path=last", config=run, version=version)
-        assert_same_weights(again, whole)
-        assert points(again) == curve
 
 
 # Interruptions ------------------------------------------------------------------------------------------------------
@@ -276,7 +293,7 @@ def send(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ("on_validation_batch_start", 14, 14),  # inside the validation at an epoch's end
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_loses_nothing(
     fit: Callable[..., tuple[Result, Path]],
     whole: Path,
@@ -405,68 +422,80 @@ class Killed(BaseException):
     """As if by SIGKILL: what follows in the process is of no interest."""
 
 
-@pytest.mark.parametrize(
-    ("stop", "arguments", "refused"),
-    [
-        ("epochs", ["--trainer.max_epochs=2"], "trainer.max_epochs must be more than the 2 that"),
-        ("steps", ["--trainer.max_steps=10"], "trainer.max_steps must be more than the 10 that"),
-        ("time", ["--trainer.max_time=00:00:00:10"], "trainer.max_time must be more than the 0:00:10 that"),
-        (
-            "early",
-            ["--early_stopping.patience=1", "--early_stopping.min_delta=9"],
-            "the checkpoint's run was stopped early, and early_stopping.* must be such that it was not: Monitored "
-            "metric val_loss did not improve in the last 1 records",
-        ),
-        ("threshold", ["--early_stopping.stopping_threshold=99"], "was stopped early"),
-    ],
-)
+ENDS = {
+    "max_epochs": (["--trainer.max_epochs=2"], "trainer.max_epochs must be more than the 2 that"),
+    "max_steps": (["--trainer.max_steps=10"], "trainer.max_steps must be more than the 10 that"),
+    "max_time": (["--trainer.max_time=00:00:00:10"], "trainer.max_time must be more than the 0:00:10 that"),
+    "patience": (
+        ["--early_stopping.patience=1", "--early_stopping.min_delta=9"],
+        "the checkpoint's run was stopped early, and early_stopping.* must be such that it was not: Monitored metric "
+        "val_loss did not improve in the last 1 records",
+    ),
+    "threshold": (["--early_stopping.stopping_threshold=99"], "the checkpoint's run was stopped early"),
+}
+
+
+@pytest.fixture
+def killed_in_the_test(
+    fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> Callable[..., Path]:
+    def run(name: str, *arguments: str) -> Path:
+        def kill(*_: Any) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModelTask, "test_step", kill)
+            with pytest.raises(Killed):
+                fit(name, *arguments)
+        return folder / name / "version_0"
+
+    return run
+
+
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.usefixtures("clock_of_steps")
 def test_a_run_that_is_trained_is_finished_in_its_folder(
-    fit: Callable[..., tuple[Result, Path]],
-    monkeypatch: pytest.MonkeyPatch,
-    stop: str,
-    arguments: list[str],
-    refused: str,
+    fit: Callable[..., tuple[Result, Path]], killed_in_the_test: Callable[..., Path], end: str
 ) -> None:
-    """It was killed in its test; all it left after the last checkpoint is taken away too."""
-    _, whole = fit(f"whole-{stop}", *arguments)
-    files = {path.name for path in whole.iterdir()}
-    name = f"killed-{stop}"
-
-    def kill(*_: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LanguageModelTask, "test_step", kill)
-        with pytest.raises(Killed):
-            fit(name, *arguments)
-    run = whole.parents[1] / name / "version_0"
+    arguments, refused = ENDS[end]
+    name = f"killed-{end}"
+    run = killed_in_the_test(name, *arguments)
     before = {path: path.read_bytes() for path in (run / "config.yaml", *(run / "checkpoints").iterdir())}
-    ended = summary_of(run)
+    ended, rows = summary_of(run), rows_of(run)
     assert "test" not in ended
-    for lost in ((), ("summary.json", "learning_curves.png", "sample.txt")):
-        for file in lost:
-            (run / file).unlink()
-        result, _ = fit(name, "--ckpt_path=last", config=run)
-        assert result.code == 0, result.err
-        assert "All is trained" in result.out
-        assert {path.name for path in run.iterdir()} == files
-        summary, expected = summary_of(run), summary_of(whole)
-        for volatile in ("seconds", "stop_reason") if stop == "time" else ("seconds",):
-            del summary[volatile], expected[volatile]
-        assert summary == expected
-        assert {path: path.read_bytes() for path in before} == before
-        if not lost:
-            assert rows_of(run) == rows_of(whole)
-        result, _ = fit(name, "--ckpt_path=last", config=run)
-        assert refused in result.error
-        data = summary_of(run)
-        del data["test"]
-        (run / "summary.json").write_text(json.dumps(data))
+    result, _ = fit(name, "--ckpt_path=last", config=run)
+    assert result.code == 0, result.err
+    assert "All is trained" in result.out
+    summary = summary_of(run)
+    assert summary["test"]["test_loss"] > 0
+    for volatile in ("seconds", "stop_reason") if end == "max_time" else ("seconds",):
+        del summary[volatile], ended[volatile]
+    assert {key: value for key, value in summary.items() if key not in ("test", "tested")} == ended
+    assert {path: path.read_bytes() for path in before} == before
+    assert [{name: row[name] for name in rows[0]} for row in rows_of(run)[:-1]] == rows
+    assert float(rows_of(run)[-1]["test_loss"]) == pytest.approx(summary["test"]["test_loss"])
+    result, _ = fit(name, "--ckpt_path=last", config=run)
+    assert refused in result.error
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+
+
+def test_a_run_that_was_killed_earlier_is_finished_too(
+    fit: Callable[..., tuple[Result, Path]], killed_in_the_test: Callable[..., Path]
+) -> None:
+    """Before the picture, the sample and the summary were there; it ends with all that a run leaves that was not."""
+    _, whole = fit("not-killed", "--trainer.max_epochs=1")
+    run = killed_in_the_test("killed", "--trainer.max_epochs=1")
+    for file in ("summary.json", "learning_curves.png", "sample.txt"):
+        (run / file).unlink()
     # Of other data its summary would tell what is not so.
-    result, _ = fit(name, "--ckpt_path=last", "--data.batch_size=2", config=run)
+    result, _ = fit("killed", "--ckpt_path=last", "--data.batch_size=2", config=run)
     assert "data.batch_size must be 4, as in the run that is to be finished, got 2" in result.error
+    result, _ = fit("killed", "--ckpt_path=last", config=run)
+    assert result.code == 0, result.err
+    assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
+    assert rows_of(run) == rows_of(whole)
+    assert summary_of(run) | {"seconds": 0} == summary_of(whole) | {"seconds": 0}
+    assert (run / "sample.txt").read_text() == (whole / "sample.txt").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -501,43 +530,40 @@ def test_a_signal_in_the_last_epochs_end(fit: Callable[..., tuple[Result, Path]]
     ("limits", "batches"),
     [
         ({"limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1}, (1, 1, 1)),
-        ({"limit_train_batches": 1.0, "limit_val_batches": 1}, (BATCHES, 1, None)),
-        ({"limit_train_batches": 0.5, "limit_val_batches": 1.0}, (3, None, None)),
-        ({"overfit_batches": 1}, (1, 1, None)),
-        ({"overfit_batches": 2}, (2, 2, None)),
+        ({"limit_train_batches": 1.0, "limit_val_batches": 1}, (BATCHES, 1, 3)),
+        ({"limit_train_batches": 0.5, "limit_val_batches": 1.0}, (3, 3, 3)),
+        ({"overfit_batches": 1}, (1, 1, 3)),
+        ({"overfit_batches": 2}, (2, 2, 3)),
     ],
 )
+@pytest.mark.parametrize("place", ["command line", "file"])
 def test_a_whole_number_is_a_number_of_batches(
     fit: Callable[..., tuple[Result, Path]],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    place: str,
     limits: dict[str, float],
-    batches: tuple[int | None, ...],
+    batches: tuple[int, int, int],
 ) -> None:
-    """On the command line, in a file, and in the config that the run writes."""
     seen: Counter = Counter()
+
+    def counter(stage: str) -> Callable[..., None]:
+        return lambda self, trainer, *_: seen.update([stage] if not trainer.sanity_checking else [])
+
     for stage in ("train", "validation", "test"):
-        count = partial(
-            lambda stage, self, trainer, *_: seen.update([stage]) if not trainer.sanity_checking else None, stage
-        )
-        monkeypatch.setattr(LearningCurves, f"on_{stage}_batch_start", lambda *a, count=count: count(*a), raising=False)
-    name = "limits-" + "-".join(f"{key}={value}" for key, value in limits.items())
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": limits}))
-    ways = {
-        0: ("char_lm", [f"--trainer.{key}={value}" for key, value in limits.items()]),
-        1: ("char_lm", [f"-c={folder / name}.yaml"]),
-        2: (folder / name / "version_0", []),
-    }
-    for version, (config, arguments) in ways.items():
-        seen.clear()
-        result, run = fit(name, "--trainer.max_epochs=1", *arguments, config=config, version=version)
-        assert result.code == 0, result.err
-        for stage, expected in zip(("train", "validation", "test"), batches, strict=True):
-            assert seen[stage] == expected or (expected is None and seen[stage] > 1), (version, stage)
-        written = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
-        assert {key: (value, type(value)) for key, value in limits.items()} == {
-            key: (written[key], type(written[key])) for key in limits
-        }
+        monkeypatch.setattr(LearningCurves, f"on_{stage}_batch_start", counter(stage), raising=False)
+    name = "-".join(f"{key}={value}" for key, value in limits.items()) + place.replace(" ", "-")
+    arguments = [f"--trainer.{key}={value}" for key, value in limits.items()]
+    if place == "file":
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": limits}))
+        arguments = [f"-c={folder / name}.yaml"]
+    result, run = fit(name, "--trainer.max_epochs=1", *arguments)
+    assert result.code == 0, result.err
+    assert (seen["train"], seen["validation"], seen["test"]) == batches
+    # The config that the run keeps, which is a file too, has not lost which of the two it was.
+    written = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+    for key, value in limits.items():
+        assert (written[key], type(written[key])) == (value, type(value))
 
 
 def test_a_command_takes_whole_numbers_of_batches_too(whole: Path, capfd: pytest.CaptureFixture) -> None:
@@ -637,54 +663,55 @@ def two_epochs(folder: Path) -> Path:
     return folder / "two-epochs" / "version_0"
 
 
+def options_of(run: Path) -> dict[str, Any]:
+    """What config.yaml says, with the model's and the data's options beside the others."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return {**config, **config["model"]["init_args"], **config["data"]["init_args"]}
+
+
 @pytest.mark.parametrize(
-    ("given", "line", "option", "in_force"),
+    ("given", "rate"),
     [
-        ("--model.lr=0.03", "model.lr is 0.03 from here on, 0.1 in the checkpoint", "lr", 0.03),
-        ("--model.weight_decay=0.5", "model.weight_decay is 0.5 from here on, 0.0001", "weight_decay", 0.5),
-        ("--model.momentum=0.9", "model.momentum is 0.9 from here on, 0.5 in the checkpoint", "momentum", 0.9),
-        ("--model.warmup_steps=28", "model.warmup_steps is 28 from here on, 2 in the", "lr", 0.1 * 15 / 28),
-        (
-            "--model.lr_schedule=cosine",
-            "model.lr_schedule is 'cosine' from here on, 'constant' in the checkpoint",
-            "lr",
-            0.1 * 0.5 * (1 + math.cos(math.pi * (14 - 2) / (21 - 2))),
-        ),
-        ("--model.dropout=0.7", "model.dropout is 0.2, as in the checkpoint, not 0.7", "lr", 0.1),
-        ("--model.hidden_size=5", "model.hidden_size is 12, as in the checkpoint, not 5", "lr", 0.1),
-        (
-            "--model.optimizer=adamw",
-            "model.optimizer is {'class_path': 'torch.optim.SGD', 'init_args': {}}, as in the checkpoint, not {",
-            "momentum",
-            0.5,
-        ),
-        ("--seed_everything=5", "seed_everything is 1, as in the checkpoint, not 5", "lr", 0.1),
-        ("--data.max_vocab=5", "data.max_vocab is None, as in the checkpoint, not 5", "lr", 0.1),
+        ({"lr": 0.03, "weight_decay": 0.5, "momentum": 0.9}, 0.03),
+        ({"warmup_steps": 28}, 0.1 * 15 / 28),
+        ({"lr_schedule": "cosine"}, 0.1 * 0.5 * (1 + math.cos(math.pi * (14 - 2) / (21 - 2)))),
     ],
 )
-def test_an_option_acts_or_a_line_says_that_it_stays(
-    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, given: str, line: str, option: str, in_force: float
+def test_options_of_training_act_on_resuming(
+    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, given: dict[str, Any], rate: float
 ) -> None:
-    name = given.partition("=")[0].strip("-")
-    arguments = ("--trainer.max_epochs=3", f"--ckpt_path={two_epochs}", given)
-    result, run = fit(name, *arguments, config=two_epochs)
+    before = options_of(two_epochs)
+    words = [f"--model.{name}={value}" for name, value in given.items()]
+    result, run = fit("-".join(given), "--ckpt_path=last", "--trainer.max_epochs=3", *words, config=two_epochs)
     assert result.code == 0, result.err
-    assert [told for told in result.out.splitlines() if " the checkpoint" in told and told.startswith(line)]
-    if option == "lr":
-        rates = [float(row["lr-SGD/pg1"]) for row in rows_of(run) if row["lr-SGD/pg1"]]
-        assert rates[0] == pytest.approx(in_force)
-    else:
-        groups = last(run)["optimizer_states"][0]["param_groups"]
-        assert groups[0][option] == in_force
-        assert groups[1][option] == (0 if option == "weight_decay" else in_force)  # biases and norms are spared
-    # What config.yaml says is what the run was made with: the same again without the flag.
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    values = {**config, **config["model"]["init_args"], **config["data"]["init_args"]}
-    key = name.rpartition(".")[2]
-    stays = "as in the checkpoint" in line
-    before = yaml.safe_load((two_epochs / "config.yaml").read_text())
-    old = {**before, **before["model"]["init_args"], **before["data"]["init_args"]}[key]
-    assert values[key] == (old if stays else yaml.safe_load(given.partition("=")[2]))
+    for name, value in given.items():
+        assert f"model.{name} is {value!r} from here on, {before[name]!r} in the checkpoint\n" in result.out
+    assert float(next(row["lr-SGD/pg1"] for row in rows_of(run) if row["lr-SGD/pg1"])) == pytest.approx(rate)
+    decayed, spared = last(run)["optimizer_states"][0]["param_groups"]
+    assert decayed["momentum"] == spared["momentum"] == given.get("momentum", 0.5)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (given.get("weight_decay", 1e-4), 0)
+    assert {name: options_of(run)[name] for name in given} == given
+
+
+def test_options_of_the_model_stay_on_resuming_and_a_line_says_so(
+    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, whole: Path
+) -> None:
+    given = {"model.dropout": 0.7, "model.hidden_size": 5, "seed_everything": 5, "data.max_vocab": 5}
+    words = [f"--{name}={value}" for name, value in given.items()] + ["--model.optimizer=adamw"]
+    result, run = fit("stay", "--ckpt_path=last", "--trainer.max_epochs=3", *words, config=two_epochs)
+    assert result.code == 0, result.err
+    before, after = options_of(two_epochs), options_of(run)
+    for name, value in given.items():
+        old = before[name.rpartition(".")[2]]
+        assert f"{name} is {old!r}, as in the checkpoint, not {value!r}\n" in result.out
+        assert after[name.rpartition(".")[2]] == old
+    assert (
+        "model.optimizer is {'class_path': 'torch.optim.SGD', 'init_args': {}}, as in the checkpoint, not" in result.out
+    )
+    assert after["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {}}
+    # They did stay: without them it goes on to the same weights.
+    _, plain = fit("stay", "--ckpt_path=last", "--trainer.max_epochs=3", config=two_epochs, version=1)
+    assert_same_weights(plain, run)
 
 
 @pytest.fixture(scope="module")
