@@ -18,7 +18,7 @@ usage: lstm-fused COMMAND ...
   validate    figures of a checkpoint on the valid data
   test        figures of a checkpoint on the test data
                 lstm-fused test -c runs/char_lm/version_0 --ckpt_path best
-  predict     log-probability of every token of the test data, as CSV
+  predict     what a model says of new data (--data.predict) or of the test data, as files in the run's folder
   sample      text from a language model, a piece from a model of music
                 lstm-fused sample runs/char_lm/version_0 --prompt "The " --temperature 0.8
 

@@ -274,6 +274,8 @@ class SeriesDataModule(TaskDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        if stage == "fit":
+            self._files.check_disjoint()
         for name in SPLITS_OF_STAGE[stage]:
             self._prepare(name)
 

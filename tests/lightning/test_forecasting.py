@@ -122,6 +122,13 @@ def test_tables_by_split_are_series_of_their_own(tmp_path: Path) -> None:
     assert len(data._examples["train"]) == 2 * 32
 
 
+def test_a_table_in_two_splits_is_told(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "again.csv").symlink_to(table)
+    data = SeriesDataModule(train=str(table), valid=str(write(tmp_path / "v.csv")), test=str(tmp_path / "again.csv"))
+    with pytest.raises(ValueError, match="a file must be in one split"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
