@@ -4,15 +4,12 @@ import difflib
 import logging
 import re
 import warnings
-from collections.abc import Sequence
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.trainer.call import _call_teardown_hook
@@ -23,6 +20,7 @@ from lightning_modules import callbacks, data, tasks
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of, to_spec
 from lightning_modules.launching import run_in_processes, starts_processes
+from lightning_modules.limits import check_limits_of_batches, check_limits_of_training, put_int_before_float
 from lightning_modules.loggers import ContinuedCSVLogger, WandbLogger
 from lightning_modules.precision import check_precision
 from lightning_modules.resume_options import OF_TRAINING, counts_anew, other_options, settle_options, why_ended
@@ -325,10 +323,11 @@ class TrainerCommand(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best weights, which :class:`callbacks.RestoreBest` has put into the model."""
-        if self.interruption.interrupted:  # after the last batch of all
-            raise KeyboardInterrupt
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
+        folder = folder_of(self.trainer)
+        how_to_finish = f"All is trained; fit -c {folder} --ckpt_path last makes the test."
+        if self.interruption.interrupted or self.trainer.received_sigterm:  # after the last batch of all
+            self.trainer.print(how_to_finish)
+            raise KeyboardInterrupt if self.interruption.interrupted else SIGTERMException
         best = callbacks.best_checkpoint(self.trainer).best
         if self.diverged is not None and best is None:
             raise callbacks.TrainingDiverged(f"{self.diverged}; no weights were validated before; {DIVERGED_ADVICE}")
@@ -337,62 +336,23 @@ class TrainerCommand(LightningCLI):
         elif self.trainer.limit_test_batches == 0:
             self.trainer.print("trainer.limit_test_batches is 0, so nothing was tested.")
         else:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            try:
+                self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            except (SystemExit, KeyboardInterrupt):
+                self.trainer.print(how_to_finish)
+                raise
         if self.trainer.received_sigterm:  # in the test's last batch
             raise SIGTERMException
         if self.diverged is not None:
             place = f"of epoch {best['epoch']}, step {best['step']}"
             raise callbacks.TrainingDiverged(f"{self.diverged}; best.ckpt has the weights {place}; {DIVERGED_ADVICE}")
-        if (folder := folder_of(self.trainer)) is not None:
+        if folder is not None:
             self.trainer.print(f"The run is in {folder}")
 
     def predict(self, **options: Any) -> None:
         """Writes what the task makes of the data to predict, into the run's folder."""
         batches = self.trainer.predict(**options)
         print(self.model.write_predictions(batches, self.datamodule, run_folder(options["ckpt_path"])))
-
-
-def put_int_before_float(action: Any) -> None:
-    """Lets an argument that may be an int or a float be an int where it is written as one: 1 batch is not 1.0 of all.
-
-    (typing takes two unions of the same types for one, in whichever order it met them first.)
-    """
-    types = getattr(getattr(action, "_typehint", None), "__args__", ())
-    if int in types and float in types:
-        action._typehint = reduce(or_, sorted(types, key=lambda kind: kind is not int))
-
-
-def check_limits_of_training(trainer: Trainer) -> None:
-    """Raises ValueError where the trainer's limits leave nothing to train."""
-    for name in ("max_epochs", "max_steps", "limit_train_batches"):
-        if getattr(trainer, name) == 0:
-            raise ValueError(f"trainer.{name} must be more than 0 for a fit, got 0")
-    for timer in trainer.callbacks:
-        if isinstance(timer, Timer) and timer.time_remaining() is not None and timer.time_remaining() <= 0:
-            raise ValueError("trainer.max_time must be more than 0 seconds for a fit")
-
-
-def check_limits_of_batches(trainer: Trainer, data: LightningDataModule, stages: Sequence[str]) -> None:
-    """Raises ValueError where a limit is a share of less than a batch, or validation is after more than an epoch has.
-
-    (Lightning tells it when the run's folder has been made.)
-    """
-    for stage in stages:
-        limit = getattr(trainer, f"limit_{stage}_batches")
-        batches = sized_len(getattr(data, f"{stage}_dataloader")())
-        if batches is None:
-            continue
-        if isinstance(limit, float) and limit > 0 and int(batches * limit) == 0:
-            raise ValueError(
-                f"trainer.limit_{stage}_batches must leave at least one of the {batches} batches, got {limit}"
-            )
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        interval = trainer.val_check_interval
-        if stage == "train" and isinstance(interval, int) and trainer.check_val_every_n_epoch and batches < interval:
-            raise ValueError(
-                f"trainer.val_check_interval must be at most the {batches} batches of an epoch, got {interval}; with "
-                f"trainer.check_val_every_n_epoch null it counts the batches of all epochs"
-            )
 
 
 def silence() -> None:

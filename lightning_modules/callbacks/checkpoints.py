@@ -102,7 +102,8 @@ class LastCheckpoint(ResumePoint, Checkpoint):
     It is written at the end of every epoch, in whatever way the last of them ends; inside an epoch after every
     validation, and when the last one is ``every_minutes`` old; and when an exception, Ctrl-C or SIGTERM ends a fit.
     Then ``interrupted.ckpt`` is the same file by another name. Inside a batch there is no well-defined place to resume
-    from, and from a training that has diverged there is none worth it: nothing is written then.
+    from, and from a training that has diverged there is none worth it: nothing is written then. (SIGTERM may come
+    between the batches of one step, ``accumulate_grad_batches``: what of its gradient there was is lost.)
 
     (Lightning's ``save_last`` writes one only in epochs that improve.)
 

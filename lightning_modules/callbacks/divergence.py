@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -25,7 +24,8 @@ class Divergence(Callback):
     """
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        finite = bool(torch.isfinite(loss).all())
+        loss = loss.detach()
+        finite = bool(loss.isfinite().all())
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite)
         if not finite:

@@ -26,9 +26,14 @@ class EarlyStopping(LightningEarlyStopping):
             self._check_on_train_epoch_end = is_measured_in_training(self.monitor)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = [name for name in trainer.callback_metrics if name.startswith("val_")]
-        if self.strict and names and not is_measured_in_training(self.monitor) and self.monitor not in names:
-            raise ValueError(f"early_stopping.monitor must be one of {', '.join(names)}, got {self.monitor!r}")
+        if not is_measured_in_training(self.monitor):
+            self._validate_condition_metric(trainer.callback_metrics)
+
+    def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
+        if self.strict and self.monitor not in logs:
+            names = ", ".join(name for name in logs if name.startswith(("val_", "train_")))
+            raise ValueError(f"early_stopping.monitor must be one of {names}, got {self.monitor!r}")
+        return super()._validate_condition_metric(logs)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was stopped early trains no more, unless the arguments have become such that it would not be."""

@@ -176,7 +176,7 @@ def stop_reason(trainer: Trainer) -> str:
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"the limit of {trainer.max_epochs} epochs"
     for callback in trainer.callbacks:
-        if isinstance(callback, Timer) and (callback.time_remaining() or 0) < 0:
+        if isinstance(callback, Timer) and (remaining := callback.time_remaining()) is not None and remaining <= 0:
             return f"the limit of time, {timedelta(seconds=round(callback.time_elapsed()))} of training"
     return "the trainer was told to stop"
 

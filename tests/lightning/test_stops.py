@@ -507,6 +507,7 @@ def test_a_signal_in_the_test(
     result, run = fit(name, "--trainer.max_epochs=1")
     assert result.code == 128 + number
     assert "test" not in summary_of(run)
+    assert result.out.strip().endswith(f"All is trained; fit -c {run} --ckpt_path last makes the test.")
     assert fit(name, "--ckpt_path=last", config=run)[0].code == 0
     assert summary_of(run)["test"]["test_loss"] > 0
     assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
@@ -635,6 +636,13 @@ def test_what_cannot_be_trained_is_told_before_it_begins(
     if "monitor" not in sentence:  # which the sanity check tells
         assert not run.exists()
     assert not (run / "checkpoints").exists()
+
+
+def test_validations_by_the_clock(fit: Callable[..., tuple[Result, Path]]) -> None:
+    result, run = fit("clock", "--trainer.val_check_interval=00:00:00:00", "--trainer.max_steps=3")
+    assert result.code == 0, result.err
+    assert [step for step, _ in points(run)] == [1, 2, 3]
+    assert_is_judged_by_what_was_measured(run, result.out)
 
 
 def test_fast_dev_run_tests_and_leaves_nothing(fit: Callable[..., tuple[Result, Path]]) -> None:
