@@ -202,10 +202,6 @@ def _is_traced() -> bool:
     return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
-def _may_be_differentiated() -> bool:
-    return torch.is_grad_enabled() or _is_traced()
-
-
 def _own(x: Tensor, *weights: Tensor) -> Tensor:
     """A copy of what multiplies weights that are not trained.
 
@@ -398,7 +394,7 @@ class FusedLSTM(_FusedBase):
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
         """
-        if isinstance(input, torch.fx.Proxy):
+        if not isinstance(input, Tensor) and isinstance(input, torch.fx.Proxy):
             return self._in_fx_graph(input, hx=hx, lengths=lengths, reset=reset, seed=seed)
         return self._forward(input, hx, lengths, reset, seed, ops.lstm_layer)
 
@@ -495,12 +491,14 @@ class FusedLSTM(_FusedBase):
         run_layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[Tensor, State]:
         """input [T, B, I] -> output [T, B, D * P], (h_n, c_n) [L * D, B, P and H]."""
-        input = input.contiguous()  # once, not in the op and in its backward op
-        changes_allowed = self._allows_changes(input)
-        if changes_allowed:
-            input = _own(input, parameters[0][0])
-        if hx is not None and _may_be_differentiated():
-            hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
+        changes_allowed = False
+        if torch.is_grad_enabled() or _is_traced():
+            input = input.contiguous()  # once, not in the op and in its backward op
+            changes_allowed = self._allows_changes(input)
+            if changes_allowed:
+                input = _own(input, parameters[0][0])
+            if hx is not None:
+                hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
         if hx is None:
             h_0 = c_0 = [parameters[0][0].new_zeros(input.shape[1], self.hidden_size)] * len(parameters)
             if self.proj_size:
@@ -551,7 +549,7 @@ class FusedLSTM(_FusedBase):
         (``ReLU(inplace=True)``, ``output += x``), nor the input or h_0 of weights that are not trained; not where
         oneDNN's kernel runs.
         """
-        if not input.is_cpu or not _may_be_differentiated():
+        if not input.is_cpu:
             return False
         dtype = torch.get_autocast_dtype("cpu") if checks.autocast_is_on(input) else input.dtype
         # Whether it is switched on no graph should depend on: torch.compile is given no nn.LSTM to compare with.
@@ -623,14 +621,14 @@ class FusedLSTMCell(_FusedBase):
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
         """
-        if isinstance(input, torch.fx.Proxy):
-            return self._in_fx_graph(input, hx=hx, reset=reset, seed=seed, step=step)
         (parameters,) = self._all_parameters()
-        step = 0 if step is None else checks.step_number(step)
+        given_step, step = step, 0 if step is None else checks.step_number(step)
         if reset is None and seed is None and self._is_plain():  # which draws nothing for a step
             state = ops.plain_step(input, hx, parameters)
             if state is not None:
                 return state
+        if not isinstance(input, Tensor) and isinstance(input, torch.fx.Proxy):
+            return self._in_fx_graph(input, hx=hx, reset=reset, seed=seed, step=given_step)
         weight = parameters[0]
         checks.input_tensor(input, self.input_size, (1, 2), weight)
         if hx is None:
@@ -645,7 +643,7 @@ class FusedLSTMCell(_FusedBase):
         if not batched:
             input, hx = input.unsqueeze(0), (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
             reset = None if reset is None else reset.unsqueeze(0)
-        if _may_be_differentiated():
+        if torch.is_grad_enabled() or _is_traced():
             input, hx = _own(input, weight), (_own(hx[0], parameters[1]), hx[1])
         h, c = ops.lstm_cell(
             input,
