@@ -20,6 +20,8 @@ DTYPES = (torch.float64, torch.float32)
 # Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
+PATIENCE = 600  # seconds that a test waits for a process, which on a busy machine takes a minute to import torch
+
 # The instruction sets that kernels are compiled for, and those of them that torch finds this CPU to have.
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
 CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS[:3]}.get(torch.backends.cpu.get_cpu_capability(), ISAS[:1])

@@ -10,6 +10,7 @@ import lstm_fused_build as backend
 import pytest
 import run as gpu_run
 import torch
+from testing import PATIENCE
 
 RUN = Path(__file__).with_name("run.py")
 
@@ -24,7 +25,7 @@ def test_without_a_gpu_it_says_so():
 def test_what_takes_too_long_is_stopped_and_the_rest_still_runs(tmp_path):
     run = gpu_run.Run(dry=False, out=tmp_path, machine={"GPU": "none"})
     slow = run.do("slow", "-c", "import subprocess; subprocess.run(['sleep', '600'])", until=0)
-    quick = run.do("quick", "-c", "print('done')", until=600)
+    quick = run.do("quick", "-c", "print('done')", until=PATIENCE)
     run.report()
     report = json.loads((tmp_path / "report.json").read_text())
     assert [step["ok"] for step in report["steps"]] == [False, True]

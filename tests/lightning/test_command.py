@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from small_runs import SMALL, Result, make_text
+from testing import PATIENCE
 
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
@@ -273,11 +274,11 @@ def test_signals_end_with_the_code_a_shell_expects(text_file: Path, tmp_path: Pa
     )
     try:
         last = tmp_path / RUN / "checkpoints" / "last.ckpt"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not last.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == code, err

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import SMALL, Result
+from testing import PATIENCE
 
 from lightning_modules.checkpoints import load_checkpoint
 
@@ -39,7 +40,7 @@ def start(text_file: Path, name: str, *arguments: str) -> subprocess.Popen:
 
 def fit(text_file: Path, name: str, *arguments: str) -> Path:
     process = start(text_file, name, *arguments)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert out.count("Test: ") == 1
     return text_file.parent / "runs" / name / "version_0"
@@ -126,7 +127,7 @@ def test_torchrun(text_file: Path) -> None:
         ],
         cwd=text_file.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
+        timeout=PATIENCE,
         check=True,
     )
     assert_alike(one, text_file.parent / "runs" / "torchrun" / "version_0")
@@ -144,7 +145,7 @@ def test_all_processes_stop_at_the_batch_at_which_one_was_told_to(
     process = start(text_file, "run", *two(strategy), *endless)
     folder = text_file.parent / "runs" / "run" / "version_0" / "checkpoints"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (folder / "last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         if to == "all":
@@ -152,7 +153,7 @@ def test_all_processes_stop_at_the_batch_at_which_one_was_told_to(
         else:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(process.pid if to == "the first" else int(children[-1]), number)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

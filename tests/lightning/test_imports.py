@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from testing import PATIENCE
 
 HEAVY = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "wandb")
 
@@ -17,7 +18,7 @@ def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess
         text=True,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

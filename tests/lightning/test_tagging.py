@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from small_runs import Result
+from testing import PATIENCE
 
 from lightning_modules import load_run
 from lightning_modules.callbacks import RNGState
@@ -535,7 +536,7 @@ def test_two_processes_give_the_figures_of_one(folder: Path, tmp_path: Path) -> 
     for name, more in (("one", []), ("two", two)):
         command = [sys.executable, "-m", "lightning_modules", "fit", "-c", "ner", "--name", name, *options, *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=tmp_path, env=environment, timeout=240, check=True)
+        subprocess.run(command, cwd=tmp_path, env=environment, timeout=PATIENCE, check=True)
     one, two = (json.loads((tmp_path / "runs" / n / "version_0" / "summary.json").read_text()) for n in ("one", "two"))
     assert two["best"] == pytest.approx(one["best"], rel=1e-4)
     assert two["test"] == pytest.approx(one["test"], rel=1e-4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from small_runs import SMALL
+from testing import PATIENCE
 
 pytest.importorskip("wandb")
 
@@ -32,7 +33,7 @@ def fit(text_file: Path, **environment: str) -> subprocess.CompletedProcess:
         text=True,
         cwd=text_file.parent,
         env=kept | {"OMP_NUM_THREADS": "1", "HOME": str(text_file.parent)} | environment,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -45,7 +46,7 @@ def test_offline_needs_no_account_and_can_be_read_back(text_file: Path) -> None:
         [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     record = json.loads(inspect.stdout)
@@ -64,8 +65,10 @@ def test_offline_needs_no_account_and_can_be_read_back(text_file: Path) -> None:
 @pytest.mark.slow
 def test_a_server_out_of_reach_costs_seconds(text_file: Path) -> None:
     start = time.monotonic()
+    fit(text_file, WANDB_MODE="offline")  # what it takes on this machine, as busy as it is
+    offline, start = time.monotonic() - start, time.monotonic()
     result = fit(text_file, WANDB_MODE="online", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 2 * offline + 60
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "WANDB_MODE=offline" in result.stderr.splitlines()[-1]
