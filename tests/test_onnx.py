@@ -113,7 +113,7 @@ def test_a_scan(options, inputs, dtype, path):
 
 
 def test_a_model_around_it(path):
-    """Batches first, other modules before and after, one tensor out."""
+    """Batches first, other modules before and after, a cell with options among them: several tensors out."""
 
     class Model(torch.nn.Module):
         def __init__(self):
@@ -121,22 +121,23 @@ def test_a_model_around_it(path):
             self.embedding = torch.nn.Embedding(10, I)
             self.lstm = FusedLSTM(I, H, batch_first=True)
             self.head = torch.nn.Linear(H, 10)
+            self.cell = FusedLSTMCell(10, H, layer_norm=True, zoneout=0.1)
 
-        def forward(self, tokens):
-            return self.head(self.lstm(self.embedding(tokens))[0])
+        def forward(self, tokens, hx):
+            logits = self.head(self.lstm(self.embedding(tokens))[0])
+            return logits, *self.cell(logits[:, -1], hx)
 
     model = Model().eval()
-    tokens = torch.arange(2 * 7).reshape(2, 7) % 10
-    assert export(model, path, {"tokens": tokens}, {"tokens": {0: "B", 1: "T"}}) == ["LSTM"]
-    other = (tokens * 3 % 10).T.contiguous()
-    assert_close(run(path, {"tokens": other}), [model(other).detach()])
+    for k, parameter in enumerate(model.cell.parameters()):
+        parameter.data += random(*parameter.shape, seed=k, scale=0.3)
 
+    def given(B, T):
+        tokens = torch.arange(B * T).reshape(B, T) * 3 % 10
+        return {"tokens": tokens, "hx": (random(B, H, seed=2).float(), random(B, H, seed=3).float())}
 
-def test_the_cell(path):
-    cell = FusedLSTMCell(I, H, layer_norm=True, zoneout=0.1).eval()
-    given = {"input": random(B, I, seed=1).float(), "hx": (random(B, H, seed=2).float(), random(B, H, seed=3).float())}
-    assert export(cell, path, given, {"input": {0: "B"}, "hx": ({0: "B"}, {0: "B"})}) == []
-    assert_close(run(path, given), [x.detach() for x in cell(**given)])
+    dynamic = {"tokens": {0: "B", 1: "T"}, "hx": ({0: "B"}, {0: "B"})}
+    assert export(model, path, given(2, 7), dynamic) == ["LSTM"]  # and the step in elementary operators
+    assert_close(run(path, given(5, 3)), [x.detach() for x in model(**given(5, 3))])
 
 
 def test_masks_are_not_exported(path):

@@ -34,6 +34,7 @@ from lstm_fused_build import cuda_toolkit  # noqa: E402
 INSTALLED = ROOT / "build" / "gpu_installed"
 # Seconds after the start at which a part is stopped, so that none takes the time of those that follow.
 BUILT_BY, TESTED_BY, TIMED_BY, STOPPED_BY = 240, 400, 540, 570
+GRACE = 30  # seconds for the test that is running when the time of its part is up
 CUDA = {"LSTM_FUSED_TEST_DEVICE": "cuda", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # cuBLAS: the same bits in every run
 NO_CUDNN = CUDA | {"LSTM_FUSED_CUDNN": "0"}  # our kernels for plain layers too
 GPU_TESTS = "tests/gpu/test_gpu.py"
@@ -111,7 +112,7 @@ class Run:
         environment |= {"LSTM_FUSED_TEST_UNTIL": str(time.time() + self.left(until))}
         step = self.do(
             name, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={page}", *arguments,
-            until=until + 30, **environment,
+            until=until + GRACE, **environment,
         )  # fmt: skip
         step.passed = 0
         if page.exists():  # not where pytest itself was stopped or is missing

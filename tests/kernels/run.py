@@ -30,37 +30,38 @@ QUICK = ["-O1", "-g"]  # bearable to wait for, with line numbers
 CROSS_CXX, EMULATOR = ["aarch64-linux-gnu-g++"], "qemu-aarch64"
 
 
-def build(name: str, compiler: list[str], isas: dict[str, list[str]], flags: list[str]) -> str:
-    """Compile and link the test, with the package's own flags and then ``flags``; returns the program's path."""
+def build(name: str, compiler: list[str], isas: dict[str, list[str]], flags: list[str], packaged: bool = False) -> str:
+    """Compile and link the test, with the package's own flags and then ``flags``; returns the program's path.
+
+    ``packaged``: the kernels themselves as they are in the package, without ``flags``.
+    """
     folder = ROOT / "build" / "kernels" / name
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_object(job: tuple[Path, str, list[str]]) -> str:
         source, stem, extra = job
         target = str(folder / f"{stem}.o")
-        command = [*compiler, *FLAGS, *flags, *extra, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
+        command = [*compiler, *FLAGS, *extra, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
         subprocess.run(command, check=True)
         return target
 
-    have = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in isas]
-    built = {isa: built_in_place(isa) for isa in isas} if not flags else {}
+    def compile_kernels(isa: str) -> str:
+        extra = [*([] if packaged else flags), *isas[isa], f"-DLSTM_FUSED_ISA_NAME={isa}"]
+        return (packaged and built_in_place(isa)) or compile_object((KERNELS, f"kernels-{isa}", extra))
+
     others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
-    jobs = [
-        (KERNELS, f"kernels-{isa}", [*extra, f"-DLSTM_FUSED_ISA_NAME={isa}"])
-        for isa, extra in isas.items()
-        if not built.get(isa)
-    ]
-    jobs += [(source, source.stem, have) for source in others if source not in (KERNELS, NEEDS_TORCH)]
+    have = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in isas]
+    jobs = [(source, source.stem, [*flags, *have]) for source in others if source not in (KERNELS, NEEDS_TORCH)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_object, jobs))
-    objects += [str(path) for path in built.values() if path]
+        kernels, rest = pool.map(compile_kernels, isas), pool.map(compile_object, jobs)
+        objects = [*kernels, *rest]
     program = str(folder / "test_kernels")
     wrap = "-Wl,--wrap=posix_memalign"  # the test makes allocations fail
     subprocess.run([*compiler, *flags, *objects, "-pthread", wrap, "-o", program], check=True)
     return program
 
 
-def built_in_place(isa: str) -> Path | None:
+def built_in_place(isa: str) -> str | None:
     """The very object that is in the package, which an editable install leaves; None where it is older than a source.
 
     It takes half a minute of a core to compile.
@@ -68,7 +69,7 @@ def built_in_place(isa: str) -> Path | None:
     path = ROOT / "build" / "editable" / "lstm_fused._ops" / isa / KERNELS.relative_to(ROOT).with_suffix(".o")
     sources = [*(ROOT / "csrc").rglob("*.h"), KERNELS, ROOT / "build_backend" / "lstm_fused_flags.py"]
     newest = max(source.stat().st_mtime for source in sources)
-    return path if path.exists() and path.stat().st_mtime > newest else None
+    return str(path) if path.exists() and path.stat().st_mtime > newest else None
 
 
 def run(name: str, isas: dict[str, list[str]], command: list[str]) -> list[str]:
