@@ -37,7 +37,7 @@ def test_what_takes_too_long_is_stopped_and_the_rest_still_runs(tmp_path):
 
 
 def test_tests_for_which_no_time_is_left_are_not_passed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_run, "GRACE", 600)  # on a busy machine pytest takes a minute to start
+    monkeypatch.setattr(gpu_run, "GRACE", PATIENCE)  # on a busy machine pytest takes a minute to start
     run = gpu_run.Run(dry=False, out=tmp_path, machine={})
     run.test("too late", ["tests/test_cuda.py"], 0)
     (step,) = run.steps
