@@ -24,6 +24,7 @@ from lightning_modules.cli import main
 from lightning_modules.models.metrics import Perplexity
 from lightning_modules.tasks import LanguageModelTask
 
+slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that `make test-all` tries, beside others of its kind
 BATCHES = 7  # of an epoch
 EPOCHS = 3
 OPTIONS = (
@@ -240,9 +241,7 @@ def test_a_stop(stop_at: Callable[[str], tuple[Result, Path]], stop: str) -> Non
         assert "No validation will be run" in result.out.partition("Stopped after")[0]
 
 
-@pytest.mark.parametrize(
-    "stop", [stop if stop in PLACES else pytest.param(stop, marks=pytest.mark.slow) for stop in STOPS]
-)
+@pytest.mark.parametrize("stop", [stop if stop in PLACES else slow(stop) for stop in STOPS])
 def test_going_on_after_a_stop_is_exact(
     stop_at: Callable[[str], tuple[Result, Path]], fit: Callable[..., tuple[Result, Path]], whole: Path, stop: str
 ) -> None:
@@ -293,7 +292,7 @@ def send(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ("on_validation_batch_start", 14, 14),  # inside the validation at an epoch's end
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_signal_loses_nothing(
     fit: Callable[..., tuple[Result, Path]],
     whole: Path,
@@ -329,7 +328,7 @@ def test_a_signal_loses_nothing(
 AVERAGING = ("--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5")
 
 
-@pytest.mark.parametrize(("hook", "step"), [("on_before_backward", 9), ("on_validation_batch_start", 7)])
+@pytest.mark.parametrize(("hook", "step"), [slow("on_before_backward", 9), ("on_validation_batch_start", 7)])
 def test_a_signal_while_weights_are_averaged(
     fit: Callable[..., tuple[Result, Path]], send: Callable[..., None], hook: str, step: int
 ) -> None:
@@ -358,8 +357,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, value: float, when: Callable[[Languag
     monkeypatch.setattr(LanguageModelTask, "batch_loss", spoilt)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("stage", ["training", "validation"])
+@pytest.mark.parametrize(
+    ("stage", "value"),
+    [("training", math.nan), ("validation", math.inf), slow("training", math.inf), slow("validation", math.nan)],
+)
 def test_a_run_that_diverges_ends_with_the_best_of_before(
     fit: Callable[..., tuple[Result, Path]], monkeypatch: pytest.MonkeyPatch, stage: str, value: float
 ) -> None:
@@ -452,7 +453,7 @@ def killed_in_the_test(
     return run
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", ["max_epochs", "max_steps", "patience", slow("max_time"), slow("threshold")])
 @pytest.mark.usefixtures("clock_of_steps")
 def test_a_run_that_is_trained_is_finished_in_its_folder(
     fit: Callable[..., tuple[Result, Path]], killed_in_the_test: Callable[..., Path], end: str
@@ -537,7 +538,7 @@ def test_a_signal_in_the_last_epochs_end(fit: Callable[..., tuple[Result, Path]]
         ({"overfit_batches": 2}, (2, 2, 3)),
     ],
 )
-@pytest.mark.parametrize("place", ["command line", "file"])
+@pytest.mark.parametrize("place", ["command line", slow("file")])
 def test_a_whole_number_is_a_number_of_batches(
     fit: Callable[..., tuple[Result, Path]],
     folder: Path,
@@ -736,10 +737,10 @@ def stopped_early(folder: Path) -> Path:
     [
         (["--early_stopping.patience=2"], 3),
         (["--early_stopping.patience=2", "--early_stopping.min_delta=0"], 4),  # the limit: each is better than before
-        (["--early_stopping.patience=9"], 4),
-        (["--early_stopping.patience=9", "--early_stopping.stopping_threshold=99"], 3),
+        slow(["--early_stopping.patience=9"], 4),
+        slow(["--early_stopping.patience=9", "--early_stopping.stopping_threshold=99"], 3),
         (["--early_stopping.monitor=val_bpc"], 4),  # counts from the third epoch on
-        (["--early_stopping.mode=max"], 4),
+        slow(["--early_stopping.mode=max"], 4),
         (["--trainer.min_epochs=3"], 3),
     ],
 )
