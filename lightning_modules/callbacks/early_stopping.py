@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from lightning_modules.callbacks.checkpoints import is_measured_in_training
+from lightning_modules.callbacks.resume_point import is_fitting
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -20,6 +21,7 @@ class EarlyStopping(LightningEarlyStopping):
     """
 
     current_score: Tensor | None = None  # the last figure judged
+    _is_validated = False  # since the last figure judged
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._check_on_train_epoch_end is None:
@@ -38,6 +40,16 @@ class EarlyStopping(LightningEarlyStopping):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was stopped early trains no more, unless the arguments have become such that it would not be."""
         trainer.should_stop = trainer.should_stop or self.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_validated = is_fitting(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """(Of an epoch without a validation there is only the figure of an earlier one.)"""
+        if self._is_validated or is_measured_in_training(self.monitor):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._is_validated = False
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         self.current_score = current

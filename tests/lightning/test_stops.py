@@ -123,10 +123,9 @@ def assert_is_judged_by_what_was_measured(run: Path, out: str, before: list[tupl
     assert (summary["best"]["step"], summary["best"]["epoch"]) == (best["global_step"], best["epoch"])
     assert summary["best"]["step"] == step
     assert summary["best_epoch"] == summary["best"]["epoch"]
-    [score] = [
-        state["best_model_score"] for key, state in best["callbacks"].items() if key.startswith("BestCheckpoint")
-    ]
-    assert summary["best"]["val_loss"] == float(score)
+    [(key, state)] = [item for item in best["callbacks"].items() if item[0].startswith("BestCheckpoint")]
+    monitor = re.search(r"'monitor': '(\w+)'", key)[1]
+    assert summary["best"][monitor] == float(state["best_model_score"])
     assert f"Best epoch {best['epoch']}, step {step}: " in out
     assert f"loss {summary['best']['val_loss']:.4f}" in out
     assert summary["best"]["val_ppl"] == pytest.approx(math.exp(loss), rel=1e-4)
@@ -167,6 +166,22 @@ STOPS = {
         ["--early_stopping.patience=1", "--early_stopping.min_delta=9"],
         14,
         [7, 14],
+    ),
+    "early stopping that judges when an epoch ends": (
+        [
+            "--early_stopping.check_on_train_epoch_end=true",
+            "--early_stopping.patience=1",
+            "--early_stopping.min_delta=9",
+            "--trainer.check_val_every_n_epoch=2",
+            "--trainer.max_steps=16",
+        ],
+        16,
+        [14],
+    ),
+    "a figure of the training": (
+        ["--early_stopping.monitor=train_loss_epoch", "--early_stopping.stopping_threshold=99"],
+        7,
+        [7],
     ),
     "a threshold": (["--trainer.val_check_interval=3", "--early_stopping.stopping_threshold=100"], 3, [3]),
     "early stopping, but not before min_epochs": (
