@@ -366,7 +366,8 @@ class RecurrentTask(LightningModule):
             raise ValueError(COSINE_NEEDS_AN_END)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        self.check_trainer(self.trainer)
+        if self._trainer is not None:  # without one the optimizers can be looked at too
+            self.check_trainer(self.trainer)
         optimizer = build_optimizer(
             self.decay_partition(),
             self.hparams.optimizer,
