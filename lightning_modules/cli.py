@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 USAGE = """\
 usage: lstm-fused COMMAND ...
@@ -22,10 +23,19 @@ usage: lstm-fused COMMAND ...
   sample      text from a language model, a piece from a model of music
                 lstm-fused sample runs/char_lm/version_0 --prompt "The " --temperature 0.8
 
+  diagnose    whether a run is overfitted, underfitted, unstable or fine, from which epoch, and what to change
+                lstm-fused diagnose runs/char_lm/version_0
+
 -c takes a bundled config by its bare name, a YAML file or a run's folder; several are laid over one another,
 such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
 --debug (or LSTM_FUSED_DEBUG=1) shows where an error comes from. --version, --help."""
 
+# The module of each command, whose ``run(command, arguments)`` gives the exit code.
+MODULES = {
+    **dict.fromkeys(("fit", "validate", "test", "predict"), "trainer_command"),
+    "sample": "sample_command",
+    **{name: f"inspections.{name}" for name in ("diagnose",)},
+}
 # The classes of errors that are made for a user to read.
 TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit codes for SIGINT and SIGTERM: 128 + the signal's number
@@ -67,13 +77,11 @@ def _run(arguments: list[str]) -> int:
 
         print(f"lstm-fused {version('lstm-fused')}")
         return 0
-    if command not in ("fit", "validate", "test", "predict", "sample"):
-        raise ValueError(f"there is no command '{command}'; want fit, validate, test, predict or sample")
+    if command not in MODULES:
+        *names, last = MODULES
+        raise ValueError(f"there is no command '{command}'; want {', '.join(names)} or {last}")
     try:
-        if command == "sample":
-            from lightning_modules.sample_command import run
-        else:
-            from lightning_modules.trainer_command import run
+        run = import_module(f"lightning_modules.{MODULES[command]}").run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lightning_modules", "lstm_fused"):

@@ -56,6 +56,7 @@ class RunSummary(Callback):
         partition = pl_module.decay_partition()
         self.summary = {
             "model": type(pl_module).__name__,
+            "loss_unit": pl_module.loss_unit,
             "recurrent": repr(recurrent_layer(pl_module)),
             "kernel": kernel_in_use(recurrent_layer(pl_module)),
             "optimizer": pl_module.hparams.optimizer["class_path"],
