@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from small_runs import Result
+from small_runs import SMALL, Result, make_text
 
+from lightning_modules.checkpoints import load_checkpoint
+from lightning_modules.cli import main
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
+from lightning_modules.inspections.inside import at_work, initial_weights, valid_batch
+from lightning_modules.inspections.weights import AT_START, Weights, draw_dropout, findings_of, normalization
+from lightning_modules.loading import load_run
 from lightning_modules.runs import read_summary
 
 OPTIONS = {
@@ -160,3 +166,76 @@ def test_the_command_diagnoses_runs_that_differ(command: Callable[..., Result], 
     assert "no run's folder" in command("diagnose", "runs/c").error
     (tmp_path / "runs/a/version_0/metrics.csv").write_text("epoch,step,train_loss_step\n0,9,1.5\n")
     assert "must have validations (val_loss)" in command("diagnose", "runs/a/version_0").error
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small language model's run of two epochs, its text beside it."""
+    return fit(tmp_path_factory.mktemp("language"), "char_lm", *SMALL)
+
+
+def fit(folder: Path, config: str, *options: str) -> Path:
+    """The folder of a run of ``config``, on the small text where it reads one."""
+    if config == "char_lm":
+        (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+        options = ("--data.path", str(folder / "text.txt"), *options)
+    arguments = ["--runs", str(folder / "runs"), "--name", "x", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "-c", config, *arguments, *options]) == 0
+    return folder / "runs/x/version_0"
+
+
+SHORT = ("--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=0")
+
+
+@pytest.mark.parametrize("config", ["char_lm", "sentiment"])
+def test_the_weights_at_the_start_are_made_again(tmp_path: Path, config: str) -> None:
+    """Of a run that changes nothing (its learning rate is 0) they are the weights at the end."""
+    small = ("--model.hidden_size=8", "--model.embedding_size=6", "--model.lr=0", "--seed_everything=7")
+    folder = fit(tmp_path, config, *small, *SHORT)
+    generator = torch.get_rng_state()
+    found, state = initial_weights(folder, "last"), load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_findings_about_weights_are_computed() -> None:
+    def some(label: str, scale: float, weight_decay: float | None) -> Weights:
+        w = torch.linspace(-scale, scale, 101)
+        return Weights(label, {"a.weight": w, "b.bias": 9 * torch.ones(3)}, {"a.weight"}, weight_decay)
+
+    start, wide, narrow = some(AT_START, 0.1, None), some("off", 0.2, 0.0), some("on", 0.1, 0.1)
+    said = "\n".join(findings_of([start, wide, narrow]))
+    assert "off: of 1 groups of decayed weights 1 became wider in training; a.weight by +100%" in said
+    assert "The smallest weights are those of on: 50.0% below those of off, as its weight decay" in said
+    said = "\n".join(findings_of([some("off", 0.1, 0.0), some("on", 0.4, 0.1)]))
+    assert "those of off: 75.0% below those of on, although the weight decay of on is the largest" in said
+
+
+def test_dropout_is_seen(tmp_path: Path) -> None:
+    share, said = draw_dropout(tmp_path / "dropout.png", torch.ones(20, 50), 0.2)
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / 1000) ** 0.5
+    assert said.startswith(f"Dropout 0.2 of 20 steps x 50 units dropped {share:.1%}")
+    assert (tmp_path / "dropout.png").stat().st_size > 1000
+
+
+def test_layer_norm_is_seen_in_the_run(language_run: Path) -> None:
+    loaded = load_run(language_run)
+    work = at_work(loaded.task, valid_batch(loaded))
+    found = normalization(work)
+    assert found.before.shape == (20 * 4, 4 * 12)
+    torch.testing.assert_close(found.after.mean(-1), torch.zeros(80), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.after.std(-1, correction=0), torch.ones(80), atol=1e-3, rtol=0)
+
+
+def test_the_command_shows_weights(command: Callable[..., Result], language_run: Path, tmp_path: Path) -> None:
+    result = command("weights", language_run, "--output", tmp_path)
+    assert result.code == 0, result.err
+    assert "at the start" in result.out
+    assert "x/version_0: of 3 groups of decayed weights" in result.out
+    assert "dropped" in result.out
+    assert {"weights.png", "dropout.png", "layer_norm.png", "weights.md"} <= {file.name for file in tmp_path.iterdir()}
+    assert "rate must be above 0 and below 1, got 1.0" in command("weights", language_run, "--rate", "1").error
