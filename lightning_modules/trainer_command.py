@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules import callbacks, data, tasks
+from lightning_modules.allocator import keep_freed_memory
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of, to_spec
 from lightning_modules.launching import run_in_processes, starts_processes
@@ -304,6 +305,8 @@ class TrainerCommand(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         silence()  # a process that has just been spawned is not
+        if subcommand == "fit":
+            keep_freed_memory()
         if starts_processes(self.trainer):
             run_in_processes(self.trainer, self.model, partial(self._run_subcommand, subcommand))
             return
