@@ -22,7 +22,7 @@ from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
 from lightning_modules.injection import KINDS, RECURRENT, describe, import_class, merge_specs, parameters_of, to_spec
 from lightning_modules.launching import run_in_processes, starts_processes
 from lightning_modules.limits import check_limits_of_batches, check_limits_of_training, put_int_before_float
-from lightning_modules.loggers import ContinuedCSVLogger, WandbLogger
+from lightning_modules.loggers import LoggerAction, WandbLogger, made_later, run_loggers
 from lightning_modules.precision import check_precision
 from lightning_modules.resume_options import OF_TRAINING, counts_anew, other_options, settle_options, why_ended
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, read_summary, run_folder
@@ -178,6 +178,8 @@ class TrainerCommand(LightningCLI):
         for action in parser._actions:
             if action.dest.startswith("trainer."):
                 put_int_before_float(action)
+            if action.dest == "trainer.logger":
+                action.__class__ = LoggerAction
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="the run's folder is RUNS/NAME/version_N")
@@ -223,6 +225,9 @@ class TrainerCommand(LightningCLI):
             rank_zero_only(print)(line)
         self._parser(command).validate(config)
 
+    def before_instantiate_classes(self) -> None:
+        self.parser.add_instantiator(made_later, Logger, subclasses=True)
+
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.datamodule).__qualname__)):
@@ -230,6 +235,7 @@ class TrainerCommand(LightningCLI):
         # Bad data, bad sizes and bad limits are told here, before a folder is made for the run.
         self.datamodule.setup(self.subcommand)
         self.model.build(self.datamodule)
+        self.model.run_options = self._run_options()
         stages = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         if self.subcommand == "fit" and self.datamodule.has_test():
             self.datamodule.setup("test")
@@ -268,10 +274,9 @@ class TrainerCommand(LightningCLI):
         if self.subcommand != "fit" or self.unfinished:  # nothing is trained: no run, no folder
             self.save_config_callback = None
         loggers: Any = False
-        if self.unfinished:
-            loggers = [ContinuedCSVLogger(self.unfinished)]
-        elif self.subcommand == "fit" and not given.fast_dev_run:
+        if self.unfinished or (self.subcommand == "fit" and not given.fast_dev_run):
             loggers = self._loggers(given.logger)
+        if loggers and not self.unfinished:
             extra.append(LearningRateMonitor(logging_interval="step"))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
@@ -294,14 +299,26 @@ class TrainerCommand(LightningCLI):
         self.unfinished = folder
         return kept
 
+    def _run_options(self) -> dict[str, Any]:
+        """Options that are neither the model's nor the data's, by which a run is told from others."""
+        trainer = self._get(self.config, "trainer")
+        return {
+            "seed_everything": self._get(self.config, "seed_everything"),
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+            "early_stopping": self._get(self.config, "early_stopping").as_dict(),
+        }
+
     def _loggers(self, given: Any) -> list[Logger]:
-        """The CSV logger, whose folder is the run's, and then those of the config."""
-        first = CSVLogger(save_dir=self._get(self.config, "runs"), name=self._get(self.config, "name"))
-        others = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
-        for logger in others:
-            if isinstance(logger, WandbLogger):
-                logger.set_default_name(f"{first.name}/version_{first.version}")
-        return [first, *others]
+        """Those of the run, in its folder; only W&B and ``metrics.csv`` are gone on with in that of another process."""
+        loggers = [] if given in (None, True, False) else list(given) if isinstance(given, (list, tuple)) else [given]
+        name, checkpoint = (self._get(self.config, option) for option in ("name", "ckpt_path"))
+        folder = self.unfinished
+        if folder is None:
+            folder = Path(CSVLogger(self._get(self.config, "runs"), name).log_dir)
+        else:
+            loggers = [logger for logger in loggers if issubclass(logger.func, WandbLogger)]
+        return run_loggers(loggers, folder, name, None if checkpoint is None else run_folder(checkpoint))
 
     def _run_subcommand(self, subcommand: str) -> None:
         silence()  # a process that has just been spawned is not
@@ -362,6 +379,7 @@ def silence() -> None:
     """Leaves out what a run's user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)  # it warns that it makes something
     for message in (
         ".*LeafSpec.*",
         ".*all_gather is deprecated.*",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
@@ -117,6 +118,7 @@ class RecurrentTask(LightningModule):
         cell: str | None = None,
     ) -> None:
         super().__init__()
+        self.run_options: dict[str, Any] = {}  # what loggers are told beside the hyperparameters
         self.save_hyperparameters()
         self.save_hyperparameters(self._resolved())
         self._check_hyperparameters()
@@ -180,6 +182,11 @@ class RecurrentTask(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         kinds = {type(callback) for callback in self.trainer.callbacks}
         return [callback for callback in self.own_callbacks() if type(callback) not in kinds]
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers are told: neither checkpoints nor the constructor have the options of the run."""
+        return AttributeDict({**super().hparams_initial, **self.run_options})
 
     # The model ------------------------------------------------------------------------------------------------------
 
