@@ -26,6 +26,8 @@ usage: lstm-fused COMMAND ...
   diagnose    whether a run is overfitted, underfitted, unstable or fine, from which epoch, and what to change
                 lstm-fused diagnose runs/char_lm/version_0
   weights     histograms of the weights of runs, what dropout drops and layer norm does
+  gates       what the gates of a run's LSTM do on its data: heatmaps, units that follow a token
+  gradients   how the gradient fades over distance, by cell and forget bias, or in a run's layer
 
 -c takes a bundled config by its bare name, a YAML file or a run's folder; several are laid over one another,
 such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
@@ -35,7 +37,7 @@ such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's optio
 MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "trainer_command"),
     "sample": "sample_command",
-    **{name: f"inspections.{name}" for name in ("diagnose", "weights")},
+    **{name: f"inspections.{name}" for name in ("diagnose", "weights", "gates", "gradients")},
 }
 # The classes of errors that are made for a user to read.
 TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError)

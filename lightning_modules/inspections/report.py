@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colors, which all kinds of color vision tell apart; line styles and markers differ beside them.
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = (
-    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000",
+BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK, GREY = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#808080",
 )  # fmt: skip
-COLORS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
-STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)))
+COLORS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, GREY)
+STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -141,7 +141,14 @@ def draw_weights(path: Path, all_weights: list[Weights]) -> None:
         bins = torch.linspace(-reach, reach, 61)
         for k, label, w in shown:
             counts = torch.histc(w.clamp(-reach, reach), bins=60, min=-reach, max=reach) / len(w)
-            axes.stairs(100 * counts, bins, color=COLORS[k % 7], linestyle=STYLES[k % 7], linewidth=1.4, label=label)
+            axes.stairs(
+                100 * counts,
+                bins,
+                color=COLORS[k % len(COLORS)],
+                linestyle=STYLES[k % len(STYLES)],
+                linewidth=1.4,
+                label=label,
+            )
         axes.set_title(f"{group} ({sizes[group]:,})", fontsize="small")
         axes.set(xlabel="weight", ylabel="share (% a bin)")
         axes.grid(alpha=0.3)

@@ -57,6 +57,7 @@ class RecurrentTask(LightningModule):
     - ``predict_step`` and :meth:`write_predictions`: what becomes of new data,
     - :meth:`add_sample_arguments` and :meth:`sample`: what ``lstm-fused sample`` draws,
     - :meth:`own_callbacks`: callbacks of its own, such as one that draws its picture,
+    - :meth:`step_names` and :meth:`text_batch`, where its steps are tokens: what stands at a step in a picture,
     - ``loss_unit``: what the axis of the learning curves says.
 
     Logged are ``train_loss`` (the objective: with label smoothing and the L2 penalty, where they are on), ``val_loss``
@@ -189,6 +190,14 @@ class RecurrentTask(LightningModule):
         return AttributeDict({**super().hparams_initial, **self.run_options})
 
     # The model ------------------------------------------------------------------------------------------------------
+
+    def step_names(self, batch: Any, data: TaskDataModule) -> list[list[str]] | None:
+        """What stands at each step of each sequence of a batch, where the steps are tokens; ``None`` elsewhere."""
+        return None
+
+    def text_batch(self, text: str, data: TaskDataModule) -> Any:
+        """A text as a batch of one sequence. Raises ValueError where the task reads no text."""
+        raise ValueError(f"there must be no text for a {type(self).__name__}, which reads none, got {text!r}")
 
     def configure_model(self) -> None:
         """Lightning calls this before it loads any weights, which would be rounded to the precision they are put in."""

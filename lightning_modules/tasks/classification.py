@@ -104,6 +104,19 @@ class ClassificationTask(RecurrentTask):
     def own_callbacks(self) -> list[Callback]:
         return [ConfusionPicture()]
 
+    def step_names(self, batch: LabeledBatch, data: LabeledDataModule) -> list[list[str]] | None:
+        if not self.hparams.vocab_size:
+            return None
+        columns = zip(batch.inputs.t().tolist(), batch.lengths.tolist(), strict=True)
+        return [[data.vocabulary.tokens[token] for token in column[:length]] for column, length in columns]
+
+    def text_batch(self, text: str, data: LabeledDataModule) -> LabeledBatch:
+        """The text of any label: it is not judged."""
+        if not self.hparams.vocab_size:
+            return super().text_batch(text, data)
+        batch = next(data.batches_of([text]))
+        return batch._replace(targets=torch.zeros_like(batch.targets))
+
     # The steps ------------------------------------------------------------------------------------------------------
 
     def batch_loss(

@@ -111,6 +111,15 @@ class LanguageModelTask(RecurrentTask):
         after = self.hparams.average_after
         return [TextSample()] if after is None else [NonMonotonicAveraging(after), TextSample()]
 
+    def step_names(self, batch: tuple[Tensor, Tensor], data: TextDataModule) -> list[list[str]]:
+        return [[data.vocabulary.tokens[token] for token in column] for column in batch[0].t().tolist()]
+
+    def text_batch(self, text: str, data: TextDataModule) -> tuple[Tensor, Tensor]:
+        tokens = data.vocabulary.encode(text)
+        if len(tokens) < 2:
+            raise ValueError(f"text must have at least 2 tokens, got {text!r}")
+        return tokens[:-1, None], tokens[1:, None]
+
     # The steps ------------------------------------------------------------------------------------------------------
 
     def batch_loss(

@@ -139,6 +139,18 @@ class TaggingTask(RecurrentTask):
     def own_callbacks(self) -> list[Callback]:
         return [EntityPicture()]
 
+    def step_names(self, batch: TaggingBatch, data: TaggingDataModule) -> list[list[str]]:
+        words = data.known["words"]
+        columns = zip(batch.words.t().tolist(), batch.lengths.tolist(), strict=True)
+        return [[words[word] for word in column[:length]] for column, length in columns]
+
+    def text_batch(self, text: str, data: TaggingDataModule) -> TaggingBatch:
+        """A sentence whose words white space separates, all tagged ``O``."""
+        tokens = text.split()
+        if not tokens:
+            raise ValueError(f"text must have a word, got {text!r}")
+        return data.collate([(tokens, ["O"] * len(tokens))])
+
     # The steps ------------------------------------------------------------------------------------------------------
 
     def batch_loss(

@@ -15,10 +15,14 @@ from small_runs import SMALL, Result, make_text
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
+from lightning_modules.inspections.gates import Gates, as_lstm, findings, followed, inputs_of, trace
+from lightning_modules.inspections.gradients import Line, first_layer, fresh_layer, gradient_norms
+from lightning_modules.inspections.gradients import findings as gradient_findings
 from lightning_modules.inspections.inside import at_work, initial_weights, valid_batch
 from lightning_modules.inspections.weights import AT_START, Weights, draw_dropout, findings_of, normalization
 from lightning_modules.loading import load_run
 from lightning_modules.runs import read_summary
+from lstm_fused import FusedLSTM
 
 OPTIONS = {
     "model": {"init_args": {"recurrent": "fused", "dropout": 0.2, "weight_decay": 1e-4, "lr": 1e-2, "hidden_size": 64}},
@@ -239,3 +243,127 @@ def test_the_command_shows_weights(command: Callable[..., Result], language_run:
     assert "dropped" in result.out
     assert {"weights.png", "dropout.png", "layer_norm.png", "weights.md"} <= {file.name for file in tmp_path.iterdir()}
     assert "rate must be above 0 and below 1, got 1.0" in command("weights", language_run, "--rate", "1").error
+
+
+# gates ----------------------------------------------------------------------------------------------------------------
+
+
+def made_gates(steps: int = 60, units: int = 4) -> tuple[Gates, torch.Tensor]:
+    """Gates of a half, but that the forget gate of unit 2 closes at every third step; and where that is."""
+    values = 0.5 + 0.01 * torch.randn(steps, 4, units, generator=torch.Generator().manual_seed(0))
+    at_a = (torch.arange(steps) % 3 == 0).float()
+    values[:, 1, 2] = 0.8 - 0.75 * at_a
+    values[:, 3, 1], values[:, 0, 3] = 0.99, 0.02
+    return Gates(values, values), at_a
+
+
+def test_what_gates_follow_is_found() -> None:
+    gates, at_a = made_gates()
+    found = followed(gates, {"b": 1 - at_a.roll(1), "a": at_a}, tokens=True)
+    assert (found[0].gate, found[0].unit, found[0].what) == ("f", 2, "a")
+    assert found[0].correlation == pytest.approx(-1)
+    assert (found[0].there, found[0].elsewhere) == (pytest.approx(0.05), pytest.approx(0.8))
+    said = "\n".join(findings(gates, "layer 1", found, [], {"start": made_gates()[0], "end": gates}))
+    assert "The forget gate of unit 2 closes at 'a' (0.05, elsewhere 0.80): correlation -1.00" in said
+    assert "output gate always on (above 0.9): 1 of 4 units (1)" in said
+    assert "input gate always off (below 0.1): 1 of 4 units (3)" in said
+    other = Gates(gates.values.flip(2), gates.values.flip(2))  # unit 2 is unit 1
+    assert "The forget gate of unit 1 closes" in "\n".join(
+        findings(other, "layer 1", followed(other, {"a": at_a}, True), [], {})
+    )
+
+
+def test_noise_is_no_finding() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(500, 4, 8, generator=generator)
+    noise = {str(k): (torch.rand(500, generator=generator) < 0.5).float() for k in range(10)}
+    found = followed(Gates(values, values), noise, tokens=True)
+    assert "correlation" not in "\n".join(findings(Gates(values, values), "layer 1", found, [], {}))
+
+
+def test_gates_of_a_run(language_run: Path) -> None:
+    """The gates are those from which the layer's own states follow; names stand at their steps."""
+    loaded = load_run(language_run)
+    batch = valid_batch(loaded)
+    work, found = trace(loaded.task, batch)
+    torch.testing.assert_close(work.output, found.output)
+    names = loaded.task.step_names(batch, loaded.data)
+    tokens, _ = inputs_of(work, names)
+    first = next(iter(tokens))
+    assert float(tokens[first].sum()) == sum(column.count(first) for column in names)
+
+
+def test_which_layers_have_gates() -> None:
+    lstm = torch.nn.LSTM(3, 5, bidirectional=True)
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(as_lstm(lstm).trace(x).output, lstm(x)[0])
+    assert isinstance(as_lstm(FusedLSTM(3, 5)), FusedLSTM)
+    with pytest.raises(ValueError, match="the gates i, f, g and o, and its recurrent layer is a torch RNN"):
+        as_lstm(torch.nn.RNN(3, 5))
+
+
+def test_the_command_shows_gates(command: Callable[..., Result], language_run: Path, tmp_path: Path) -> None:
+    result = command("gates", language_run, "--output", tmp_path)
+    assert result.code == 0, result.err
+    assert len([line for line in result.out.splitlines() if line.startswith("- ")]) >= 5
+    assert "In training, from start (step 0) to " in result.out
+    names = {"gates.png", "gates_units.png", "gates_training.png", "gates.md"}
+    assert names <= {file.name for file in tmp_path.iterdir()}
+    on_text = command("gates", language_run, "--output", tmp_path, "--text", "the cat the cat the cat the cat ")
+    assert on_text.code == 0, on_text.err
+    assert on_text.out != result.out
+    assert "layer must be from 0 to 0, got 1" in command("gates", language_run, "--layer", "1").error
+
+
+# gradients ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["layer_norm", "rnn"])
+def test_the_gradient_over_time_is_autograds(cell: str) -> None:
+    """That of the last hidden state with respect to the one on the way, from which the rest is run in one call."""
+    layer, T = fresh_layer(cell, 3, 5, 1.0 if cell != "rnn" else None, seed=1), 7
+    input = torch.randn(T, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = gradient_norms(layer, input, seed=4)
+    direction = torch.randn(1, 1, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    direction = direction / direction.norm()
+    assert found[0] == pytest.approx(1)
+    for t in (1, 4):
+        _, state = layer(input[:t])
+        h, *c = [x.detach() for x in (state if isinstance(state, tuple) else (state,))]
+        h.requires_grad_()
+        output, _ = layer(input[t:], (h, *c) if c else h)
+        (output[-1:] * direction).sum().backward()
+        assert found[T - t] == pytest.approx(float(h.grad.norm()))
+
+
+def test_the_first_layer_of_a_run_is_alone(language_run: Path) -> None:
+    task = load_run(language_run).task
+    alone = first_layer(task)
+    x = torch.randn(3, 2, 8)
+    torch.testing.assert_close(alone(x.double())[0].float(), task.net.lstm(x)[0])
+
+
+def test_findings_about_gradients_are_computed() -> None:
+    fades = Line("lstm, forget bias 0", torch.logspace(0, -4, 21).expand(2, 21))
+    lasts = Line("lstm, forget bias 2", torch.ones(2, 21))
+    said = "\n".join(gradient_findings([fades, lasts]))
+    assert "Over 20 steps most of the gradient is left in lstm, forget bias 2, 1 of it" in said
+    assert "lstm, forget bias 0: the gradient is below 1% after 11 steps" in said
+    assert "lstm: forget bias 2 instead of 0 leaves 100 times as much over 10 steps" in said
+    assert "most of the gradient is left in lstm, forget bias 0" in "\n".join(
+        gradient_findings([Line(fades.label, lasts.norms), Line(lasts.label, fades.norms)])
+    )
+
+
+def test_the_command_shows_gradients(command: Callable[..., Result], language_run: Path, tmp_path: Path) -> None:
+    small = ("--length", 12, "--hidden-size", 4, "--input-size", 2, "--seeds", 1)
+    result = command("gradients", "--cells", "lstm", "gru", "--forget-bias", 0, 2, *small)
+    assert result.code == 0, result.err
+    assert {"gradients.png", "gradients.csv", "gradients.md"} == {
+        f.name for f in (tmp_path / "runs/gradients").iterdir()
+    }
+    assert "lstm: forget bias 2 instead of 0 leaves" in result.out
+    result = command("gradients", language_run, "--output", tmp_path, *small)
+    assert result.code == 0, result.err
+    assert "Training made the gradient over 11 steps" in result.out
+    assert "length must be at least 2, got 1" in command("gradients", "--length", 1).error
