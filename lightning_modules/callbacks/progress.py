@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """One line an epoch that stays to be read, in a terminal and in a log alike."""
+    """How far the present epoch is; what an epoch came to stays to be read as a line of :class:`LearningCurves`."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=10, leave=True)
+        super().__init__(refresh_rate=10)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,8 +1,11 @@
 """Early stopping, the best weights at the end, what a run leaves, and how it ends at an error."""
 
+import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,12 +41,12 @@ class Scripted(LanguageModelTask):
 def scripted_fit(
     tmp_path: Path, make_data: Callable[..., TextDataModule], make_trainer: Callable[..., Trainer]
 ) -> Callable[..., tuple[Trainer, Scripted]]:
-    def fit(script: list[float], *extra: Callback) -> tuple[Trainer, Scripted]:
+    def fit(script: list[float], *extra: Callback, **stopping: Any) -> tuple[Trainer, Scripted]:
         torch.manual_seed(0)
         task = Scripted(embedding_size=4, hidden_size=4)
         task.script = script
-        options = EARLY_STOPPING_DEFAULTS | {"monitor": "scripted_loss"}
-        best = BestCheckpoint(monitor="scripted_loss")
+        options = EARLY_STOPPING_DEFAULTS | {"monitor": "scripted_loss"} | stopping
+        best = BestCheckpoint(options["monitor"], options["mode"])
         callbacks = [EarlyStopping(**options), best, LastCheckpoint(), LearningCurves(), RestoreBest(), *extra]
         trainer = make_trainer(
             max_epochs=len(script),
@@ -66,6 +69,67 @@ def test_patience_is_five_and_a_tie_is_no_improvement(scripted_fit: Callable[...
 def test_an_improvement_however_small_resets_the_patience(scripted_fit: Callable[..., tuple]) -> None:
     trainer, _ = scripted_fit([5.0, 6, 6, 6, 6, 4.9999, 6, 6, 6])
     assert trainer.current_epoch == 9
+
+
+def shades(axes: Any) -> list[tuple[float, float, bool]]:
+    """From where to where the picture is shaded, and whether as improving."""
+    return [(p.get_x(), p.get_x() + p.get_width(), p.get_facecolor()[1] > p.get_facecolor()[0]) for p in axes.patches]
+
+
+def labels(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_epoch_is_told_and_shaded_by_whether_it_improved(
+    scripted_fit: Callable[..., tuple], capsys: pytest.CaptureFixture
+) -> None:
+    script = [2.51, 2.10, 1.80, 1.70, 1.75, 1.85, 2.00, 2.15]
+    trainer, _ = scripted_fit(script, patience=3)
+    [curves] = [callback for callback in trainer.callbacks if isinstance(callback, LearningCurves)]
+    assert trainer.current_epoch == 7
+    with open(Path(trainer.log_dir) / "epochs.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(7)]
+    assert [row["improved"] for row in rows] == ["yes"] * 4 + ["no"] * 3
+    assert [float(row["scripted_loss"]) for row in rows] == pytest.approx(script[:7])
+    assert all(float(row["train_loss"]) > 0 and float(row["val_loss"]) > 0 for row in rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 7
+    assert lines[3].startswith(f"epoch 3: train_loss {float(rows[3]['train_loss']):.4f}, val_loss ")
+    assert lines[3].endswith("scripted_loss 1.7000; scripted_loss improved")
+    assert lines[4].endswith("scripted_loss 1.7500; scripted_loss did not improve")
+    losses, watched = curves.figure((7, "early stopping")).axes
+    assert shades(losses) == shades(watched) == [(k, k + 1, k < 4) for k in range(7)]
+    assert "best: scripted_loss 1.7000\nafter 4 epochs" in labels(losses)
+    assert labels(losses)[-1] == "early stopping: after 7 epochs"
+
+
+def test_more_may_be_better_and_what_is_not_finite_never_is(scripted_fit: Callable[..., tuple]) -> None:
+    trainer, _ = scripted_fit([0.5, math.nan, 0.7, math.inf, 0.6], mode="max", patience=9, check_finite=False)
+    [curves] = [callback for callback in trainer.callbacks if isinstance(callback, LearningCurves)]
+    assert curves.improvements() == [True, False, True, False, False]
+    _, watched = curves.figure().axes
+    assert labels(watched) == ["scripted_loss"]
+    assert watched.get_lines()[0].get_ydata()[2] == pytest.approx(0.7)
+    assert list(watched.get_lines()[1].get_xdata()) == [2, 4]  # the crosses
+    assert load_checkpoint(trainer.checkpoint_callbacks[0].best_model_path)["epoch"] == 2
+
+
+def test_a_picture_of_validations_inside_epochs_and_of_losses_over_decades() -> None:
+    curves = LearningCurves()
+    curves.epochs = [
+        {"epoch": 0, "step": 5, "epochs": 0.5, "val_loss": 3.0},
+        {"epoch": 0, "step": 10, "epochs": 1.0, "val_loss": 2.0, "train_loss_epoch": 2.5},
+        {"epoch": 1, "step": 20, "epochs": 2.0, "train_loss_epoch": 2.2},  # not validated
+        {"epoch": 2, "step": 25, "epochs": 2.5, "val_loss": 2.5},
+    ]
+    [axes] = curves.figure().axes
+    assert shades(axes) == [(0, 0.5, True), (0.5, 1, True), (1, 2.5, False)]
+    assert axes.get_yscale() == "linear"
+    assert [row[-1] for row in curves.table()] == ["improved", "yes", "yes", "", "no"]
+    assert [row[2] for row in curves.table()] == ["train_loss", "", 2.5, 2.2, ""]
+    curves.epochs[0]["val_loss"] = 300.0
+    assert curves.figure().axes[0].get_yscale() == "log"
 
 
 def test_the_weights_at_the_end_are_those_of_the_best_epoch(scripted_fit: Callable[..., tuple]) -> None:

@@ -125,6 +125,10 @@ def test_a_resumed_fit_ends_like_one_that_never_stopped(small_fit: Callable[...,
     assert figures[0]["test"] == figures[1]["test"]
     assert figures[0]["best"]["val_loss"] == figures[1]["best"]["val_loss"]
     assert (stopped / "checkpoints" / "last.ckpt").read_bytes() == before
+    tables = [(tmp_path / f"runs/char_lm/version_{n}/epochs.csv").read_text() for n in (0, 2)]
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 5
+    assert "epoch 2: " in result.out and "epoch 1: " not in result.out
     config = yaml.safe_load((tmp_path / "runs/char_lm/version_2/config.yaml").read_text())
     assert config["ckpt_path"] is None  # or a test of this run would load another's weights
 
