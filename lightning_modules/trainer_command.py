@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.accelerators.cuda import is_cuda_available
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.trainer.call import _call_teardown_hook
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import lstm_fused
 from lightning_modules import callbacks, data, tasks
 from lightning_modules.allocator import keep_freed_memory
 from lightning_modules.checkpoints import SafeCheckpointIO, load_checkpoint
@@ -28,7 +30,7 @@ from lightning_modules.resume_options import OF_TRAINING, counts_anew, other_opt
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, read_summary, run_folder
 
 TRAINER_DEFAULTS = {
-    "accelerator": "cpu",  # where the fused kernel runs
+    "devices": 1,  # of a machine that others use too; and one process trains what one process says
     "gradient_clip_val": 1.0,
     "enable_model_summary": False,  # RunSummary says what there is
     # Lightning's own sampler would shuffle, which breaks the carried state without an error; our loader shards itself.
@@ -52,13 +54,22 @@ def run(command: str, arguments: list[str]) -> int:
         subclass_mode_data=True,
         parser_class=OneSentenceParser,
         save_config_callback=SaveConfig,
-        trainer_defaults=TRAINER_DEFAULTS,
+        trainer_defaults={"accelerator": default_accelerator()[0], **TRAINER_DEFAULTS},
         seed_everything_default=1,
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "lstm-fused"},
         args=[command, *expand_arguments(command, arguments)],
     )
     return 0
+
+
+def default_accelerator() -> tuple[str, str]:
+    """``auto`` where there is a GPU and this package's kernels for it, ``cpu`` elsewhere; and a line that says why."""
+    if not is_cuda_available():  # which leaves CUDA alone: processes may be forked yet
+        return "cpu", "on the CPU: torch finds no GPU that it has CUDA for"
+    if (reason := lstm_fused.cuda.unavailable()) is not None:
+        return "cpu", f"on the CPU (--trainer.accelerator gpu for the GPU): {reason}"
+    return "auto", "on the GPU (--trainer.accelerator cpu for the CPU)"
 
 
 def expand_arguments(command: str, arguments: list[str]) -> list[str]:
@@ -243,6 +254,12 @@ class TrainerCommand(LightningCLI):
         if self.subcommand == "fit":
             check_limits_of_training(self.trainer)
             self.model.check_trainer(self.trainer)
+            if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):
+                raise ValueError(
+                    "trainer.callbacks must not have StochasticWeightAveraging, whose average comes after the last "
+                    "validation, so that it could not be the best: WeightAveraging and EMAWeightAveraging validate "
+                    "theirs"
+                )
         check_limits_of_batches(self.trainer, self.datamodule, stages[self.subcommand])
         check_precision(self.trainer, self.model, self.datamodule, self.subcommand)
 
@@ -253,6 +270,9 @@ class TrainerCommand(LightningCLI):
         if given.enable_progress_bar is not False:
             extra.append(callbacks.ProgressBar())
         if self.subcommand == "fit":
+            accelerator, why = default_accelerator()
+            if given.accelerator == accelerator:
+                rank_zero_only(print)(why)
             stopping = self._get(self.config_init, "early_stopping")
             kept: dict[str, Any] = {}
             if self.checkpoint is not None and (reason := why_ended(self.checkpoint, given, stopping)):
@@ -387,6 +407,7 @@ def silence() -> None:
         ".*does not have many workers.*",
         ".*tensorboardX.*",
         ".*is smaller than the logging interval.*",
+        ".*WeightAveraging doesn't support sharding.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # that of a run that is finished
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -157,12 +157,16 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def kernel_in_use(layer: nn.Module) -> str:
-    """What computes the recurrence."""
+    """What computes the recurrence, and where."""
+    device = next((parameter.device for parameter in layer.parameters()), torch.device("cpu"))
+    place = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     if not is_fused(layer):
-        return f"torch {torch.__version__}"
+        return f"torch {torch.__version__}{place}"
     import lstm_fused
 
     info = lstm_fused.build_info()
+    if place:
+        return f"lstm_fused {info['version']} on CUDA{place}"
     return f"lstm_fused {info['version']} kernel, {info['isa']}, {torch.get_num_threads()} threads"
 
 

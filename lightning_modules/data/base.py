@@ -61,6 +61,10 @@ class TaskDataModule(LightningDataModule):
         """The number of processes that train together."""
         return 1 if self.trainer is None else self.trainer.world_size
 
+    def current_epoch(self) -> int:
+        """The number of the epoch that is trained."""
+        return 0 if self.trainer is None else self.trainer.current_epoch
+
     @property
     def order_seed(self) -> int:
         """The seed of the order of the examples: that of the run, which a resumed run keeps."""
@@ -86,7 +90,7 @@ class TaskDataModule(LightningDataModule):
             lengths=lengths,
             shuffle=shuffle,
             seed=self.order_seed,
-            epoch=lambda: 0 if self.trainer is None else self.trainer.current_epoch,
+            epoch=self.current_epoch,
             rank=self.rank,
             world_size=self.world_size,
             name=name,

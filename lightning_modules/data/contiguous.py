@@ -1,12 +1,17 @@
 """Batches that continue one another, for training with the state carried over (truncated backpropagation)."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from hashlib import blake2b
+from itertools import accumulate
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SHORTEST = 5  # steps, of a batch of random length
 
 
 class ContiguousLoader:
@@ -18,8 +23,11 @@ class ContiguousLoader:
 
     Yields pairs of int64 ``[T, B]``: the tokens, and the tokens that follow them.
 
+    With ``random_length`` the steps of a batch are drawn anew in every epoch (Merity et al. 2018, section 5), so that
+    the places where backpropagation is cut off move: see :func:`random_lengths`. All epochs have as many batches.
+
     Under distributed training each rank reads its own columns (``B = batch_size / world_size``), so all ranks
-    together read what one process would. The order never changes and takes no random numbers.
+    together read what one process would. The order never changes; the lengths are a function of ``seed`` and the epoch.
 
     ``state_dict`` is the place in the text, and of which text and columns it is the place. A loader of the same columns
     goes on at that step exactly, with another ``sequence_length`` too; any other begins at its beginning, and
@@ -28,7 +36,10 @@ class ContiguousLoader:
     Args:
         tokens: int64 [N].
         batch_size: columns over all ranks, a multiple of ``world_size``.
-        sequence_length: steps of a batch.
+        sequence_length: steps of a batch, or around which they are drawn.
+        random_length: whether they are drawn.
+        seed: of the lengths.
+        epoch: gives the number of the epoch.
         name: what the text is called in an error.
 
     Attributes:
@@ -43,6 +54,9 @@ class ContiguousLoader:
         batch_size: int,
         sequence_length: int,
         *,
+        random_length: bool = False,
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
         name: str = "text",
@@ -50,6 +64,10 @@ class ContiguousLoader:
         for argument, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
+        if random_length and sequence_length < 2 * SHORTEST:
+            raise ValueError(
+                f"sequence_length must be at least {2 * SHORTEST} with random_length, got {sequence_length}"
+            )
         if batch_size % world_size:
             raise ValueError(f"batch_size must be a multiple of the {world_size} processes, got {batch_size}")
         steps = len(tokens) // batch_size
@@ -61,24 +79,30 @@ class ContiguousLoader:
         columns = tokens[: steps * batch_size].view(batch_size, steps)
         share = batch_size // world_size
         self.columns = columns[rank * share : (rank + 1) * share].t().contiguous()  # [steps, B]
-        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.batch_size, self.sequence_length, self.random_length = batch_size, sequence_length, random_length
+        self.seed, self.epoch = seed, epoch
         self.begins_anew, self.changed = False, ""
         self._tokens = tokens
         self._start = 0  # the step of the columns at which the next epoch begins
         self._position = 0  # the step up to which the present epoch has given out its batches
 
     def __len__(self) -> int:
-        return -(-(len(self.columns) - 1) // self.sequence_length)
+        return len(self.ends(self.epoch()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
         self._position, self._start = self._start, 0
-        last = len(self.columns) - 1
-        while self._position < last:
-            begin = self._position
-            end = min((begin // self.sequence_length + 1) * self.sequence_length, last)
-            self._position = end
+        ends = self.ends(self.epoch())
+        for end in ends[bisect_right(ends, self._position) :]:
+            begin, self._position = self._position, end
             yield self.columns[begin:end], self.columns[begin + 1 : end + 1]
+
+    def ends(self, epoch: int) -> list[int]:
+        """The step before which each batch of an epoch ends."""
+        last = len(self.columns) - 1
+        if not self.random_length:
+            return [*range(self.sequence_length, last, self.sequence_length), last]
+        return list(accumulate(random_lengths(last, self.sequence_length, self.seed * 1_000_003 + epoch)))
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +111,7 @@ class ContiguousLoader:
 
     @property
     def next_batch(self) -> int:
-        return self._start // self.sequence_length
+        return bisect_right(self.ends(self.epoch()), self._start)
 
     def restart(self) -> None:
         """Lets the next epoch begin with the first batch, whatever state was loaded."""
@@ -98,6 +122,7 @@ class ContiguousLoader:
             "position": self._position,
             "batch_size": self.batch_size,
             "sequence_length": self.sequence_length,
+            "random_length": self.random_length,
             "tokens": self._fingerprint,
         }
 
@@ -106,7 +131,7 @@ class ContiguousLoader:
             state = {"position": state["batches"] * state.get("sequence_length", self.sequence_length), **state}
         self.changed = ", ".join(
             f"--data.{name} was {state[name]} and is {getattr(self, name)}"
-            for name in ("batch_size", "sequence_length")
+            for name in ("batch_size", "sequence_length", "random_length")
             if state.get(name, getattr(self, name)) != getattr(self, name)
         )
         self.begins_anew = state.get("batch_size", self.batch_size) != self.batch_size
@@ -119,6 +144,25 @@ class ContiguousLoader:
     @cached_property
     def _fingerprint(self) -> str:
         return blake2b(self._tokens.contiguous().numpy(), digest_size=16).hexdigest()
+
+
+def random_lengths(steps: int, sequence_length: int, seed: int) -> list[int]:
+    """The lengths of the batches that ``steps`` are cut into, drawn as Merity et al. (2018, section 5) do.
+
+    A length is normal with deviation 5 around ``sequence_length``, in one batch of twenty around half of that, and at
+    least 5. Their number is that which these lengths give in the mean, for every seed: a trainer's schedules and its
+    progress count on epochs of one size. What their sum then lacks, or has too much, is shared out one by one.
+    """
+    count = max(1, round(steps / (0.975 * sequence_length)))  # 0.95 + 0.05 / 2
+    if count == 1:
+        return [steps]
+    random = Random(seed)
+    means = [sequence_length if random.random() < 0.95 else sequence_length / 2 for _ in range(count)]
+    lengths = [max(SHORTEST, int(random.gauss(mean, 5))) for mean in means]
+    while missing := steps - sum(lengths):
+        for k in random.sample(range(count), min(abs(missing), count)):
+            lengths[k] = max(SHORTEST, lengths[k] + (1 if missing > 0 else -1))
+    return lengths
 
 
 def entropy(tokens: Tensor) -> float:

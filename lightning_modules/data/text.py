@@ -10,12 +10,12 @@ from torch import Tensor
 from lightning_modules.data.base import SPLITS, TaskDataModule
 from lightning_modules.data.contiguous import ContiguousLoader, entropy
 from lightning_modules.data.cutting import cut_text
-from lightning_modules.data.reading import DataFiles
+from lightning_modules.data.reading import DataFiles, list_files
 from lightning_modules.data.text_files import check_encoding, default_text, not_text, read_files
 from lightning_modules.data.vocabulary import Vocabulary
 from lightning_modules.resuming import tell
 
-SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("test",)}
+SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ()}
 TEXT_OPTIONS = ("path", "train", "valid", "test", "split", "encoding")  # what decides on the texts
 VOCABULARY_OPTIONS = ("max_vocab", "min_count")
 
@@ -40,6 +40,7 @@ class TextDataModule(TaskDataModule):
         train: a file, a folder or a glob of the train text; needs ``valid``.
         valid: the same of the valid text.
         test: the same of the test text.
+        predict: the same of a text to predict token by token; the test text if not given.
         split: shares of train, valid and test, in the text's order; they are scaled to sum 1. A share of 0 for test
             leaves the test out. Where files are named after train and test alone, the first two cut train.
         level: whether a token is a character (``char``) or a word (``word``), which is what white space separates.
@@ -48,6 +49,8 @@ class TextDataModule(TaskDataModule):
             word is from the words seen once.
         batch_size: columns of a batch, over all processes.
         sequence_length: steps of a batch.
+        random_length: each epoch draws the steps of its training batches anew, around ``sequence_length``, in one of
+            twenty around half of it; the learning rate of a step goes with them (AWD-LSTM; Merity et al. 2018, sec. 5).
         encoding: of the files; a byte order mark tells it too.
     """
 
@@ -59,12 +62,14 @@ class TextDataModule(TaskDataModule):
         train: str | None = None,
         valid: str | None = None,
         test: str | None = None,
+        predict: str | None = None,
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         level: Literal["char", "word"] = "char",
         max_vocab: int | None = None,
         min_count: int = 1,
         batch_size: int = 32,
         sequence_length: int = 64,
+        random_length: bool = False,
         encoding: str = "utf-8",
     ) -> None:
         super().__init__()
@@ -94,8 +99,10 @@ class TextDataModule(TaskDataModule):
             if "train" in splits:
                 self.files.check_disjoint()
             text = read_files(files, self.hparams.encoding) if files else default_text()
-            shares = [self.hparams.split[SPLITS.index(split)] for split in splits]
-            pieces = cut_text(text, shares, words=self.hparams.level == "word") if len(splits) > 1 else [text]
+            pieces = [text]
+            if len(splits) > 1:
+                shares = [self.hparams.split[SPLITS.index(split)] for split in splits]
+                pieces = cut_text(text, shares, words=self.hparams.level == "word")
             for split, piece in zip(splits, pieces, strict=True):
                 if split == name or self.hparams[split] is None:  # another's piece, unless it has files of its own
                     self._texts[split] = piece
@@ -107,6 +114,8 @@ class TextDataModule(TaskDataModule):
 
     def _source(self, name: str) -> tuple[Sequence[Any], tuple[str, ...]]:
         """The files of a split, and into which splits they are cut; none where there is no such split."""
+        if name == "predict":
+            return list_files(self.hparams.predict), ("predict",)
         files, splits = self.files.source(name) or ([], ())
         if "test" in splits[1:] and not self.hparams.split[2] > 0:
             splits = splits[:-1]
@@ -115,6 +124,15 @@ class TextDataModule(TaskDataModule):
     def has_test(self) -> bool:
         """Whether there is a test text."""
         return bool(self._source("test")[1])
+
+    @property
+    def split_to_predict(self) -> str:
+        """``predict`` where a text for it is given, and else ``test``. Raises ValueError where there is neither."""
+        if self.hparams.predict is not None:
+            return "predict"
+        if not self.has_test():
+            raise ValueError("there is nothing to predict: name a text with --data.predict")
+        return "test"
 
     def _tell(self, sentences: Sequence[str]) -> None:
         """Each once."""
@@ -175,7 +193,7 @@ class TextDataModule(TaskDataModule):
 
     def judges_untrained_unknown(self) -> bool:
         """Whether a split that is judged, of those read so far, has ``<unk>`` and training does not."""
-        judged = [name for name in ("valid", "test") if name in self._tokens]
+        judged = [name for name in ("valid", "test", "predict") if name in self._tokens]
         return any(self.unknown_share(name) for name in judged) and not self.unknown_is_trained
 
     # The checkpoint -------------------------------------------------------------------------------------------------
@@ -239,17 +257,23 @@ class TextDataModule(TaskDataModule):
     def setup(self, stage: str) -> None:
         """Reads what ``stage`` needs, so that a bad file or a short text is told before anything else begins."""
         for name in SPLITS_OF_STAGE[stage]:
-            self._loader(name, 1 if stage == "predict" else self.hparams.batch_size)
+            self._loader(name, self.hparams.batch_size)
+        if stage == "predict":
+            self.predict_dataloader()
         if stage == "fit" and not self.unknown_is_trained:  # of the checkpoint's run, and not of this text either?
             self._unknown_is_trained = bool((self.tokens("train") == 0).any())
         self._tell_differences(stage == "fit")
-        self._tell_of_figures(stage)
+        if stage != "predict":
+            self._tell_of_figures(stage)
 
     def _loader(self, name: str, batch_size: int) -> ContiguousLoader:
         return ContiguousLoader(
             self.tokens(name),
             batch_size,
             self.hparams.sequence_length,
+            random_length=self.hparams.random_length and name == "train",
+            seed=self.order_seed,
+            epoch=self.current_epoch,
             rank=self.rank,
             world_size=self.world_size,
             name=f"{name} text",
@@ -263,7 +287,7 @@ class TextDataModule(TaskDataModule):
         judged = SPLITS_OF_STAGE[stage][-1]
         other = {"valid": "test", "test": "valid"}[judged]
         told = other in self._tokens and self.unknown_share(other) > 0
-        if stage != "predict" and not told and self.judges_untrained_unknown():
+        if not told and self.judges_untrained_unknown():
             figure = "bpc" if self.hparams.level == "char" else "ppl"
             self._tell(
                 [
@@ -284,8 +308,8 @@ class TextDataModule(TaskDataModule):
         return self._loader("test", self.hparams.batch_size)
 
     def predict_dataloader(self) -> ContiguousLoader:
-        """The test text in one column, which is its order of reading."""
-        return self._loader("test", 1)
+        """The text to predict in one column, which is its order of reading."""
+        return self._loader(self.split_to_predict, 1)
 
 
 def _plain(option: Any) -> Any:

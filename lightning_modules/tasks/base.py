@@ -11,6 +11,8 @@ from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
 
@@ -89,6 +91,7 @@ class RecurrentTask(LightningModule):
         lr_scheduler: instead of these two, a class of torch.optim.lr_scheduler, a class path, or class_path and
             init_args.
         lr_scheduler_interval: whether it steps every ``epoch`` or every ``step``.
+        lr_scheduler_monitor: the figure that ReduceLROnPlateau goes by; its own ``mode`` says which way is better.
         cell: the former name of ``recurrent``.
     """
 
@@ -116,6 +119,7 @@ class RecurrentTask(LightningModule):
         warmup_steps: int = 0,
         lr_scheduler: str | dict[str, Any] | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        lr_scheduler_monitor: str = "val_loss",
         cell: str | None = None,
     ) -> None:
         super().__init__()
@@ -311,6 +315,14 @@ class RecurrentTask(LightningModule):
                 f"{hparams.warmup_steps}"
             )
 
+        if hparams.lr_scheduler is not None and hparams.lr_scheduler_interval == "step":
+            cls = import_class(LR_SCHEDULER, hparams.lr_scheduler["class_path"])
+            if issubclass(cls, ReduceLROnPlateau):
+                raise ValueError(
+                    f"lr_scheduler_interval must be 'epoch' with {cls.__name__}, which goes by "
+                    f"{hparams.lr_scheduler_monitor}, got 'step'"
+                )
+
     @classmethod
     def hparams_of(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """The constructor's arguments that a checkpoint was saved with, an older one's among them."""
@@ -380,21 +392,41 @@ class RecurrentTask(LightningModule):
         max_epochs = endless if trainer.max_epochs is None else trainer.max_epochs
         if self.hparams.lr_schedule == "cosine" and max_epochs == trainer.max_steps == -1:
             raise ValueError(COSINE_NEEDS_AN_END)
+        optimizer = self._new_optimizer()
+        if self.hparams.lr_scheduler is not None:
+            self._new_scheduler(optimizer)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        if self._trainer is not None:  # without one the optimizers can be looked at too
-            self.check_trainer(self.trainer)
-        optimizer = build_optimizer(
+    def _new_optimizer(self) -> Optimizer:
+        return build_optimizer(
             self.decay_partition(),
             self.hparams.optimizer,
             lr=self.hparams.lr,
             weight_decay=self.hparams.weight_decay,
             momentum=self.hparams.momentum,
         )
+
+    def _new_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        """That of ``lr_scheduler``."""
+        spec = self.hparams.lr_scheduler
+        try:
+            return build(LR_SCHEDULER, spec, optimizer)
+        except TypeError as error:  # an argument is missing
+            reason = str(error).rpartition("__init__() ")[2]
+        except ValueError as error:
+            reason = str(error)
+        reason = reason.removeprefix("lr_scheduler: ")
+        raise ValueError(f"lr_scheduler: {spec['class_path']}: {reason}; --model.lr_scheduler.NAME gives an argument")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        if self._trainer is not None:  # without one the optimizers can be looked at too
+            self.check_trainer(self.trainer)
+        optimizer = self._new_optimizer()
         if self.hparams.lr_scheduler is not None:
-            scheduler = build(LR_SCHEDULER, self.hparams.lr_scheduler, optimizer)
-            interval = self.hparams.lr_scheduler_interval
-            schedule = {"scheduler": scheduler, "interval": interval, "monitor": "val_loss"}
+            schedule = {
+                "scheduler": self._new_scheduler(optimizer),
+                "interval": self.hparams.lr_scheduler_interval,
+                "monitor": self.hparams.lr_scheduler_monitor,
+            }
             return {"optimizer": optimizer, "lr_scheduler": schedule}
         # Asked here and not in a step, the trainer would open the train loader before a resumed run has told the
         # loader where to go on.

@@ -4,17 +4,21 @@ import csv
 import math
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.averaging import NonMonotonicAveraging
 from lightning_modules.callbacks.text_sample import TextSample
+from lightning_modules.data.contiguous import ContiguousLoader
 from lightning_modules.data.text import TextDataModule
 from lightning_modules.data.vocabulary import UNKNOWN
 from lightning_modules.generation import generate
@@ -22,6 +26,13 @@ from lightning_modules.models.language_model import LanguageModel
 from lightning_modules.models.metrics import BitsPerCharacter, Mean, Perplexity
 from lightning_modules.models.recurrent import detach
 from lightning_modules.tasks.base import RecurrentTask, to_full_precision
+
+
+class TokenPrediction(NamedTuple):
+    """A token of a text, and its log-probability in nats after all that stands before it."""
+
+    token: str
+    log_probability: float
 
 
 class LanguageModelTask(RecurrentTask):
@@ -33,7 +44,8 @@ class LanguageModelTask(RecurrentTask):
     The losses are in nats a token; the metrics are ``ppl`` and, for characters, ``bpc``. Where the model never saw
     ``<unk>`` in training and is judged on a text that has it, there are ``loss_known``, ``ppl_known`` and ``bpc_known``
     too, means over the known tokens alone (each predicted after all that stands before it). ``dropout`` acts on the
-    embedding, after each layer and before the decoder.
+    embedding, after each layer and before the decoder. Where the data draws the lengths of its batches, the learning
+    rate of a step is that of the schedule times its length over ``data.sequence_length``.
 
     Args:
         vocab_size: number of tokens; taken from the data if not given.
@@ -76,6 +88,7 @@ class LanguageModelTask(RecurrentTask):
         super().__init__(**shared)
         self.train_state: Any = None
         self.eval_state: Any = None
+        self._lengths: list[int] = []  # of the batches since the optimizer's last step
 
     # The model ------------------------------------------------------------------------------------------------------
 
@@ -160,6 +173,28 @@ class LanguageModelTask(RecurrentTask):
         logits, state = self(tokens, state)
         return token_loss(logits, targets, label_smoothing=label_smoothing), detach(state)
 
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._lengths.append(len(batch[0]))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """A mean over few tokens is as large as one over many: a short batch would count for more than its share."""
+        lengths, self._lengths = self._lengths, []
+        options = self.trainer.datamodule.hparams
+        if not options.get("random_length"):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        scale = sum(lengths) / len(lengths) / options.sequence_length
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * scale
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
     # Predictions and samples ----------------------------------------------------------------------------------------
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -187,6 +222,25 @@ class LanguageModelTask(RecurrentTask):
         if known and data.judges_untrained_unknown():
             figures += f" (of the {known:,} known tokens {math.exp(-known_total / known):.3f})"
         return f"{count:,} tokens, {figures}, in {path}"
+
+    @torch.inference_mode()
+    def predict_examples(self, examples: Iterable[str], data: TextDataModule) -> list[list[TokenPrediction]]:
+        """The log-probability of every token of each text but its first, which nothing stands before.
+
+        A token that the model does not know is ``<unk>``. Raises ValueError for a text of fewer than two tokens.
+        """
+        predictions = []
+        for number, text in enumerate([examples] if isinstance(examples, str) else examples):
+            ids, names = data.vocabulary.encode(text), data.vocabulary.tokens
+            if len(ids) < 2:
+                raise ValueError(f"a text to predict must have at least 2 tokens, and text {number} has {len(ids)}")
+            found: list[TokenPrediction] = []
+            for batch_idx, batch in enumerate(ContiguousLoader(ids, 1, data.hparams.sequence_length)):
+                moved = tuple(tensor.to(self.device) for tensor in batch)
+                targets, values = (tensor.flatten().tolist() for tensor in self.predict_step(moved, batch_idx))
+                found += [TokenPrediction(names[k], value) for k, value in zip(targets, values, strict=True)]
+            predictions.append(found)
+        return predictions
 
     @classmethod
     def add_sample_arguments(cls, parser: ArgumentParser) -> None:

@@ -1,12 +1,14 @@
 """The AWD-LSTM recipe: words without embedding, penalties on the outputs, weights averaged once validation stalls."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from exact_resume import check_exact_resume
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import Result
 
@@ -90,6 +92,49 @@ def test_the_average_is_that_of_all_steps_since_and_a_resumed_run_keeps_it(
     again = fit(tmp_path / "saved" / f"step={begin + 2}.ckpt", seed=3)
     for name, value in task.state_dict().items():
         assert value.equal(again.state_dict()[name]), name
+
+
+def test_a_step_of_a_batch_of_random_length_goes_with_its_length(
+    make_data: Callable[..., TextDataModule], make_task: Callable[..., LanguageModelTask],
+    make_trainer: Callable[..., Trainer],
+) -> None:  # fmt: skip
+    class Steps(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            lengths.append(len(batch[0]))
+            before.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            during.append([group["lr"] for group in optimizer.param_groups])
+
+    lengths, before, during = [], [], []
+    data, task = make_data(random_length=True), make_task(vocab_size=None, lr_schedule="cosine")
+    trainer = make_trainer(max_epochs=2, callbacks=[Steps()])
+    trainer.fit(task, data)
+    count = len(data.train_dataloader())
+    assert len(lengths) == 2 * count
+    assert lengths[:count] != lengths[count:]
+    for length, rates, scaled in zip(lengths, before, during, strict=True):
+        assert scaled == [rate * (length / 20) for rate in rates]
+    # The schedule is that of the steps of the run, which ends at its end.
+    assert [rate for rate, _ in before] == pytest.approx(
+        [0.01] * 1 + [0.005 * (1 + math.cos(math.pi * step / (2 * count))) for step in range(1, 2 * count)]
+    )
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_batches_of_random_lengths_go_on_exactly(
+    make_data: Callable[..., TextDataModule], make_task: Callable[..., LanguageModelTask],
+    make_trainer: Callable[..., Trainer], tmp_path: Path,
+) -> None:  # fmt: skip
+    def data() -> TextDataModule:
+        return make_data(random_length=True)
+
+    def task() -> LanguageModelTask:
+        return make_task(vocab_size=None)
+
+    data().setup("fit")
+    batches = len(data().train_dataloader())
+    check_exact_resume(task, data, make_trainer, tmp_path / "saved", step=batches + batches // 2)
 
 
 def test_the_config_runs(command: Callable[..., Result], text_file: Path) -> None:

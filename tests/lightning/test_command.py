@@ -89,6 +89,26 @@ def test_a_fit_and_all_that_follows(
     total = sum(float(row["log_probability"]) for row in predictions)
     assert f"perplexity {math.exp(-total / len(predictions)):.3f}" in predict.out
 
+    # New text, from a file and from memory; € is no character of the run's.
+    new = "the cat sat on a dog€\n"
+    (tmp_path / "new.txt").write_text(new, encoding="utf-8")
+    result = command("predict", "-c", RUN, "--ckpt_path", "best", "--data.predict=new.txt", *SMALL[-1:])
+    assert result.code == 0, result.err
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["token"] for row in rows] == [*new[1:-2], "<unk>", "\n"]
+    assert f"{len(rows)} tokens, perplexity " in result.out
+    assert "(of the 20 known tokens " in result.out
+    loaded = load_run(RUN)
+    first, second = loaded.predict([new, text])
+    assert [token for token, _ in first] == [row["token"] for row in rows]
+    assert [p for _, p in first] == pytest.approx([float(row["log_probability"]) for row in rows], abs=1e-5)
+    assert [token for token, _ in second] == [row["token"] for row in predictions[1:]]
+    with pytest.raises(ValueError, match="a text to predict must have at least 2 tokens, and text 1 has 1"):
+        loaded.predict(["ab", "a"])
+    missing = command("predict", "-c", RUN, "--ckpt_path", "best", "--data.predict=no.txt", *SMALL[-1:])
+    assert missing.error == "there is no file, folder or match of a glob at 'no.txt'"
+
     samples = [
         command("sample", RUN, "--prompt", "the ", "--length", 40, "--seed", seed, "--top-k", 9, "--top_p", 0.9).out
         for seed in (1, 1, 2)
@@ -128,7 +148,8 @@ def test_a_resumed_fit_ends_like_one_that_never_stopped(small_fit: Callable[...,
     tables = [(tmp_path / f"runs/char_lm/version_{n}/epochs.csv").read_text() for n in (0, 2)]
     assert tables[0] == tables[1]
     assert len(tables[0].splitlines()) == 5
-    assert "epoch 2: " in result.out and "epoch 1: " not in result.out
+    assert "epoch 2: " in result.out
+    assert "epoch 1: " not in result.out
     config = yaml.safe_load((tmp_path / "runs/char_lm/version_2/config.yaml").read_text())
     assert config["ckpt_path"] is None  # or a test of this run would load another's weights
 

@@ -1,11 +1,12 @@
 """Contiguous batches: each continues the one before, column by column."""
 
 import math
+import statistics
 
 import pytest
 import torch
 
-from lightning_modules.data.contiguous import ContiguousLoader, entropy
+from lightning_modules.data.contiguous import ContiguousLoader, entropy, random_lengths
 
 
 @pytest.mark.parametrize(("length", "batch", "steps"), [(103, 4, 7), (40, 1, 10), (41, 2, 50), (9, 3, 1)])
@@ -90,6 +91,77 @@ def test_other_columns_or_tokens_begin_the_epoch_anew() -> None:
     assert (again.next_batch, again.begins_anew, again.changed) == (1, False, "")
     again.restart()
     assert len(list(again)) == len(again)
+
+
+def test_random_lengths_are_drawn_as_in_the_paper_and_are_as_many_in_every_epoch() -> None:
+    drawn = [random_lengths(20_000, 70, seed) for seed in range(20)]
+    assert {len(lengths) for lengths in drawn} == {293}  # 20,000 / (0.975 * 70)
+    assert {sum(lengths) for lengths in drawn} == {20_000}
+    assert drawn[0] == random_lengths(20_000, 70, 0) != drawn[1]
+    lengths = [length for of_seed in drawn for length in of_seed]
+    short = [length for length in lengths if length < 52.5]
+    assert abs(len(short) / len(lengths) - 0.05) < 4 * (0.05 * 0.95 / len(lengths)) ** 0.5 + 0.001
+    assert statistics.mean(short) == pytest.approx(35, abs=1.5)
+    long = [length for length in lengths if length > 52.5]
+    assert statistics.mean(long) == pytest.approx(70, abs=1)
+    assert statistics.stdev(long) == pytest.approx(5, abs=0.5)
+    assert random_lengths(3, 70, 0) == [3]
+    for steps in range(1, 200):
+        lengths = random_lengths(steps, 10, steps)
+        assert sum(lengths) == steps
+        assert len(lengths) == 1 or min(lengths) >= 5
+
+
+def test_batches_of_random_lengths_are_the_text_and_differ_by_epoch() -> None:
+    lengths: list[list[int]] = []
+
+    def loader(rank: int = 0, world_size: int = 1, seed: int = 5) -> ContiguousLoader:
+        return ContiguousLoader(
+            torch.arange(400),
+            2,
+            20,
+            random_length=True,
+            seed=seed,
+            epoch=lambda: len(lengths),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    for _ in range(3):
+        batches = list(loader())
+        assert len(batches) == len(loader())
+        whole = torch.cat([x for x, _ in batches])
+        assert whole[:, 0].equal(torch.arange(199))
+        assert whole[:, 1].equal(torch.arange(200, 399))
+        assert torch.cat([y for _, y in batches]).equal(whole + 1)
+        assert [len(x) for rank in (0, 1) for x, _ in loader(rank, 2)] == 2 * [len(x) for x, _ in batches]
+        lengths.append([len(x) for x, _ in batches])
+    assert lengths[0] != lengths[1] != lengths[2]
+    assert [len(x) for x, _ in loader(seed=6)] != [len(x) for x, _ in loader()]
+    with pytest.raises(ValueError, match="sequence_length must be at least 10 with random_length, got 9"):
+        ContiguousLoader(torch.arange(50), 2, 9, random_length=True)
+
+
+@pytest.mark.parametrize("random_length", [True, False])
+def test_batches_of_random_lengths_go_on_where_they_stopped(random_length: bool) -> None:
+    def loader(random_length: bool = True) -> ContiguousLoader:
+        return ContiguousLoader(torch.arange(400), 2, 20, random_length=random_length, seed=5, epoch=lambda: 3)
+
+    expected = list(loader())
+    for taken in range(1, len(expected)):
+        first, second = loader(), loader(random_length)
+        iterator = iter(first)
+        for _ in range(taken):
+            next(iterator)
+        second.load_state_dict(first.state_dict())
+        rest = torch.cat([x for x, _ in expected[taken:]])
+        if random_length:
+            assert (second.next_batch, second.changed) == (taken, "")
+        else:
+            assert second.changed == "--data.random_length was True and is False"
+        batches = [x for x, _ in second]
+        assert torch.cat(batches).equal(rest)
+        assert len(batches) == len(expected) - taken or not random_length
 
 
 def test_the_place_of_an_iterator_that_has_not_begun_is_not_lost() -> None:
