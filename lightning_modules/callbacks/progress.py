@@ -13,7 +13,6 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=10)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss of the last batch: all else would leave the bar no room, and is told at the epoch's end."""
         metrics = super().get_metrics(trainer, pl_module)
-        for name in ("v_num", "train_loss_step"):
-            metrics.pop(name, None)
-        return metrics
+        return {"loss": metrics["train_loss_step"]} if "train_loss_step" in metrics else {}
