@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from lightning_modules.callbacks.confusion_picture import draw_confusion
 from lightning_modules.runs import folder_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class MemoryPicture(Callback):
             right = (outputs.argmax(-1) == targets).double().mean(1)
             table = [["position", "accuracy"], *([k + 1, value] for k, value in enumerate(right.tolist()))]
             draw_accuracy(axes, table, 1 / (data.output_size - 1), "position of the symbol")
+            if len(table) <= 20:
+                axes.set_xticks([position for position, _ in table[1:]])
         elif data.by_distance:
             name = "accuracy_over_distance"
             right = (outputs.argmax(-1) == targets).double()
@@ -70,10 +73,12 @@ class MemoryPicture(Callback):
             counts = multiclass_confusion_matrix(outputs, targets, data.output_size)
             names = [data.class_name(k) for k in range(data.output_size)]
             table = [["target", *names], *([name, *row] for name, row in zip(names, counts.tolist(), strict=True))]
-            draw_confusion(axes, counts, names)
-        axes.set_title(f"{split}, {len(lengths):,} sequences", fontsize="medium")
         path = folder / f"{name}.png"
-        FigureCanvasAgg(figure).print_png(path)
+        if name == "confusion":
+            draw_confusion(counts, names, path, f"{split} split")
+        else:
+            axes.set_title(f"{split} split, {len(lengths):,} sequences", fontsize="medium")
+            FigureCanvasAgg(figure).print_png(path)
         if table is not None:
             with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(table)
@@ -83,8 +88,8 @@ class MemoryPicture(Callback):
 def draw_accuracy(axes: "Axes", table: list[list[Any]], chance: float, xlabel: str) -> None:
     """The accuracy over a distance or a position, with chance and 90 % as lines."""
     axes.plot(*zip(*table[1:], strict=True), marker="o")
-    axes.axhline(0.9, color="grey", linestyle="--", linewidth=1, label="90 %")
-    axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"chance, {chance:.1%}")
+    axes.axhline(0.9, color="grey", linestyle="--", linewidth=1, label="90%")
+    axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"chance: {chance:.1%}")
     axes.set(xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
@@ -99,17 +104,3 @@ def draw_numbers(axes: "Axes", targets: torch.Tensor, outputs: torch.Tensor) -> 
     axes.set(xlabel="sum of the two marked numbers", ylabel="prediction")
     axes.grid(alpha=0.3)
     axes.legend()
-
-
-def draw_confusion(axes: "Axes", counts: torch.Tensor, names: list[str]) -> None:
-    """The counts of predictions (columns) of each target (rows), shaded by the share of the row."""
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in torch.cartesian_prod(*2 * [torch.arange(len(names))]).tolist():
-        if counts[row, column]:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            text = str(int(counts[row, column]))
-            axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=color)
-    axes.set(xlabel="prediction", ylabel="target")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
