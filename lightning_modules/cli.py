@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from lightning_modules.terminal import check_text, lenient_output, utf8_files
+
 USAGE = """\
 usage: lstm-fused COMMAND ...
 
@@ -56,7 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait do so without burning their core: on a machine that others use too, a step is several times
     # faster. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with lenient_output() as output, utf8_files():
+        code = _end(arguments, debug)
+        if code == 0 and (failure := output.failure()):
+            print(f"lstm-fused: error: standard output is not whole: {failure.strerror}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _end(arguments: list[str], debug: bool) -> int:
+    """How the command ends, told where it does not end well."""
     try:
+        check_text(arguments, "an argument")
         return _run(arguments)
     except (SystemExit, KeyboardInterrupt) as end:
         code = exit_code(end)
@@ -66,8 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"lstm-fused: error: {sentence(error)}", file=sys.stderr)
+        if debug or is_first_to_fail():
+            print(f"lstm-fused: error: {sentence(error)}", file=sys.stderr)
         return 1
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other of the processes that train together has failed before this one.
+
+    What ends one of them ends all: each finds the same fault, or misses the one that has found it.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"  # until they have met, all of them do the same
+    try:
+        return distributed.distributed_c10d._get_default_store().add("lstm_fused: failed", 1) == 1
+    except RuntimeError:  # process 0, which has the store, is gone
+        return False
 
 
 def _run(arguments: list[str]) -> int:

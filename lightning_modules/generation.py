@@ -36,7 +36,8 @@ def next_token_distribution(
     ranked, order = logits.double().sort(descending=True, stable=True)
     if temperature == 0:
         top_k, temperature = 1, 1.0
-    probabilities = (ranked / temperature).softmax(0)
+    # The largest is 0 now: divided by the smallest number there is, it is not infinite.
+    probabilities = ((ranked - ranked[0]) / temperature).softmax(0)
     if top_k is not None:
         probabilities[top_k:] = 0
         probabilities /= probabilities.sum()
@@ -44,6 +45,18 @@ def next_token_distribution(
         before = probabilities.cumsum(0) - probabilities  # what the more probable tokens reach without this one
         probabilities[before >= top_p] = 0
     return torch.zeros_like(probabilities).scatter_(0, order, probabilities / probabilities.sum())
+
+
+def seeded_generator(seed: int | None) -> torch.Generator:
+    """A generator of its own, which leaves torch's alone; ``None`` draws a seed.
+
+    Raises ValueError for a seed that is no 64-bit number.
+    """
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    return generator
 
 
 @torch.inference_mode()
@@ -67,12 +80,12 @@ def generate(
         seed: the same seed gives the same text; ``None`` draws one.
 
     Raises:
-        ValueError: a length below 0, a sampling argument out of its range, or predictions that are not finite.
+        ValueError: a length below 0, a seed or a sampling argument out of its range, or predictions that are not
+            finite.
     """
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    generator = seeded_generator(seed)
     device = next(net.parameters()).device
     was_training = net.training
     net.eval()

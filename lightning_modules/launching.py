@@ -19,6 +19,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lightning_modules.cli import TERMINATED, exit_code, sentence
+from lightning_modules.terminal import lenient_output, utf8_files
 
 
 class ProcessFailed(ChildProcessError):
@@ -60,12 +61,13 @@ def _work(trainer: Trainer, model: LightningModule, command: Callable[[], None])
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)  # a forked process has those of the one that waits
     trainer.strategy._launcher = None  # nothing is left to start
-    try:
-        command()
-    except (SystemExit, KeyboardInterrupt) as end:
-        return exit_code(end)
-    except Exception as error:
-        raise ProcessFailed(sentence(error)) from error
+    with lenient_output(), utf8_files():
+        try:
+            command()
+        except (SystemExit, KeyboardInterrupt) as end:
+            return exit_code(end)
+        except Exception as error:
+            raise ProcessFailed(sentence(error)) from error
     return 0
 
 

@@ -1,14 +1,22 @@
 """``lstm-fused sample``: what a trained model makes up."""
 
 import argparse
+from typing import NoReturn
 
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
 from lightning_modules.tasks import LanguageModelTask
 
 
+class OneSentenceParser(argparse.ArgumentParser):
+    """Tells a mistake like every other error, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused sample",
         description="Draw samples from a trained model. With a run's name --help lists the options of its task, "
         "without one those of a language model.",

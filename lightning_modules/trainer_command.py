@@ -43,6 +43,8 @@ DIVERGED_ADVICE = "lower the learning rate, or clip gradients (trainer.gradient_
 def run(command: str, arguments: list[str]) -> int:
     """Runs one of Lightning's subcommands on command line arguments."""
     silence()
+    if command == "predict" and rank_zero_only.rank and not {"-h", "--help"} & set(arguments):
+        return 0  # under torchrun: the first process predicts it all
     if (help_text := spec_help(arguments)) is not None:
         print(help_text)
         return 0
@@ -239,6 +241,12 @@ class TrainerCommand(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.parser.add_instantiator(made_later, Logger, subclasses=True)
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything must be true, false or in [0, 2**32), got {seed}")
+        super()._set_seed()
+
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.datamodule).__qualname__)):
@@ -299,6 +307,8 @@ class TrainerCommand(LightningCLI):
         if loggers and not self.unfinished:
             extra.append(LearningRateMonitor(logging_interval="step"))
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
+        if self.subcommand == "predict":
+            options |= in_one_process(given)
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
         return super().instantiate_trainer(logger=loggers, plugins=[*plugins, SafeCheckpointIO()], **options)
 
@@ -393,6 +403,23 @@ class TrainerCommand(LightningCLI):
         """Writes what the task makes of the data to predict, into the run's folder."""
         batches = self.trainer.predict(**options)
         print(self.model.write_predictions(batches, self.datamodule, run_folder(options["ckpt_path"])))
+
+
+def in_one_process(given: Any) -> dict[str, Any]:
+    """The trainer's arguments with which one process predicts, whatever others trained the run; a line says so.
+
+    Each of several processes would have a share of the predictions, which are written in the order of the data.
+
+    Args:
+        given: the trainer's arguments.
+    """
+    devices = given.devices
+    if isinstance(devices, str) and "," in devices:  # numbers of devices, as a list
+        devices = [int(number) for number in devices.split(",") if number.strip()]
+    one = devices[:1] if isinstance(devices, list) else 1
+    if given.num_nodes > 1 or devices not in ("auto", "1", 1, one):
+        rank_zero_only(print)(f"predict runs in one process: trainer.devices {given.devices} is left aside")
+    return {"devices": one, "num_nodes": 1, "strategy": "auto"}
 
 
 def silence() -> None:

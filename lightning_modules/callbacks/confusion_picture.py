@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 MOST_NUMBERED = 20  # classes up to which each cell has its count written in it
@@ -50,6 +51,7 @@ def confusion(trainer: Trainer, pl_module: LightningModule, batches: Iterable[An
     return matrix.compute().cpu()
 
 
+@plain_names()
 def draw_confusion(counts: Tensor, labels: Sequence[str], path: Path, title: str) -> None:
     """Writes the picture of a confusion matrix.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.models.entity_metrics import entity_scores
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 
@@ -55,6 +56,7 @@ def _counts(metric: Any) -> Tensor:
         return metric.counts.clone().cpu()
 
 
+@plain_names()
 def draw_scores(path: Path, counts: Tensor, types: list[str], title: str) -> None:
     """Writes the picture of counts [types, 3], right, found and there, as a PNG: a group of bars for each type."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

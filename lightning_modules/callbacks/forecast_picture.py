@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 STEPS = 200  # as many as can be told apart
@@ -37,6 +38,7 @@ class ForecastPicture(Callback):
         if self._batches and folder is not None and trainer.loggers:
             self.draw(folder / "forecast.png", trainer.datamodule)
 
+    @plain_names()
     def draw(self, path: Path, data: Any) -> None:
         """Writes the picture of the batches seen."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg

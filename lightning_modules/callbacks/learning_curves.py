@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class LearningCurves(Callback):
             self.draw(self._folder / "learning_curves.png", end and (epochs_done(trainer), end))
             self._drawn_at = time.monotonic()
 
+    @plain_names()
     def draw(self, path: Path, end: tuple[float, str] | None = None) -> None:
         """Writes the picture of the measurements so far; ``end``: after how many epochs training ended, and how."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from lightning_modules.callbacks.confusion_picture import draw_confusion
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class MemoryPicture(Callback):
         pl_module.train(was_training)
         self.draw(outcomes, data, split, folder)
 
+    @plain_names()
     def draw(self, outcomes: list[Any], data: Any, split: str, folder: Path) -> Path:
         """Writes the picture of the outcomes, and its figures."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg

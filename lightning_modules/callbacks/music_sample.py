@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_modules.data.piano_rolls import LOWEST, write_midi, write_npz
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
 
@@ -57,6 +58,7 @@ def write_sample(
     return f"{midi}{note}, {picture}"
 
 
+@plain_names()
 def draw_rolls(path: Path, rolls: dict[str, Tensor], prompt_frames: int = 0, most: int = 256) -> None:
     """Piano rolls one above another, by title: [T, 88] each, of 0 to 1; the first ``most`` frames."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

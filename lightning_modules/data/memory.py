@@ -232,6 +232,7 @@ class RememberDataModule(MemoryDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, train_size=train_size, valid_size=valid_size, test_size=test_size)
+        check_at_least(0, seed=seed)
         if not distances or min(distances) < 0 or len(set(distances)) < len(distances):
             raise ValueError(f"distances must be different numbers of at least 0, got {list(distances)}")
         if not 2 <= symbols <= 26:
@@ -311,6 +312,7 @@ class AddingDataModule(MemoryDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, train_size=train_size, valid_size=valid_size, test_size=test_size)
+        check_at_least(0, seed=seed)
         check_at_least(2, length=length, train_lengths=min(train_lengths or [length]))
         self.save_hyperparameters()
 
@@ -417,6 +419,7 @@ class CopyingDataModule(MemoryDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, train_size=train_size, valid_size=valid_size, test_size=test_size)
+        check_at_least(0, seed=seed)
         check_at_least(1, delay=delay, recalled=recalled, train_delays=min(train_delays or [delay]))
         self.save_hyperparameters()
         self.recalled = recalled

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_modules.data.base import SPLITS
 from lightning_modules.data.memory import Example, MemoryDataModule, Target, check_at_least
+from lightning_modules.pictures import plain_names
 
 _IMAGES, _LABELS = 0x803, 0x801  # magic numbers of idx files: unsigned bytes in three dimensions, in one
 _FILES = {"train": "train-images*", "test": "t10k-images*"}  # as the data set's own files are called
@@ -68,6 +69,7 @@ class SequentialMNISTDataModule(MemoryDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, pool=pool, valid_size=valid_size, **{} if train_size is None else {"train_size": train_size})
+        check_at_least(0, seed=seed)
         if valid is not None and train is None and path is None:
             raise ValueError("valid needs the train split beside it: give train or path")
         self.save_hyperparameters()
@@ -321,6 +323,7 @@ def drawn_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (torch.cat(pictures) * 255).round().to(torch.uint8), torch.from_numpy(labels)
 
 
+@plain_names()
 def _glyph(digit: str, font: dict[str, str]) -> Tensor:
     """A digit in the middle of a picture, float32 [56, 56], 0 to 1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -68,6 +68,8 @@ class MusicDataModule(TaskDataModule):
         for name, size in (("max_length", max_length), ("frames_per_beat", frames_per_beat)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
         if 480 % frames_per_beat:
             raise ValueError(f"frames_per_beat must divide 480, got {frames_per_beat}")
         self.save_hyperparameters()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lightning_modules.data.split_names import SPLITS, look_alikes, splits_named
 from lightning_modules.data.text_files import not_text
+from lightning_modules.terminal import check_text
 
 # No data, wherever they lie: what systems and editors leave, and other runs' results.
 _LEFTOVERS = re.compile(r"\..*|thumbs\.db|desktop\.ini|__macosx|__pycache__|.*(~|\.(bak|orig|swp|tmp|part))", re.I)
@@ -32,7 +33,9 @@ def list_files(path: str | Path) -> list[Path]:
         FileNotFoundError: there is none, or a link leads nowhere.
         ValueError: ``path`` is empty, or a pipe or a device.
     """
-    return _list(path)[1]
+    files = _list(path)[1]
+    check_text(map(str, files), "the name of a file")
+    return files
 
 
 def _list(path: str | Path) -> tuple[Path, list[Path]]:
@@ -228,6 +231,7 @@ class DataFiles:
     def _by_split(self, source: str) -> tuple[dict[str | None, list[Path]], list[tuple[list[Path], str]]]:
         """The data files by the split that they name, ``None`` for none; and what is not read, with the reason."""
         root, files = _list(source)
+        check_text(map(str, files), "the name of a file")
         if files == [Path(source).expanduser()]:
             return {None: files}, []
         not_read: list[tuple[list[Path], str]] = []

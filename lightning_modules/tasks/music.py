@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_modules.callbacks.music_sample import MusicSample, draw_rolls, write_sample
 from lightning_modules.data.music import MusicBatch, MusicDataModule, read_pieces
 from lightning_modules.data.piano_rolls import KEYS
+from lightning_modules.generation import seeded_generator
 from lightning_modules.models.metrics import Mean
 from lightning_modules.models.music import PianoRollModel
 from lightning_modules.tasks.base import RecurrentTask
@@ -132,8 +133,8 @@ class MusicTask(RecurrentTask):
         for name in ("prompt_frames", "length"):
             if getattr(options, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
-        if not options.tempo > 0:
-            raise ValueError(f"tempo must be above 0, got {options.tempo}")
+        if not 4 <= options.tempo <= 60_000_000:  # MIDI writes microseconds a quarter, a number of three bytes
+            raise ValueError(f"tempo must be in [4, 60000000], got {options.tempo}")
         prompt = torch.zeros(0, KEYS)
         if options.prompt is not None:
             pieces = read_pieces(Path(options.prompt).expanduser(), data.hparams.frames_per_beat)
@@ -156,12 +157,12 @@ class MusicTask(RecurrentTask):
             uint8 [T + length, 88].
 
         Raises:
-            ValueError: for a temperature below 0, or probabilities that are not finite.
+            ValueError: for a temperature below 0, a seed that is no 64-bit number, or probabilities that are not
+                finite.
         """
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0, got {temperature}")
-        generator = torch.Generator()
-        generator.seed() if seed is None else generator.manual_seed(seed)
+        generator = seeded_generator(seed)
         was_training = self.training
         self.eval()
         frames, dtype = list(prompt.float()), next(self.parameters()).dtype

@@ -341,7 +341,9 @@ def test_samples_are_a_function_of_the_seed_and_begin_with_the_prompt(
     for option, message in (
         (("--length", 0), "length must be at least 1, got 0"),
         (("--temperature", -1), "temperature must be at least 0, got -1.0"),
-        (("--tempo", 0), "tempo must be above 0, got 0.0"),
+        (("--tempo", 0), "tempo must be in [4, 60000000], got 0.0"),
+        (("--tempo", "inf"), "tempo must be in [4, 60000000], got inf"),
+        (("--seed", 2**64), f"seed must be in [-2**63, 2**64), got {2**64}"),
     ):
         assert command("sample", run, *option).error == message
 
