@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from lightning_modules.terminal import check_text, lenient_output, utf8_files
+from lightning_modules.terminal import check_text, hangup_terminates, lenient_output, utf8_files
 
 USAGE = """\
 usage: lstm-fused COMMAND ...
@@ -52,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: as on the command line; ``None`` takes ``sys.argv``.
     """
+    if arguments is None:  # a process of its own: its pictures are files, whatever backend the environment names
+        os.environ["MPLBACKEND"] = "agg"
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("LSTM_FUSED_DEBUG", "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     # Threads that wait do so without burning their core: on a machine that others use too, a step is several times
     # faster. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with lenient_output() as output, utf8_files():
+    with lenient_output() as output, utf8_files(), hangup_terminates():
         code = _end(arguments, debug)
         if code == 0 and (failure := output.failure()):
             print(f"lstm-fused: error: standard output is not whole: {failure.strerror}", file=sys.stderr)
@@ -111,6 +113,10 @@ def _run(arguments: list[str]) -> int:
     if command not in MODULES:
         *names, last = MODULES
         raise ValueError(f"there is no command '{command}'; want {', '.join(names)} or {last}")
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch's own libraries would end the process
+        raise FileNotFoundError("the current folder has been removed: go to one that is there") from None
     try:
         run = import_module(f"lightning_modules.{MODULES[command]}").run
     except ModuleNotFoundError as error:

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lightning_modules.cli import TERMINATED, exit_code, sentence
-from lightning_modules.terminal import lenient_output, utf8_files
+from lightning_modules.terminal import hangup_terminates, lenient_output, utf8_files
 
 
 class ProcessFailed(ChildProcessError):
@@ -61,7 +61,7 @@ def _work(trainer: Trainer, model: LightningModule, command: Callable[[], None])
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)  # a forked process has those of the one that waits
     trainer.strategy._launcher = None  # nothing is left to start
-    with lenient_output(), utf8_files():
+    with lenient_output(), utf8_files(), hangup_terminates():
         try:
             command()
         except (SystemExit, KeyboardInterrupt) as end:

@@ -31,13 +31,15 @@ def check_limits_of_training(trainer: Trainer) -> None:
 
 
 def check_limits_of_batches(trainer: Trainer, data: LightningDataModule, stages: Sequence[str]) -> None:
-    """Raises ValueError where a limit is a share of less than a batch, or validation is after more than an epoch has.
+    """Raises ValueError where a limit leaves no batch, or validation is after more batches than an epoch has.
 
     (Lightning tells it when the run's folder has been made.)
     """
     for stage in stages:
         limit = getattr(trainer, f"limit_{stage}_batches")
         batches = sized_len(getattr(data, f"{stage}_dataloader")())
+        if stage == "predict" and limit == 0:
+            raise ValueError("trainer.limit_predict_batches must be more than 0 to predict, got 0")
         if batches is None:
             continue
         if isinstance(limit, float) and limit > 0 and int(batches * limit) == 0:

@@ -9,7 +9,9 @@ import io
 import locale
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -109,6 +111,23 @@ def utf8_files() -> Iterator[None]:
         yield
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
+
+
+@contextmanager
+def hangup_terminates() -> Iterator[None]:
+    """While it lasts, a terminal that is closed ends a run as SIGTERM does: where it can go on exactly.
+
+    Under nohup, where SIGHUP is ignored, it stays so.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def check_text(names: Iterable[str], what: str) -> None:

@@ -145,10 +145,11 @@ class ClassificationTask(RecurrentTask):
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow((column, "label", *(f"p_{label}" for label in data.labels)))
-            for name, row in zip(names, probabilities.tolist(), strict=True):
+            # With trainer.limit_predict_batches the last ones have none.
+            for name, row in zip(names[: len(probabilities)], probabilities.tolist(), strict=True):
                 label = data.labels[max(range(len(row)), key=row.__getitem__)]
                 table.writerow((name, label, *(f"{value:.6f}" for value in row)))
-        return f"{len(names):,} examples, in {path}"
+        return f"{len(probabilities):,} examples, in {path}"
 
     @torch.inference_mode()
     def predict_examples(self, examples: Sequence[Any], data: LabeledDataModule) -> list[Prediction]:

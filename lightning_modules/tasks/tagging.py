@@ -184,7 +184,9 @@ class TaggingTask(RecurrentTask):
         found = 0
         labels = [labels for batch in batches for labels in batch]
         with open(path, "w", newline="\n", encoding="utf-8") as file:
-            for sentence, tags in zip(data.sentences("predict"), _bio_tags(labels, data.labels), strict=True):
+            # With trainer.limit_predict_batches the last ones have none.
+            sentences = data.sentences("predict")[: len(labels)]
+            for sentence, tags in zip(sentences, _bio_tags(labels, data.labels), strict=True):
                 file.write(format_sentence(sentence, tags))
                 found += len(entities(tags))
         return f"{len(labels):,} sentences with {found:,} entities, in {path}"

@@ -156,6 +156,10 @@ def test_predictions_tell_the_figures_of_the_test(runs: Path, config: str, comma
     first = "text" if config == "sentiment" else "row"
     assert list(table[0]) == [first, "label", *(f"p_{label}" for label in labels)]
     assert len(table) == len(truth)
+    limited = command(
+        "predict", "-c", run, "--ckpt_path=best", "--data.batch_size=2", "--trainer.limit_predict_batches=1"
+    )
+    assert "2 examples, in " in limited.out
     right, loss = 0, 0.0
     scores = []
     for row, true in zip(table, truth, strict=True):

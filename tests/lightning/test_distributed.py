@@ -14,8 +14,10 @@ import pytest
 import torch
 from small_runs import SMALL, Result
 from testing import PATIENCE
+from torch import distributed
 
 from lightning_modules.checkpoints import load_checkpoint
+from lightning_modules.cli import is_first_to_fail
 
 STRATEGIES = ("ddp", "ddp_spawn", "ddp_fork")
 NO_MASKS = ("--model.dropout=0", "--model.recurrent_dropout=0")  # each process draws its own
@@ -80,6 +82,13 @@ def test_processes_of_its_own_making(
     resumed = command("fit", "-c", forked, "--ckpt_path=last", "--trainer.max_epochs=3")
     assert resumed.code == 0, resumed.err
     assert load_checkpoint(forked.with_name("version_2") / "checkpoints" / "last.ckpt")["epoch"] == 2
+    best, predictions = forked / "checkpoints" / "best.ckpt", forked / "predictions.csv"
+    written = []
+    for folder in (one, forked):  # the config of one process, and that of two
+        assert command("predict", "-c", folder, "--ckpt_path", best).code == 0
+        written.append(predictions.read_bytes())
+        predictions.unlink()
+    assert written[0] == written[1]
     test = command("test", "-c", forked, "--ckpt_path=best")
     assert test.code == 0, test.err
     expected = json.loads((forked / "summary.json").read_text(encoding="utf-8"))["test"]["test_loss"]
@@ -89,6 +98,26 @@ def test_processes_of_its_own_making(
 def test_an_error_in_a_process_is_one_sentence(small_fit: Callable[..., Result], text_file: Path) -> None:
     result = small_fit(*two("ddp_fork"), "--data.batch_size=5")
     assert result.error == "batch_size must be a multiple of the 2 processes, got 5"
+
+
+def test_of_several_processes_one_tells_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they have met the first of a machine tells it, which fails like all; then the first to fail."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert is_first_to_fail()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not is_first_to_fail()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert [is_first_to_fail() for _ in range(3)] == [True, False, False]
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(text_file: Path) -> None:
+    process = start(text_file, "run", *two("ddp"), "--data.batch_size=5")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert Result(process.returncode, out, err).error == "batch_size must be a multiple of the 2 processes, got 5"
 
 
 @pytest.mark.slow
@@ -122,7 +151,7 @@ def test_torchrun(text_file: Path) -> None:
     one = fit(text_file, "one")
     subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"),
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
             *("-m", *COMMAND, f"--data.path={text_file}", "--name=torchrun", *two("ddp")),
         ],
         cwd=text_file.parent,

@@ -529,13 +529,17 @@ def test_a_signal_in_the_test(
     assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
 
 
-def test_a_signal_in_the_last_epochs_end(fit: Callable[..., tuple[Result, Path]], send: Callable[..., None]) -> None:
-    """All is trained, nothing is tested: the summary first says that it was interrupted, and then why it ended."""
-    send("on_train_epoch_end", 7, signal.SIGTERM)
-    result, run = fit("SIGTERM-at-the-end", "--trainer.max_epochs=1")
+def test_a_closed_terminal_in_the_last_epochs_end(
+    fit: Callable[..., tuple[Result, Path]], send: Callable[..., None]
+) -> None:
+    """All is trained, nothing is tested: the summary first says that it was terminated, and then why it ended."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests' own may ignore it
+    send("on_train_epoch_end", 7, signal.SIGHUP)
+    result, run = fit("SIGHUP-at-the-end", "--trainer.max_epochs=1")
     assert result.code == 128 + signal.SIGTERM
     assert summary_of(run)["stop_reason"] == "terminated"
-    assert fit("SIGTERM-at-the-end", "--ckpt_path=last", config=run)[0].code == 0
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_DFL
+    assert fit("SIGHUP-at-the-end", "--ckpt_path=last", config=run)[0].code == 0
     assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
     assert summary_of(run)["test"]["test_loss"] > 0
 

@@ -449,6 +449,14 @@ def test_predictions_are_columns_with_one_more(run: Path, folder: Path, command:
     assert [[row.split("\t")[1] for row in s.rows] for s in predicted] == [s.tags for s in gold]
     summary = json.loads((run / "summary.json").read_text())
     assert f1_score([s.tags for s in gold], [s.tags for s in predicted]) == pytest.approx(summary["test"]["test_f1"])
+    options = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp_spawn")
+    limited = command("predict", "-c", run, "--ckpt_path=best", *options, "--trainer.limit_predict_batches=2")
+    assert limited.code == 0, limited.err
+    assert "predict runs in one process: trainer.devices 2 is left aside" in limited.out
+    assert "2 sentences with" in limited.out
+    assert parse_sentences(path.read_text(encoding="utf-8"), "limited") == predicted[:2]
+    nothing = command("predict", "-c", run, "--ckpt_path=best", "--trainer.limit_predict_batches=0")
+    assert nothing.error == "trainer.limit_predict_batches must be more than 0 to predict, got 0"
 
 
 def test_new_sentences_are_tagged_from_a_file_and_from_memory(

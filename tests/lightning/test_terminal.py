@@ -5,7 +5,8 @@ import locale
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -23,38 +24,18 @@ SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer
 
 
 @pytest.fixture(scope="module")
-def foreign_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def foreign_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose folder, text and name are not ASCII, its stdout an ASCII pipe whose reader has gone."""
     folder = tmp_path_factory.mktemp("runs [1] %d {x} ö")
     text = folder / "täxt.txt"
     text.write_text(FOREIGN, encoding="utf-8")
     reader, writer = os.pipe()
     os.close(reader)
-    before = sys.stdout
-    sys.stdout = open(writer, "w", encoding="ascii")
-    try:
+    with open(writer, "w", encoding="ascii") as gone, redirect_stdout(gone):
         arguments = ("fit", "-c", "char_lm", f"--data.path={text}", f"--runs={folder}", *SMALL, *SHORT, "--name=käfer")
         code = main([*arguments, "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=true"])
-    finally:
-        sys.stdout.close()
-        sys.stdout = before
     assert code == 0
-    yield folder / "käfer" / "version_0"
-
-
-@pytest.fixture
-def write_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Lets the standard output be another file."""
-    opened = []
-
-    def write(file: int | Path, encoding: str = "utf-8") -> None:
-        opened.append(open(file, "w", encoding=encoding))
-        monkeypatch.setattr("sys.stdout", opened[-1])
-
-    yield write
-    monkeypatch.undo()
-    for file in opened:
-        file.close()
+    return folder / "käfer" / "version_0"
 
 
 def test_a_fit_whose_reader_has_gone_is_whole(foreign_run: Path) -> None:
@@ -65,27 +46,25 @@ def test_a_fit_whose_reader_has_gone_is_whole(foreign_run: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_characters_that_the_terminal_lacks_are_escaped(
-    foreign_run: Path, write_to: Callable[..., None], tmp_path: Path, encoding: str
-) -> None:
+def test_characters_that_the_terminal_lacks_are_escaped(foreign_run: Path, tmp_path: Path, encoding: str) -> None:
     shown = tmp_path / "shown"
-    write_to(shown, encoding)
-    assert main(["sample", str(foreign_run), "--prompt", "Käfer 猫", "--length", "3"]) == 0
+    with open(shown, "w", encoding=encoding) as terminal, redirect_stdout(terminal):
+        assert main(["sample", str(foreign_run), "--prompt", "Käfer 猫", "--length", "3"]) == 0
     expected = {"ascii": "K\\xe4fer \\u732b", "latin-1": "Käfer \\u732b"}[encoding]
     assert shown.read_text(encoding=encoding).startswith(expected)
 
 
-def test_samples_for_a_reader_that_has_gone_end_well(foreign_run: Path, write_to: Callable[..., None]) -> None:
+def test_samples_for_a_reader_that_has_gone_end_well(foreign_run: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    write_to(writer)
-    assert main(["sample", str(foreign_run), "--length", "3"]) == 0
+    with open(writer, "w", encoding="utf-8") as gone, redirect_stdout(gone):
+        assert main(["sample", str(foreign_run), "--length", "3"]) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_what_a_full_disk_swallows_is_told(write_to: Callable[..., None], capfd: pytest.CaptureFixture) -> None:
-    write_to(Path("/dev/full"))
-    assert main(["--help"]) == 1
+def test_what_a_full_disk_swallows_is_told(capfd: pytest.CaptureFixture) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full, redirect_stdout(full):
+        assert main(["--help"]) == 1
     assert Result(1, *capfd.readouterr()).error == "standard output is not whole: No space left on device"
 
 
@@ -94,26 +73,31 @@ def test_an_output_that_must_not_block_is_waited_for() -> None:
     os.set_blocking(writer, False)
     child = subprocess.Popen(["wc", "-c"], stdin=reader, stdout=subprocess.PIPE, text=True)
     os.close(reader)
-    before, sys.stdout = sys.stdout, open(writer, "w")
-    try:
-        with lenient_output():
-            print("x" * 2**20)
-    finally:
-        sys.stdout.close()
-        sys.stdout = before
+    with open(writer, "w", encoding="utf-8") as pipe, redirect_stdout(pipe), lenient_output():
+        print("x" * 2**20)
     assert child.communicate(timeout=PATIENCE)[0].strip() == str(2**20 + 1)
 
 
-def test_closed_streams_and_an_ascii_locale() -> None:
+def test_closed_streams_an_ascii_locale_and_an_unknown_backend() -> None:
     """In a process of its own, without torch: its streams are closed before Python starts."""
     script = (
         "import os, sys; from lightning_modules.cli import main; assert sys.stdout is sys.stderr is None; "
-        "codes = main(['--help']), main(['fits']), main(['fit', 't\\udcc3xt.txt']); "
-        "opened = os.open(os.devnull, os.O_RDWR); os._exit(0 if codes == (0, 1, 1) and opened > 2 else 3)"
+        "sys.argv = ['', '--help']; codes = main(), main(['fits']), main(['fit', 't\\udcc3xt.txt']); "
+        "opened = os.open(os.devnull, os.O_RDWR); "
+        "os._exit(0 if codes == (0, 1, 1) and opened > 2 and os.environ['MPLBACKEND'] == 'agg' else 3)"
     )
-    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "", "MPLBACKEND": "of another machine"}
     command = ["sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, script]
     assert subprocess.run(command, env=env, timeout=PATIENCE, check=False).returncode == 0
+
+
+def test_a_folder_that_has_been_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert main(["fit", "-c", "char_lm"]) == 1
+    assert Result(1, *capfd.readouterr()).error == "the current folder has been removed: go to one that is there"
 
 
 def test_files_are_utf8_in_any_locale(tmp_path: Path) -> None:
