@@ -270,6 +270,15 @@ class TrainerCommand(LightningCLI):
                 )
         check_limits_of_batches(self.trainer, self.datamodule, stages[self.subcommand])
         check_precision(self.trainer, self.model, self.datamodule, self.subcommand)
+        if self.subcommand == "fit" and self.trainer.loggers and not self.unfinished:
+            self._make_folder_of_runs()
+
+    def _make_folder_of_runs(self) -> None:
+        folder = Path(self._get(self.config, "runs"), self._get(self.config, "name"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"runs and name must make a folder to write to, got '{folder}': {error.strerror}") from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")

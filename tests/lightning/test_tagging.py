@@ -454,7 +454,7 @@ def test_predictions_are_columns_with_one_more(run: Path, folder: Path, command:
     assert limited.code == 0, limited.err
     assert "predict runs in one process: trainer.devices 2 is left aside" in limited.out
     assert "2 sentences with" in limited.out
-    assert parse_sentences(path.read_text(encoding="utf-8"), "limited") == predicted[:2]
+    assert parse_sentences(path.read_text(encoding="utf-8"), "predicted") == predicted[:2]
     nothing = command("predict", "-c", run, "--ckpt_path=best", "--trainer.limit_predict_batches=0")
     assert nothing.error == "trainer.limit_predict_batches must be more than 0 to predict, got 0"
 

@@ -166,3 +166,11 @@ def test_an_odd_seed_of_a_run_is_one_sentence(small_fit: Callable[..., Result], 
     error = small_fit(f"--seed_everything={seed}").error
     assert error == f"seed_everything must be true, false or in [0, 2**32), got {seed}"
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_are_no_folder_are_told_before_training(small_fit: Callable[..., Result], text_file: Path) -> None:
+    result = small_fit(f"--runs={text_file}")
+    assert result.error == (
+        f"runs and name must make a folder to write to, got '{text_file / 'char_lm'}': Not a directory"
+    )
+    assert result.out == ""
