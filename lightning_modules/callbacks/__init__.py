@@ -10,6 +10,7 @@ from lightning_modules.callbacks.progress import ProgressBar
 from lightning_modules.callbacks.rng_state import RNGState
 from lightning_modules.callbacks.run_summary import RunSummary
 from lightning_modules.callbacks.text_sample import TextSample
+from lightning_modules.callbacks.train_figures import TrainFigures
 
 __all__ = [
     "BestCheckpoint",
@@ -24,6 +25,7 @@ __all__ = [
     "RestoreBest",
     "RunSummary",
     "TextSample",
+    "TrainFigures",
     "TrainingDiverged",
     "best_checkpoint",
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ON_TRAIN = "val_loss_on_train"  # what TrainFigures logs
 SECONDS_BETWEEN = 10.0  # pictures of a run whose epochs are short
 Row = dict[str, float]
 
@@ -108,6 +109,7 @@ class LearningCurves(Callback):
     def table(self) -> Iterator[tuple[Any, ...]]:
         """The header and the rows of ``epochs.csv``."""
         others = [] if self.monitor in ("val_loss", "train_loss", "train_loss_epoch") else [self.monitor]
+        others += [ON_TRAIN] if any(ON_TRAIN in row for row in self.epochs) else []
         yield ("epoch", "step", "train_loss", "val_loss", *others, "improved")
         words = {True: "yes", False: "no", None: ""}
         for row, improved in zip(self.epochs, self.improvements(), strict=True):

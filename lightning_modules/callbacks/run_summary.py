@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import statistics
 import time
+from collections import deque
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from lightning_modules.callbacks.checkpoints import best_checkpoint
+from lightning_modules.callbacks.divergence import TrainingDiverged
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
 from lightning_modules.models.optimizers import describe_partition
 from lightning_modules.runs import folder_of
@@ -26,8 +29,9 @@ class RunSummary(Callback):
 
     ``summary.json`` holds the kernel, the parameters that weight decay acts on and those it spares, figures of the
     data, the epochs, steps and seconds of training, why it stopped, ``best``: epoch (from 0), step and figures of the
-    best weights, and ``test``: the test's figures, and which weights were ``tested``. A figure that is not finite is
-    ``null``.
+    best weights, and ``test``: the test's figures, and which weights were ``tested``; ``finished``: whether nothing is
+    left to do, ``monitor`` and ``mode``: what was judged by and whether more is better, and ``ms_a_step``: the median
+    of the training steps of this process. A figure that is not finite is ``null``.
 
     Args:
         kept: what an earlier process has written of the same training, which this one only completes.
@@ -39,6 +43,8 @@ class RunSummary(Callback):
         self._folder: Path | None = None
         self._start = time.monotonic()
         self._seconds_before = 0.0
+        self._step_start = 0.0
+        self._step_seconds: deque[float] = deque(maxlen=1000)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds()}
@@ -84,6 +90,12 @@ class RunSummary(Callback):
                 f"No validation will be run: {reason}. So there will be no best weights, and the last ones are tested."
             )
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._step_start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._step_seconds.append(time.perf_counter() - self._step_start)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, stop_reason(trainer))
         best = self.summary["best"]
@@ -98,10 +110,12 @@ class RunSummary(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if is_fitting(trainer) and self.summary:
             words = {KeyboardInterrupt: "interrupted", SIGTERMException: "terminated"}
-            self._end(trainer, words.get(type(exception), " ".join(str(exception).split()) or type(exception).__name__))
+            reason = words.get(type(exception), " ".join(str(exception).split()) or type(exception).__name__)
+            diverged = isinstance(exception, TrainingDiverged)
+            self._end(trainer, reason, is_trained=diverged, diverged=diverged)
 
-    def _end(self, trainer: Trainer, reason: str) -> None:
-        """The end of a fit."""
+    def _end(self, trainer: Trainer, reason: str, *, is_trained: bool = True, diverged: bool = False) -> None:
+        """The end of a fit, after which there may be nothing left to train."""
         epochs, best = epochs_done(trainer), best_checkpoint(trainer)
         self.summary |= {
             "epochs": int(epochs) if epochs.is_integer() else round(epochs, 3),
@@ -110,7 +124,12 @@ class RunSummary(Callback):
             "stop_reason": reason,
             "best_epoch": None if best is None or best.best is None else best.best["epoch"],
             "best": None if best is None else best.best,
+            "monitor": None if best is None else best.monitor,
+            "mode": None if best is None else best.mode,
+            "finished": is_trained and not is_tested_after(trainer, diverged),
         }
+        if self._step_seconds:
+            self.summary["ms_a_step"] = round(1e3 * statistics.median(self._step_seconds), 3)
         self._write(trainer)
         trainer.print(f"Stopped after {self.summary['epochs']} epochs, {self.summary['seconds']} s: {reason}.")
 
@@ -120,6 +139,7 @@ class RunSummary(Callback):
             "the weights of the last step" if self.summary.get("best") is None else "the best weights"
         )
         self.summary["test"] = figures
+        self.summary["finished"] = True
         self._write(trainer)
         if trainer.is_global_zero:
             print(f"Test: {format_figures(figures, 'test_')}.")
@@ -127,6 +147,14 @@ class RunSummary(Callback):
     def _write(self, trainer: Trainer) -> None:
         if self._folder is not None and trainer.is_global_zero:
             write_json(self.summary, self._folder / "summary.json")
+
+
+def is_tested_after(trainer: Trainer, diverged: bool) -> bool:
+    """Whether a test is made after a fit; after one that has diverged only if weights were validated before."""
+    best = best_checkpoint(trainer)
+    if diverged and (best is None or best.best is None):
+        return False
+    return trainer.datamodule.has_test() and trainer.limit_test_batches != 0
 
 
 def write_json(value: Any, path: Path) -> None:

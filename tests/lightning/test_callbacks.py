@@ -21,6 +21,7 @@ from lightning_modules.callbacks import (
     RestoreBest,
     RunSummary,
     TextSample,
+    TrainFigures,
 )
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.data import TextDataModule
@@ -218,3 +219,32 @@ def test_an_error_inside_a_batch_leaves_best_and_last(
     folder = tmp_path / "run" / "version_0" / "checkpoints"
     assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert load_checkpoint(folder / "last.ckpt")["global_step"] == batches
+
+
+def test_the_loss_on_train_data_is_measured_as_the_validation_is(
+    make_data: Callable[..., TextDataModule], make_trainer: Callable[..., Trainer], make_task: Callable[..., Any]
+) -> None:
+    """Without dropout and label smoothing, on as many batches; and training goes on as if nothing had been measured."""
+
+    def fit(*callbacks: Callback) -> LanguageModelTask:
+        task = make_task(vocab_size=None, dropout=0.5, label_smoothing=0.2, l2=0.1)
+        trainer = make_trainer(callbacks=list(callbacks), enable_checkpointing=False, max_epochs=2)
+        trainer.fit(task, make_data())
+        return task
+
+    curves = LearningCurves()
+    task = fit(TrainFigures(), curves)
+    data = make_data()
+    task.eval()
+    losses, weights, state = [], [], None
+    with torch.no_grad():
+        for batch, _ in zip(data.train_dataloader(), data.val_dataloader(), strict=False):
+            loss, state = task.model_step(batch, state)
+            losses.append(float(loss))
+            weights.append(batch[1].numel())
+    expected = sum(a * b for a, b in zip(losses, weights, strict=True)) / sum(weights)
+    assert curves.epochs[-1]["val_loss_on_train"] == pytest.approx(expected, rel=1e-6)
+    names, *rows = curves.table()
+    assert [row[names.index("val_loss_on_train")] for row in rows][-1] == curves.epochs[-1]["val_loss_on_train"]
+    for name, value in fit().state_dict().items():
+        assert value.equal(task.state_dict()[name]), name

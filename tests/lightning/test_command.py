@@ -43,6 +43,8 @@ def test_a_fit_and_all_that_follows(
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stop_reason"] == "the limit of 2 epochs"
+    assert (summary["finished"], summary["monitor"], summary["mode"]) == (True, "val_loss", "min")
+    assert 0 < summary["ms_a_step"] < 1000 * summary["seconds"]
     assert "weight decay 0.0001" in result.out
     assert "net.lstm.weight_ln_ih_l0" in result.out
 
@@ -184,6 +186,7 @@ def test_a_word_model_of_a_folder_without_a_test_text(
     assert summary["data"]["vocabulary"] == 2 + 12
     assert 0 < summary["data"]["valid_unknown_share"] < 0.05
     assert "test" not in summary
+    assert summary["finished"]
     assert {"val_loss", "val_ppl"} <= summary["best"].keys()
     assert "val_bpc" not in summary["best"]
     sample = command("sample", "runs/word_lm/version_0", "--prompt", "the cat", "--length", 5, "--seed", 0)
@@ -205,6 +208,7 @@ def test_a_fit_that_diverges_stops_and_says_why(small_fit: Callable[..., Result]
     assert summary["epochs"] < 1
     assert summary["best"] is None
     assert "the training loss is nan" in summary["stop_reason"]
+    assert summary["finished"]  # there is nothing to test, and nothing to go on from
 
 
 def test_a_new_text_is_tested_with_the_runs_own_vocabulary(

@@ -327,6 +327,7 @@ def test_a_signal_loses_nothing(
     summary = summary_of(run)
     assert summary["steps"] == last(run)["global_step"] == stopped
     assert summary["stop_reason"] == {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert not summary["finished"]
     assert "test" not in summary
     assert (run / "learning_curves.png").is_file() == bool(last(run)["callbacks"]["LearningCurves"]["epochs"])
     path = run / "checkpoints" / "last.ckpt"

@@ -1,0 +1,29 @@
+"""The loss on data that was trained on, measured as the validation measures it."""
+
+from itertools import islice
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_modules.callbacks.learning_curves import ON_TRAIN
+from lightning_modules.callbacks.resume_point import is_fitting
+
+
+class TrainFigures(Callback):
+    """Logs ``val_loss_on_train`` with every validation: the loss on as many batches of the train split.
+
+    The difference to ``val_loss`` is what has been learnt by heart. The running ``train_loss`` does not tell it: it is
+    that of weights before the epoch's end, with dropout, and with the penalties and label smoothing that are on.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_fitting(trainer):
+            return
+        metrics = pl_module.val_metrics.clone()
+        metrics.reset()
+        loader = trainer.datamodule.train_dataloader()
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            for index, batch in enumerate(islice(loader, int(sum(trainer.num_val_batches)))):
+                loss, count = pl_module.batch_loss(trainer.strategy.batch_to_device(batch), index, metrics)
+                metrics["loss"].update(loss, weight=count)
+        pl_module.log(ON_TRAIN, metrics["loss"].compute())
