@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from lightning_modules.experiments import VERBS as EXPERIMENTS
 from lightning_modules.terminal import check_text, hangup_terminates, lenient_output, utf8_files
 
 USAGE = """\
@@ -24,6 +25,11 @@ usage: lstm-fused COMMAND ...
   predict     what a model says of new data (--data.predict) or of the test data, as files in the run's folder
   sample      text from a language model, a piece from a model of music
                 lstm-fused sample runs/char_lm/version_0 --prompt "The " --temperature 0.8
+
+  ablate      what each regularizer of a config gives: runs over variants and seeds, tables, pictures, findings
+                lstm-fused ablate -c sentiment --seeds 5
+  compare     LSTM, layer-normed LSTM, GRU and RNN, at the same size and at equal parameters
+  open-gates  what each gate of an LSTM is good for, seen by holding it open
 
   diagnose    whether a run is overfitted, underfitted, unstable or fine, from which epoch, and what to change
                 lstm-fused diagnose runs/char_lm/version_0
@@ -39,6 +45,7 @@ such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's optio
 MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "trainer_command"),
     "sample": "sample_command",
+    **dict.fromkeys(EXPERIMENTS, "experiments.command"),
     **{name: f"inspections.{name}" for name in ("diagnose", "weights", "gates", "gradients")},
 }
 # The classes of errors that are made for a user to read.

@@ -48,7 +48,12 @@ def run(command: str, arguments: list[str]) -> int:
     if (help_text := spec_help(arguments)) is not None:
         print(help_text)
         return 0
-    TrainerCommand(
+    _new_command(TrainerCommand, command, arguments)
+    return 0
+
+
+def _new_command(cls: type["TrainerCommand"], command: str, arguments: list[str]) -> "TrainerCommand":
+    return cls(
         command,
         LightningModule,
         LightningDataModule,
@@ -62,7 +67,20 @@ def run(command: str, arguments: list[str]) -> int:
         parser_kwargs={"prog": "lstm-fused"},
         args=[command, *expand_arguments(command, arguments)],
     )
-    return 0
+
+
+def parse_fit(arguments: list[str]) -> Any:
+    """The options that a fit with these arguments would have, defaults and all; nothing else is done."""
+
+    class Parsed(TrainerCommand):
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    silence()
+    return _new_command(Parsed, "fit", arguments).config["fit"]
 
 
 def default_accelerator() -> tuple[str, str]:

@@ -159,3 +159,37 @@ def test_a_server_out_of_reach_costs_seconds(text_file: Path) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "WANDB_MODE=offline" in result.stderr.splitlines()[-1]
+
+
+def test_a_report_joins_the_runs_that_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their group, with its tables and pictures; where the runs were not logged to W&B it is not either."""
+    from made_up_plan import make_plan
+
+    from lightning_modules.experiments.ablate import Ablate
+    from lightning_modules.experiments.report import Report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    seeds = {1: {"val_accuracy": 0.5}, 2: {"val_accuracy": 0.6}}
+    report = Report(Ablate(), make_plan(tmp_path / "plan", {"baseline": seeds, "dropout": seeds}))
+    report.write()
+    assert not list(tmp_path.glob("**/offline-run-*"))
+    logger = {"class_path": "lightning_modules.loggers.WandbLogger", "init_args": {"group": "ablate/plan"}}
+    for config in tmp_path.glob("plan/*/*/*/config.yaml"):
+        config.write_text(json.dumps({"trainer": {"logger": logger}}))
+    report.write()
+    [run] = tmp_path.glob("**/offline-run-*")
+    inspect = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    record = json.loads(inspect.stdout)
+    assert record["name"] == "ablate/plan/report"
+    assert record["summary"]["table"]["_type"] == "table-file"
+    assert record["summary"]["table"]["ncols"] == 9
+    assert record["summary"]["curves.png"]["_type"] == "image-file"
+    assert b"ablate/plan" in next(run.glob("*.wandb")).read_bytes()
+    assert json.loads((tmp_path / "plan/wandb.json").read_text())["name"] == "ablate/plan/report"

@@ -1,0 +1,124 @@
+"""``lstm-fused ablate`` and its kin: a plan is made, run and reported on."""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from lightning_modules.cli import INTERRUPTED, TERMINATED
+from lightning_modules.experiments import VERBS
+from lightning_modules.experiments.base import Config, Experiment
+from lightning_modules.experiments.plan import Plan, config_names, end_of_configs, name_of_configs
+from lightning_modules.experiments.running import Runner
+
+# Options of a fit that an experiment sets for each of its runs.
+OURS = {
+    "--seed_everything": "the seeds are 1 to N: --seeds N",
+    "--ckpt_path": "a run that was stopped goes on by itself",
+}
+
+
+def new_experiment(verb: str) -> Experiment:
+    module, name = VERBS[verb]
+    return getattr(import_module(module), name)()
+
+
+def new_parser(experiment: Experiment) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"lstm-fused {experiment.verb}",
+        usage=f"lstm-fused {experiment.verb} -c CONFIG [options] [options of every fit, such as --data.path FILE]",
+        description=experiment.help,
+        epilog="Runs that are finished are not run again, those that were stopped go on. All other options go to every "
+        f"'lstm-fused fit'. Results lie in RUNS/{experiment.verb}/NAME: report.md, *.csv, *.png.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--name", help="of the folder; that of the config if not given")
+    parser.add_argument("--runs", default="runs", help="the folder that holds all runs")
+    parser.add_argument("--seeds", type=int, help=f"how many: 1 to N, never chosen ({experiment.seeds})")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="these alone; the first is the baseline")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--quick", action="store_true", help="minutes: few steps and 2 seeds")
+    parser.add_argument("--list", action="store_true", help="print a shell command for every run that is to be run")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT/seed_N", help="run these alone, without a report")
+    parser.add_argument("--report", action="store_true", help="run nothing, report on what is there")
+    return parser
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    experiment = new_experiment(verb)
+    parser = new_parser(experiment)
+    options, of_fit = parser.parse_known_args(arguments)
+    plan = _plan(experiment, options, of_fit)
+    if options.list:
+        plan.write()
+        print("\n".join(plan.list()))
+        return 0
+    code = 0
+    if not options.report:
+        code = _run(plan, options)
+    if options.only is None:
+        from lightning_modules.experiments.report import Report
+
+        report = Report(experiment, plan)
+        if report.results or options.report:
+            print(report.write())
+    return code
+
+
+def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]) -> Plan:
+    for name in ("seeds", "jobs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    given = [word.partition("=")[0] for word in of_fit]
+    for name, instead in OURS.items():
+        if name in given:
+            raise ValueError(f"{name} is not an option of '{experiment.verb}': {instead}")
+    name = options.name or name_of_configs(of_fit) + ("-quick" if options.quick else "")
+    folder = Path(options.runs) / experiment.verb / name
+    if options.report:
+        plan = Plan.read(folder)
+        chosen = tuple(options.variants or plan.chosen)
+        if unknown := [name for name in chosen if name not in plan.variants]:
+            raise ValueError(f"--variants must be among {', '.join(plan.variants)}, got '{unknown[0]}'")
+        return Plan(**vars(plan) | {"chosen": chosen, "seeds": options.seeds or plan.seeds})
+    if not config_names(of_fit):
+        raise ValueError(f"'{experiment.verb}' needs a config: -c sentiment, or a YAML file of your own")
+    ours = [*experiment.common, *(experiment.quick if options.quick else ())]
+    ours += [f"--trainer.logger.group={experiment.verb}/{name}"] if "wandb" in config_names(of_fit) else []
+    end = end_of_configs(of_fit)  # a config would win over what stands before it
+    of_all = [*of_fit[:end], *ours, *of_fit[end:]]
+    return Plan.make(
+        folder,
+        experiment.verb,
+        of_all,
+        lambda: experiment.variants(Config(of_all)),
+        experiment.default,
+        options.variants,
+        options.seeds or (2 if options.quick else experiment.seeds),
+    )
+
+
+def _run(plan: Plan, options: argparse.Namespace) -> int:
+    """Runs the plan; the exit code."""
+    runs = plan.runs()
+    if options.only is not None:
+        by_name = {run.name: run for run in runs}
+        if unknown := [name for name in options.only if name not in by_name]:
+            raise ValueError(f"--only must name runs such as {runs[0].name}, got '{unknown[0]}'")
+        runs = [by_name[name] for name in options.only]
+        plan.write()
+        runner = Runner(runs, options.jobs)
+        runner.run()
+    else:
+        with plan.alone():
+            plan.write()
+            runner = Runner(runs, options.jobs)
+            runner.run()
+    if runner.stopped_by is not None:
+        print(f"{sum(run.state == 'finished' for run in runs)} of {len(runs)} runs are finished; "
+              "the same command goes on.")  # fmt: skip
+        return INTERRUPTED if runner.stopped_by == 2 else TERMINATED
+    for name, line in runner.failed.items():
+        print(f"lstm-fused: error: {name} failed: {line} ({plan.folder / name / 'log.txt'})", file=sys.stderr)
+    return 1 if runner.failed else 0

@@ -1,0 +1,86 @@
+"""``lstm-fused compare``: LSTM, layer-normed LSTM, GRU and plain RNN on the same data."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lightning_modules.experiments.base import Config, Experiment, count_parameters
+from lightning_modules.experiments.plan import Variants
+from lightning_modules.experiments.report import number
+from lightning_modules.experiments.statistics import mean
+from lightning_modules.injection import is_off
+
+if TYPE_CHECKING:
+    from lightning_modules.experiments.report import Report
+    from lightning_modules.tasks import RecurrentTask
+
+# The options that choose each cell. What only one of them has is off, so that they differ in nothing else.
+CELLS = {
+    "lstm": ["--model.recurrent=fused", "--model.layer_norm=false"],
+    "lstm_layer_norm": ["--model.recurrent=fused", "--model.layer_norm=true"],
+    "gru": ["--model.recurrent=gru", "--model.layer_norm=null", "--model.forget_bias=null"],
+    "rnn": ["--model.recurrent=rnn", "--model.layer_norm=null", "--model.forget_bias=null"],
+}
+EQUAL = "_equal"  # ends the names of variants with as many parameters as the LSTM
+
+
+class Compare(Experiment):
+    verb = "compare"
+    help = (
+        "The fused LSTM, the same with layer norm, torch's GRU and its plain RNN on one config: at the same hidden "
+        "size, and, as 'gru_equal' and so on, at the hidden size with the LSTM's number of parameters. Options that "
+        "only one of them has (recurrent dropout, zoneout, ...) are off; all others are the config's."
+    )
+    shows_samples = True
+
+    def variants(self, config: Config) -> Variants:
+        off = []
+        for name in ("recurrent_dropout", "zoneout"):
+            if not is_off(config.task.hparams[name]):
+                off.append(config.option(name, 0))
+        of_layer = config.task.hparams.recurrent["init_args"]
+        of_lstm = [] if is_off(of_layer.get("weight_dropout")) else ["--model.recurrent.weight_dropout=0"]
+        cells = {name: [*words, *off, *(of_lstm if "lstm" in name else [])] for name, words in CELLS.items()}
+        lstm = Config([*config.arguments, *cells["lstm"]]).built_task
+        sizes = {name: lstm.hparams[name] for name in (*lstm.size_names(), "embedding_size") if name in lstm.hparams}
+        target = count_parameters(lstm)
+        tied = bool(lstm.hparams.get("tied"))  # the embedding is as large as the layer then
+        variants = dict(cells)
+        for name, words in cells.items():
+            task = Config([*config.arguments, *words]).task
+
+            def count(size: int, task: "RecurrentTask" = task) -> int:
+                changed = {"hidden_size": size} | ({"embedding_size": size} if tied else {})
+                return count_parameters(task, **sizes | changed)
+
+            size = size_for(count, target, task.hparams.hidden_size)
+            if size != task.hparams.hidden_size:
+                own = [config.option("hidden_size", size)] + ([f"--model.embedding_size={size}"] if tied else [])
+                variants[f"{name}{EQUAL}"] = [*words, *own]
+        return variants
+
+    def findings(self, report: "Report") -> list[str]:
+        found = report.findings()
+        times = {}
+        for variant in report.variants:
+            if values := [r.times["ms_a_step"] for r in report.of(variant) if "ms_a_step" in r.times]:
+                times[variant] = mean(values)
+        if report.baseline in times and len(times) > 1:
+            base = times.pop(report.baseline)
+            parts = [f"{name} {value:.1f} ms ({value / base:.2f} times)" for name, value in times.items()]
+            found.append(
+                f"A step takes {base:.1f} ms with {report.baseline}, {', '.join(parts)}: medians, which other "
+                f"processes on the machine lengthen."
+            )
+        counts = [f"{v} {number(row.mean)}" for v in report.variants if (row := report.row(v, "parameters")).values]
+        return [*found, f"Parameters: {', '.join(counts)}."] if counts else found
+
+
+def size_for(count: Callable[[int], int], target: int, guess: int) -> int:
+    """The hidden size at which ``count`` is nearest to ``target``; it grows with the size."""
+    low, high = 1, max(guess, 2)
+    while count(high) < target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < target else (low, middle)
+    return min((low, high), key=lambda size: abs(count(size) - target))

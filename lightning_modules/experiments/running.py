@@ -1,0 +1,187 @@
+"""Runs of a plan as processes: several at a time, one display, an orderly end."""
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TextIO
+
+from lightning_modules.experiments.plan import Run
+from lightning_modules.runs import read_summary
+
+POLL = 0.1  # seconds
+PROGRAM = (sys.executable, "-m", "lightning_modules")  # what lstm-fused is
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Runner:
+    """Runs what is not finished, ``jobs`` at a time.
+
+    A run that fails is told, and the others go on; but where the first ones fail before any has succeeded, no more are
+    begun. At Ctrl-C or SIGTERM every process is told to end after its batch, and keeps what it has; a second one ends
+    them at once. However this process ends, theirs end too (on Linux).
+
+    Args:
+        runs: of a plan.
+        jobs: processes at a time.
+        out: where the display goes: a line for every run that begins and ends, in a terminal also one that says how
+            far all of them are.
+
+    Attributes:
+        failed: the runs that have ended with an error, each with its last line.
+        stopped_by: the signal that has ended all, if one has.
+    """
+
+    def __init__(self, runs: Sequence[Run], jobs: int = 1, out: TextIO | None = None) -> None:
+        self.runs, self.jobs, self.out = runs, jobs, out or sys.stdout
+        self.failed: dict[str, str] = {}
+        self.stopped_by: int | None = None
+        self._running: dict[Run, subprocess.Popen] = {}
+        self._done = self._succeeded = 0
+        self._begun: dict[Run, float] = {}
+        self._seconds: list[float] = []
+        self._shown = ""
+
+    def run(self) -> None:
+        waiting = [run for run in self.runs if run.state != "finished"]
+        self._done = len(self.runs) - len(waiting)
+        if self._done:
+            self._say(f"{self._done} of {len(self.runs)} runs are finished already")
+        with self._signals():
+            while self._running or (waiting and not self._stops()):
+                while waiting and len(self._running) < self.jobs and not self._stops():
+                    self._begin(waiting.pop(0))
+                time.sleep(POLL)
+                for run, process in list(self._running.items()):
+                    if process.poll() is not None:
+                        self._end(run, process.returncode)
+                self._show()
+        self._clear()
+
+    def _stops(self) -> bool:
+        return self.stopped_by is not None or bool(self.failed and not self._succeeded)
+
+    # Processes ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, run: Run) -> None:
+        command = run.command()
+        self._say(f"{run.name} {'goes on' if '--ckpt_path' in command else 'begins'}")
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = dict(os.environ)
+        if self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        with open(run.log, "a", encoding="utf-8") as log:
+            # A session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
+            self._running[run] = subprocess.Popen(
+                [*PROGRAM, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self._begun[run] = time.monotonic()
+
+    def _end(self, run: Run, code: int) -> None:
+        del self._running[run]
+        folder = run.result()
+        if folder is None and self.stopped_by is not None:
+            self._say(f"{run.name} stopped")
+            return
+        self._done += 1
+        if folder is None:
+            self.failed[run.name] = last_line(run) or f"it ended with the code {code}"
+            self._say(f"[{self._done}/{len(self.runs)}] {run.name} failed: {self.failed[run.name]}")
+            return
+        self._succeeded += 1
+        self._seconds.append(time.monotonic() - self._begun[run])
+        self._say(f"[{self._done}/{len(self.runs)}] {run.name}: {describe_result(read_summary(folder))}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(signum: int, frame: Any) -> None:
+            first, self.stopped_by = self.stopped_by is None, signum
+            for process in self._running.values():
+                process.send_signal(signal.SIGTERM if first else signal.SIGKILL)
+            if first and self._running:
+                self._say("Stopping when their batches are done; once more stops at once.")
+
+        previous = {number: signal.signal(number, stop) for number in STOPS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for process in self._running.values():  # after an error of this process
+                process.terminate()
+
+    # The display ----------------------------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        self._clear()
+        print(line, file=self.out, flush=True)
+
+    def _show(self) -> None:
+        """In a terminal, one line that is written over and over."""
+        if not self.out.isatty():
+            return
+        running = ", ".join(f"{run.name} {place(run)}".strip() for run in self._running)
+        text = f"{self._done} of {len(self.runs)} runs done; {running}"
+        if self._seconds:
+            left = (len(self.runs) - self._done) * sum(self._seconds) / len(self._seconds) / self.jobs
+            text = f"about {timedelta(seconds=round(left))} left; {text}"
+        text = text[: shutil.get_terminal_size().columns - 1]
+        if text != self._shown:
+            self._clear()
+            print(text, end="", file=self.out, flush=True)
+            self._shown = text
+
+    def _clear(self) -> None:
+        if self._shown:
+            print(f"\r{' ' * len(self._shown)}\r", end="", file=self.out)
+            self._shown = ""
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """SIGTERM when the parent process ends (prctl's PR_SET_PDEATHSIG), were it by SIGKILL."""
+    _libc.prctl(1, signal.SIGTERM)
+
+
+def describe_result(summary: dict[str, Any]) -> str:
+    """The figure that a run was judged by, where it was best, and how long it took."""
+    best, monitor = summary.get("best"), summary.get("monitor")
+    figure = "nothing was validated"
+    if best is not None:
+        figure = f"{monitor} {best[monitor]:.4f} in epoch {best['epoch']}" if monitor in best else "done"
+    return f"{figure}, {summary['seconds']:.0f} s"
+
+
+def place(run: Run) -> str:
+    """Where a run is: the beginning of the last line that tells of an epoch."""
+    found = re.findall(r"^(epoch \d+(?:, step \d+)?):", _tail(run), re.MULTILINE)
+    return found[-1] if found else ""
+
+
+def last_line(run: Run) -> str:
+    lines = [line.strip() for line in _tail(run).splitlines() if line.strip()]
+    return lines[-1].removeprefix("lstm-fused: error: ") if lines else ""
+
+
+def _tail(run: Run, size: int = 4096) -> str:
+    try:
+        with open(run.log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

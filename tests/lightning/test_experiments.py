@@ -1,0 +1,92 @@
+"""The experiments on the engine of plans: their variants, and what they make of figures."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_plan import make_plan
+from small_runs import SMALL, Result
+
+from lightning_modules.cli import main
+from lightning_modules.experiments.base import Config, count_parameters
+from lightning_modules.experiments.compare import CELLS, Compare
+from lightning_modules.experiments.open_gates import OpenGates, which_matters
+from lightning_modules.experiments.plan import Plan
+from lightning_modules.experiments.report import Report
+from lightning_modules.experiments.statistics import Difference
+
+TINY = ("--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2")
+
+
+@pytest.fixture
+def experiment(command: Callable[..., Result], text_file: Path) -> Callable[..., str]:
+    """Runs two variants of an experiment on one seed, each as it is listed; the page of the report."""
+
+    def run(verb: str, *variants: str) -> str:
+        given = [verb, "-c", "char_lm", "--data.path", text_file, *SMALL[:-1], *TINY]
+        listed = command(*given, "--seeds", 1, "--variants", *variants, "--list")
+        assert listed.code == 0, listed.err
+        for line in listed.out.splitlines():
+            assert main(shlex.split(line)[1:]) == 0
+        report = command(verb, "-c", "char_lm", "--report")
+        assert report.code == 0, report.err
+        return Path(f"runs/{verb}/char_lm/report.md").read_text(encoding="utf-8")
+
+    return run
+
+
+def test_cells_are_compared_at_the_same_size_and_at_equal_parameters(experiment: Callable[..., str]) -> None:
+    page = experiment("compare", "lstm", "gru_equal")
+    plan = Plan.read(Path("runs/compare/char_lm"))
+    assert list(plan.variants) == [*CELLS, "lstm_layer_norm_equal", "gru_equal", "rnn_equal"]
+    lstm, gru = (r.figures["parameters"] for r in Report(Compare(), plan).results)
+    assert lstm == pytest.approx(gru, rel=0.03)  # the nearest that a whole number of units comes to
+    assert "A step takes" in page
+    assert "gru_equal:\n\n~~~text\n" in page
+    # Nothing is on that only one of them has; what all have is the config's.
+    task = Config([*plan.arguments, *plan.variants["lstm"]]).task
+    assert (task.hparams.layer_norm, task.hparams.recurrent_dropout, task.hparams.dropout) == (False, 0, 0.2)
+    # The counts of other sizes are those of the nets of that size.
+    built = Config([*plan.arguments, *plan.variants["lstm"]]).built_task
+    assert count_parameters(built) == sum(p.numel() for p in built.net.parameters()) == lstm
+
+
+def test_a_gate_is_held_open(experiment: Callable[..., str]) -> None:
+    page = experiment("open-gates", "whole", "f_open")
+    assert "steps_to_loss" in page
+    results = Report(OpenGates(), Plan.read(Path("runs/open-gates/char_lm"))).results
+    assert ["open_gates" in result.summary["recurrent"] for result in results] == [False, True]
+
+
+def test_the_steps_to_a_loss_that_all_reach(tmp_path: Path) -> None:
+    """All made-up runs come to their least loss after 20 steps; the better one is at that of the other after 10."""
+    figures = {"whole": {1: {"val_loss": 0.35}}, "f_open": {1: {"val_loss": 0.5}}}
+    report = Report(OpenGates(), make_plan(tmp_path / "plan", figures))
+    assert [report.row(v, "steps_to_loss").mean for v in figures] == [10, 20]
+
+
+def difference(mean: float, half: float = 0.01) -> Difference:
+    return Difference(mean, mean - half, mean + half, 3)
+
+
+@pytest.mark.parametrize(
+    ("costs", "words"),
+    [
+        ({"f": 0.3, "i": 0.1, "o": 0.05}, "The forget gate matters most by val_loss, by far, as Jozefowicz"),
+        ({"f": 0.1, "i": 0.05, "o": 0.3}, "The output gate matters most by val_loss, by far, while Jozefowicz"),
+        ({"f": 0.1, "i": 0.095, "o": 0.0}, "though the intervals overlap, as Jozefowicz"),
+        ({"f": 0.005, "i": -0.2, "o": 0.0}, "No gate's loss can be told from the whole cell by val_loss: f +0.0050"),
+    ],
+)
+def test_which_gate_matters(costs: dict[str, float], words: str) -> None:
+    assert words in which_matters({gate: difference(mean) for gate, mean in costs.items()}, -1, "val_loss")
+
+
+def test_time_and_parameters_in_words(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan", {"lstm": {1: {}}, "gru": {1: {}}})
+    path = next(tmp_path.glob("plan/gru/seed_1/version_0/summary.json"))
+    path.write_text(path.read_text().replace('"ms_a_step": 3.25', '"ms_a_step": 6.5').replace('"a": 100', '"a": 2000'))
+    time, parameters = Compare().findings(Report(Compare(), plan))[-2:]
+    assert time.startswith("A step takes 3.2 ms with lstm, gru 6.5 ms (2.00 times)")
+    assert parameters == "Parameters: lstm 110, gru 2,010."

@@ -1,0 +1,324 @@
+"""Plans of runs: what is run, in which folder, what is not run again, and how all of it ends."""
+
+import contextlib
+import csv
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_plan import make_plan, write_run
+from small_runs import Result
+from testing import PATIENCE
+
+from lightning_modules.cli import main
+from lightning_modules.experiments import running
+from lightning_modules.experiments.ablate import REGULARIZERS, Ablate
+from lightning_modules.experiments.base import Config
+from lightning_modules.experiments.plan import Plan
+from lightning_modules.experiments.running import Runner
+from lightning_modules.injection import is_off
+
+TINY = (
+    "--model.hidden_size=8",
+    "--model.embedding_size=8",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=2",
+    "--trainer.limit_test_batches=2",
+    "--trainer.max_epochs=2",
+)
+TWO = ("ablate", "-c", "sentiment", "--variants", "baseline", "regularized", "--seeds", "1")
+
+
+# An experiment --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[..., Result], tmp_path: Path) -> None:
+    listed = command(*TWO, *TINY, "--list")
+    assert listed.code == 0, listed.err
+    first, second = listed.out.splitlines()
+    assert "--name=baseline/seed_1" in first
+    assert "--seed_everything=1" in first
+    assert "--model.layer_norm=false" in first
+    assert "--model.layer_norm" not in second
+    folder = tmp_path / "runs/ablate/sentiment"
+
+    # One of them as any scheduler would run it; before there are both, the report says which is missing.
+    assert main(shlex.split(second)[1:]) == 0
+    report = command("ablate", "-c", "sentiment", "--report")
+    assert report.code == 0, report.err
+    assert "1 not begun: baseline/seed_1" in report.out
+
+    # The other one by the experiment itself, in a process of its own.
+    result = command(*TWO, *TINY)
+    assert result.code == 0, result.err + (folder / "baseline/seed_1/log.txt").read_text()
+    assert "1 of 2 runs are finished already" in result.out
+    assert "[2/2] baseline/seed_1: val_accuracy 0." in result.out
+    with open(folder / "runs.csv", newline="", encoding="utf-8") as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    for variant, row in rows.items():
+        summary = json.loads((folder / variant / "seed_1/version_0/summary.json").read_text())
+        assert float(row["val_accuracy"]) == summary["best"]["val_accuracy"]
+        best = summary["best"]
+        assert float(row["gap"]) == pytest.approx(best["val_loss"] - best["val_loss_on_train"])
+    assert rows.keys() == {"baseline", "regularized"}
+    assert {"report.md", "table.csv", "curves.png", "differences.png"} <= {path.name for path in folder.iterdir()}
+
+    # All is done: nothing is run again, and another experiment is not mixed with this one.
+    assert command(*TWO, *TINY, "--list").out.strip() == ""
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed_1/version_*/*")}
+    assert "2 of 2 runs are finished already" in command(*TWO, *TINY).out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/seed_1/version_*/*")}
+    error = command(*TWO, *TINY, "--trainer.max_epochs=3").error
+    assert error.startswith("the runs in 'runs/ablate/sentiment' were made with nothing where there is now --trainer.m")
+    assert "give another --name" in error
+
+
+def test_the_variants_are_the_configs_regularizers(command: Callable[..., Result]) -> None:
+    """The baseline has none of them, each alone has its own, and an option of the command line is one more."""
+    given = ["-c", "word_lm", "--model.zoneout=0.1", "--model.recurrent.weight_dropout=0.3", "--model.l2=1e-5"]
+    variants = Ablate().variants(Config(given))
+    alone = [
+        "dropout",
+        "recurrent_dropout",
+        "zoneout",
+        "weight_dropout",
+        "layer_norm",
+        "weight_decay",
+        "l2",
+        "clipping",
+    ]
+    assert Ablate().default(variants) == ["baseline", *alone, "regularized"]
+    assert [name for name in variants if name.startswith("without_")] == [f"without_{name}" for name in alone]
+    assert variants["regularized"] == []
+    assert variants["clip_0.1"] == ["--trainer.gradient_clip_val=0.1"]
+
+    def on(variant: str) -> set[str]:
+        config = Config([*given, *variants[variant]])
+        hparams = config.task.hparams
+        values = {**hparams, **hparams.recurrent["init_args"]}
+        found = {name for name, options in REGULARIZERS.items() for o in options if not is_off(values.get(o))}
+        return found | ({"clipping"} if config.parsed.trainer.gradient_clip_val else set())
+
+    assert on("baseline") == set()
+    assert on("zoneout") == {"zoneout"}
+    assert on("without_weight_dropout") == set(alone) - {"weight_dropout"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ablate"], "'ablate' needs a config: -c sentiment"),
+        (["ablate", "-c", "sentiment", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["ablate", "-c", "sentiment", "--seed_everything=3"], "the seeds are 1 to N: --seeds N"),
+        (["ablate", "-c", "sentiment", "--ckpt_path", "last"], "goes on by itself"),
+        (["ablate", "-c", "sentiment", "--report"], "there is no experiment in 'runs/ablate/sentiment'"),
+        (["ablate", "-c", "made_up"], "there is no config 'made_up'"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(command: Callable[..., Result], arguments: list[str], message: str) -> None:
+    assert message in command(*arguments).error
+
+
+def test_what_is_wrong_with_the_fits_is_told_before_any_is_run(command: Callable[..., Result], tmp_path: Path) -> None:
+    assert "did you mean 'dropout'" in command(*TWO, "--model.dropuot=0.1").error
+    assert not (tmp_path / "runs").exists()
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan", {"baseline": {1: None}})
+    [run] = plan.runs()
+    assert run.state == "unfinished"
+    assert run.command()[:4] == ["lstm-fused", "fit", "-c", "sentiment"]  # it had not come to a checkpoint
+    folder = tmp_path / "plan/baseline/seed_1"
+    for number in (2, 10, 11):
+        write_run(folder / f"version_{number}", None)
+    for number in (2, 10):
+        (folder / f"version_{number}/checkpoints").mkdir()
+        (folder / f"version_{number}/checkpoints/last.ckpt").touch()
+    assert run.command() == ["lstm-fused", "fit", "-c", str(folder / "version_10"), "--ckpt_path", "last"]
+
+
+def test_a_plan_is_the_one_that_its_folder_was_made_with(tmp_path: Path) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text("name: mine\n")
+
+    def make(*arguments: str, chosen: list[str] | None = None, seeds: int = 1) -> Plan:
+        variants = {"a": [], "b": ["--x=1"], "c": ["--x=2"]}
+        given = ["-c", str(config), *arguments]
+        two = lambda names: list(names)[:2]  # noqa: E731
+        plan = Plan.make(tmp_path / "p", "ablate", given, lambda: variants, two, chosen, seeds)
+        plan.write()
+        return plan
+
+    assert [run.name for run in make("--y=1").runs()] == ["a/seed_1", "b/seed_1"]
+    # More seeds and other variants of it are the same plan.
+    names = ["c/seed_1", "a/seed_1", "c/seed_2", "a/seed_2"]
+    assert [run.name for run in make("--y=1", chosen=["c", "a"], seeds=2).runs()] == names
+    assert Plan.read(tmp_path / "p") == make("--y=1", chosen=["c", "a"], seeds=2)
+    with pytest.raises(ValueError, match=r"made with --y=1 where there is now --y=2: give another --name"):
+        make("--y=2")
+    with pytest.raises(ValueError, match=r"--variants must be among a, b, c, got 'd'"):
+        make("--y=1", chosen=["d"])
+    config.write_text("name: mine\nseed_everything: 3\n")
+    with pytest.raises(ValueError, match=r"the config '.*my.yaml' is not what it was"):
+        make("--y=1")
+
+
+def test_one_process_runs_a_plan(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "plan", {"baseline": {1: None}})
+    with plan.alone(), pytest.raises(ValueError, match="another process runs the experiment"), plan.alone():
+        pass
+    with plan.alone():
+        pass
+
+
+# The processes --------------------------------------------------------------------------------------------------------
+
+# Stands for lstm-fused: a run that ends as its variant says, and as a fit does at SIGTERM.
+FIT = """
+import json, os, pathlib, signal, sys, time
+words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+folder = pathlib.Path(words["--runs"]) / words["--name"] / "version_0"
+variant = words["--name"].split("/")[0]
+def end(finished, code):
+    summary = {"finished": finished, "stop_reason": "", "seconds": 1, "best": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    sys.exit(code)
+signal.signal(signal.SIGTERM, lambda *_: end(False, 143))
+folder.mkdir(parents=True)
+with open("alive.txt", "a") as file:
+    file.write(f"+{os.getpid()}\\n")
+if variant == "fails":
+    sys.exit("lstm-fused: error: it is not to be")
+time.sleep(60 if variant == "long" else 0.3)
+with open("alive.txt", "a") as file:
+    file.write(f"-{os.getpid()}\\n")
+end(True, 0)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    monkeypatch.chdir(tmp_path)
+    Path("fit.py").write_text(FIT)
+    program = (sys.executable, "fit.py")
+    monkeypatch.setattr(running, "PROGRAM", program)
+    return program
+
+
+def new_plan(folder: Path, variants: list[str], seeds: int) -> Plan:
+    plan = Plan(folder, "ablate", (), {}, {name: [] for name in variants}, tuple(variants), seeds)
+    plan.write()
+    return plan
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def begun() -> list[int]:
+    text = Path("alive.txt").read_text() if Path("alive.txt").exists() else ""
+    return [int(line[1:]) for line in text.split() if line.startswith("+")]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_so_many_runs_at_a_time_as_there_are_jobs(program: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    plan = new_plan(Path("plan"), ["a", "b"], 3)
+    Runner(plan.runs(), jobs=3).run()
+    at_a_time, most = 0, 0
+    for line in Path("alive.txt").read_text().split():
+        at_a_time += 1 if line[0] == "+" else -1
+        most = max(most, at_a_time)
+    assert most <= 3
+    assert all(run.state == "finished" for run in plan.runs())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("begins") for line in lines[:4]] == [True, True, True, False]
+    assert len(lines) == 12  # each run's beginning and end, and nothing that only a terminal shows well
+    assert lines[-1].startswith("[6/6] ")
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(program: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    plan = new_plan(Path("plan"), ["a", "fails", "b"], 1)
+    runner = Runner(plan.runs())
+    runner.run()
+    assert runner.failed == {"fails/seed_1": "it is not to be"}
+    assert [run.state for run in plan.runs()] == ["finished", "unfinished", "finished"]
+    assert "fails/seed_1 failed: it is not to be" in capsys.readouterr().out
+    # What fails from the first run on would fail a hundred times.
+    runner = Runner(new_plan(Path("other"), ["fails", "a"], 2).runs())
+    runner.run()
+    assert list(runner.failed) == ["fails/seed_1"]
+    assert len(begun()) == 4
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_is_stopped_its_processes_end(program: tuple[str, str], signum: int) -> None:
+    if signum == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("a process that is killed takes its children with it on Linux alone")
+    new_plan(Path("plan"), ["long", "a"], 1)
+    code = (
+        "from pathlib import Path; from lightning_modules.experiments import running; "
+        "from lightning_modules.experiments.plan import Plan; "
+        f"running.PROGRAM = {program!r}; runner = running.Runner(Plan.read(Path('plan')).runs()); runner.run(); "
+        "print('stopped by', int(runner.stopped_by))"
+    )
+    path = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: len(begun()) == 1)
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=PATIENCE)
+    wait_for(lambda: not is_alive(begun()[0]))
+    assert len(begun()) == 1  # none was begun after it
+    assert ("stopped by" in out) == (signum != signal.SIGKILL)
+    assert [run.state for run in Plan.read(Path("plan")).runs()] == ["unfinished", "missing"]
+    wait_for(lambda: json.loads(Path("plan/long/seed_1/version_0/summary.json").read_text())["finished"] is False)
+
+
+@pytest.mark.slow
+def test_a_plan_that_is_killed_again_and_again_ends_with_the_same_table(tmp_path: Path) -> None:
+    """SIGKILL at random moments; the tables are those of the undisturbed plan, bit for bit."""
+    options = [*TWO[:-1], "3", *TINY, "--jobs", "2", "--trainer.max_epochs=6", "--last_checkpoint.every_minutes=0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start(folder: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lightning_modules", *options, "--runs", str(tmp_path / folder)]
+        with open(tmp_path / f"{folder}.log", "a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+
+    begin = time.monotonic()
+    assert start("undisturbed").wait(10 * PATIENCE) == 0, (tmp_path / "undisturbed.log").read_text()
+    duration = time.monotonic() - begin
+    moments = random.Random(1)
+    for _ in range(3):
+        process = start("killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(duration * moments.uniform(0.2, 0.6))
+        process.kill()
+        process.wait()
+    assert start("killed").wait(10 * PATIENCE) == 0, (tmp_path / "killed.log").read_text()
+    for name in ("table.csv", "runs.csv"):
+        undisturbed, killed = (tmp_path / folder / "ablate/sentiment" / name for folder in ("undisturbed", "killed"))
+        assert undisturbed.read_bytes() == killed.read_bytes()
+    assert len(list((tmp_path / "killed").glob("ablate/sentiment/*/seed_*/version_*"))) > 6  # runs were gone on with
