@@ -3,6 +3,17 @@
 Slow, differentiable any number of times, in any floating-point dtype and on any device. The names and shapes are those
 of :mod:`lstm_fused.ops`; sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units of the
 projected hidden state (``H`` without a projection); gates in the order i, f, g, o.
+
+It is also the LSTM to step through: :func:`lstm_cell` is one step, its equations in its docstring and, line by line, in
+its code; :func:`lstm_layer` is the loop around it. With a trained module's weights and a breakpoint in the cell every
+gate of every step can be looked at::
+
+    lstm = FusedLSTM(3, 5)
+    h = c = torch.zeros(2, 5)
+    for x in torch.randn(4, 2, 3):                             # T = 4, B = 2, I = 3
+        h, c = reference.lstm_cell(x, h, c, *lstm.all_weights[0])
+
+``examples/hello.py`` is the plain cell with its backward pass through time written by hand.
 """
 
 from __future__ import annotations
