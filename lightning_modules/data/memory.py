@@ -136,6 +136,12 @@ class MemoryDataModule(TaskDataModule):
             raise FileNotFoundError(f"data.predict must name a file, and there is none at '{self.hparams.predict}'")
         return [Example(inputs, None) for inputs in self.read(path)]
 
+    def content(self, split: str) -> Any:
+        """The first of an epoch's examples stand for all, which are made when they are asked for."""
+        examples = self.examples(split)
+        first = GeneratedExamples(self.make, examples.lengths, examples.seed)  # of epoch 0
+        return examples.lengths, [tuple(first[k]) for k in range(min(len(first), 8))]
+
     def summary(self) -> dict[str, Any]:
         splits = SPLITS if self.has_test() else SPLITS[:2]
         return {"sequences": {split: len(self.examples(split)) for split in splits}}
@@ -356,7 +362,7 @@ class AddingDataModule(MemoryDataModule):
                 step = [float(number) for number in row[1:]]
             except ValueError:
                 raise ValueError(f"{where}: value and marker must be numbers, got {','.join(row[1:])}") from None
-            if not np.isfinite(step).all():
+            if not (np.abs(step) <= np.finfo(np.float32).max).all():  # NaN too
                 raise ValueError(f"{where}: value and marker must be finite, got {','.join(row[1:])}")
             sequences.setdefault(last, []).append(step)
         if not sequences:

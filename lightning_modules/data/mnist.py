@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ class SequentialMNISTDataModule(MemoryDataModule):
     def examples(self, split: str) -> Sequence[Example]:
         return _PixelExamples(self, *self.pictures(split))
 
+    def content(self, split: str) -> Any:
+        return self.pictures(split)
+
     def examples_to_predict(self) -> Sequence[Example]:
         if self.hparams.predict is None:
             return self.examples("test")
@@ -277,7 +281,7 @@ def read_idx(file: Path, magic: int) -> Tensor:
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"'{file}' is damaged: {error}") from None
     dimensions = magic & 0xFF
     start = 4 * (1 + dimensions)

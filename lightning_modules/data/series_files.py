@@ -57,7 +57,7 @@ class SeriesTable(NamedTuple):
 
 
 def number(cell: str) -> float | None:
-    """The number that a cell holds; NaN for a gap, ``None`` for anything else."""
+    """The number that a cell holds; NaN for a gap, ``None`` for anything else, and for what float32 cannot hold."""
     text = cell.strip()
     if text.lower() in GAPS:
         return math.nan
@@ -65,7 +65,7 @@ def number(cell: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= np.finfo(np.float32).max else None
 
 
 def read_series(file: Path, encoding: str = "utf-8") -> SeriesTable:

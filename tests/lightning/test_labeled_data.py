@@ -283,6 +283,14 @@ def test_series_with_other_channels_are_told(write: Callable[..., str]) -> None:
         data.setup("fit")
 
 
+def test_a_label_that_the_train_series_lack_is_told(write: Callable[..., str]) -> None:
+    train = SERIES.replace("true a b", "true a b c")
+    valid = train + "1:1:c\n"
+    data = LabeledSeriesDataModule(train=write("train.ts", train), valid=write("valid.ts", valid))
+    with pytest.raises(ValueError, match=r"valid.ts', line 10: the label 'c' is none of the train split's: a, b"):
+        data.setup("fit")
+
+
 def test_a_file_that_is_no_ts_is_told(write: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=r"train.arff', line 1: want a header line"):
         LabeledSeriesDataModule(write("train.arff", "1,2,3\n")).setup("fit")

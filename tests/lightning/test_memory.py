@@ -267,6 +267,7 @@ def test_sequences_of_ones_own_are_predicted(run: Path, command: Callable[..., R
         ("adding", "sequence,value,marker\n1,0.5\n", "line 2: there must be 3 columns, got 2"),
         ("adding", "sequence,value,marker\n1,0.5,x\n", "line 2: value and marker must be numbers, got 0.5,x"),
         ("adding", "sequence,value,marker\n1,nan,0\n", "line 2: value and marker must be finite, got nan,0"),
+        ("adding", "sequence,value,marker\n1,1e39,0\n", "line 2: value and marker must be finite, got 1e39,0"),
         ("adding", "sequence,value,marker\na,0,0\nb,0,0\na,0,1\n", "line 4: .* stand together, and 'a' begins again"),
     ],
 )
@@ -411,8 +412,10 @@ def test_bad_pictures_are_told(tmp_path: Path) -> None:
     )
     images.write_bytes(b"")
     assert "and begins with nothing" in error()
-    images.write_bytes(b"\x1f\x8b damaged")
-    assert "is damaged" in error()
+    packed = gzip.compress(good[0])
+    for damaged in (b"\x1f\x8b damaged", packed[:-9], packed[:12] + bytes(20) + packed[32:]):
+        images.write_bytes(damaged)
+        assert f"'{images}' is damaged: " in error()
     labels.write_bytes(good[1][:-1] + bytes([11]))
     assert error() == f"'{labels}', label 4: must be from 0 to 9, got 11"
     write_idx(labels, np.zeros(3))
