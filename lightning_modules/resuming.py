@@ -40,6 +40,8 @@ def continue_epoch(trainer: Trainer) -> None:
     another size, of other data or more or fewer: the epoch would end early, or late, and what it leaves out would be
     read by nobody. A loader that cannot go on where the epoch stopped begins it anew, and one line says so.
     """
+    begin_training = getattr(trainer.datamodule, "begin_training", None)
+    is_other_data = begin_training is not None and begin_training()
     loader = trainer.train_dataloader
     epoch = trainer.fit_loop.epoch_loop
     if not epoch.restarting or not isinstance(loader, ResumableLoader):
@@ -51,6 +53,9 @@ def continue_epoch(trainer: Trainer) -> None:
     else:
         if loader.begins_anew:
             tell(f"The epoch that the checkpoint stopped in begins anew: {loader.changed}.")
+        elif is_other_data:
+            loader.restart()
+            tell("The epoch that the checkpoint stopped in begins anew: its data is another.")
         elif loader.next_batch >= trainer.num_training_batches:
             loader.restart()
             tell("The epoch that the checkpoint stopped in begins anew: it is not to have as many batches as it had.")
@@ -60,3 +65,9 @@ def continue_epoch(trainer: Trainer) -> None:
     offset = batch - counts.ready
     for name in ("ready", "started", "processed", "completed"):
         setattr(counts, name, getattr(counts, name) + offset)
+
+
+def is_inside_an_epoch(trainer: Trainer) -> bool:
+    """Whether a resumed trainer, as :func:`continue_epoch` has left it, has trained on batches of an epoch, not all."""
+    epoch = trainer.fit_loop.epoch_loop
+    return epoch.restarting and epoch.batch_progress.current.ready > 0 and not epoch.batch_progress.is_last_batch

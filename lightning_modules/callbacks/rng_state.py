@@ -5,14 +5,15 @@ import random
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RNGState(Callback):
     """Saves the states of torch's and Python's generators, and sets them before the first batch of a resumed run.
 
     Not earlier: building the model, a sanity check or another callback may draw numbers in between. The seed that they
-    began with, Lightning's, is kept for reading.
+    began with, Lightning's, is kept for reading. Of several processes each gets its own back: they draw for batches of
+    unequal sizes, so their generators part. On another number of processes all get those of the first.
     """
 
     def __init__(self) -> None:
@@ -26,13 +27,22 @@ class RNGState(Callback):
             state["cuda"] = torch.cuda.get_rng_state_all()
         return state
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """(Called on every rank after :meth:`state_dict`; rank 0 writes.)"""
+        if trainer.world_size > 1:
+            states: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, self.state_dict())
+            checkpoint["callbacks"][self.state_key]["ranks"] = states
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._pending = state_dict
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._pending is None:
             return
         state, self._pending = self._pending, None
+        if len(ranks := state.get("ranks", ())) == trainer.world_size:
+            state = ranks[trainer.global_rank]
         torch.set_rng_state(state["torch"])
         random.setstate(state["python"])
         if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():

@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from lightning_modules.data.batches import ExampleLoader
+from lightning_modules.resuming import tell
 
 SPLITS = ("train", "valid", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("predict",)}
@@ -19,14 +23,20 @@ class TaskDataModule(LightningDataModule):
     run's folder is made, so that bad data is told first), and give the loaders. What a model needs to be used later - a
     vocabulary, a scaling - is its ``state_dict``, which goes into every checkpoint; ``load_state_dict`` puts it in the
     place of what the data itself would give. A subclass adds to both of them.
+
+    A run that goes on with other data than its checkpoint's says so in a line, and begins anew the epoch that it was
+    in: what the data is, is told by :meth:`content`.
     """
 
     # Options that act when training begins: for a run that goes on, what they came to is in its checkpoint's state.
     settled: tuple[str, ...] = ()
+    # Options by which :meth:`content` never becomes another.
+    beside_content: tuple[str, ...] = ("batch_size", "predict")
 
     def __init__(self) -> None:
         super().__init__()
         self._order_seed: int | None = None
+        self._identity: dict[str, Any] = {}  # of the data that is trained on; a checkpoint's until training begins
 
     def has_test(self) -> bool:
         """Whether there is a test split."""
@@ -40,11 +50,44 @@ class TaskDataModule(LightningDataModule):
         """Lines that say at the start of a run what the data is."""
         return []
 
+    def content(self, split: str) -> Any:
+        """What tells the train or the valid split from other data: tensors and plain values, in lists or tuples.
+
+        By default the examples of its loader; ``None`` where it has none.
+        """
+        loader = self.train_dataloader() if split == "train" else self.val_dataloader()
+        return getattr(loader, "examples", None)
+
+    def begin_training(self) -> bool:
+        """Notes what data is trained on, and says in a line where it is not the loaded checkpoint's.
+
+        Returns:
+            Whether the train split is another.
+        """
+        before = self._identity
+        options = {name: value for name, value in self.hparams.items() if name not in self.beside_content}
+        self._identity = {
+            "fingerprints": {split: fingerprint(self.content(split)) for split in SPLITS[:2]},
+            "options": {name: _plain(value) for name, value in options.items() if not name.startswith("_")},
+        }
+        now, others = self._identity["fingerprints"], before.get("fingerprints", {})
+        changed = [split for split, value in others.items() if value != now[split]]
+        if changed:
+            options = self._identity["options"]
+            differing = [name for name, value in before["options"].items() if options.get(name, value) != value]
+            flags = ", ".join(f"--data.{name}" for name in differing)
+            tell(
+                f"The {' and the '.join(changed)} data is not the checkpoint's, so that figures before and after are "
+                f"of different data; changed: {flags or 'what the files hold'}."
+            )
+        return "train" in changed
+
     def state_dict(self) -> dict[str, Any]:
-        return {"order_seed": self.order_seed}
+        return {"order_seed": self.order_seed, "identity": self._identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._order_seed = state_dict.get("order_seed")
+        self._identity = state_dict.get("identity", {})  # an older checkpoint has none
 
     @classmethod
     def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
@@ -95,3 +138,29 @@ class TaskDataModule(LightningDataModule):
             world_size=self.world_size,
             name=name,
         )
+
+
+def fingerprint(content: Any) -> str:
+    """A digest of tensors and plain values, in lists or tuples of any depth."""
+    digest = blake2b(digest_size=16)
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)}".encode())
+            digest.update(value.contiguous().view(torch.uint8).numpy() if value.dim() else repr(value.item()).encode())
+        elif isinstance(value, (list, tuple)) and not isinstance(next(iter(value), None), (str, int, float)):
+            digest.update(f"{len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{value!r}\0".encode("utf-8", "surrogatepass"))
+
+    add(content)
+    return digest.hexdigest()
+
+
+def _plain(option: Any) -> Any:
+    """An option as a checkpoint may hold it: plain values, and the names of others."""
+    if isinstance(option, (list, tuple)):
+        return tuple(map(_plain, option))
+    return option if option is None or isinstance(option, (str, int, float)) else str(option)

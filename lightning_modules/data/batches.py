@@ -20,7 +20,7 @@ class ExampleLoader:
     exactly; any other begins at its beginning, and ``changed`` says why.
 
     Under distributed training every rank takes its share of each batch, so that all ranks together see the batches
-    that one process would.
+    that one process would: but a last batch of fewer examples than there are processes joins the one before it.
 
     Args:
         examples: all of them.

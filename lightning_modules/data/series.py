@@ -272,6 +272,11 @@ class SeriesDataModule(TaskDataModule):
         known = ~target.isnan()
         return Windows(input, target.nan_to_num(), known, persistence, seasonal, torch.tensor(examples))
 
+    def content(self, split: str) -> Any:
+        self._prepare(split)
+        series = [(series.input, series.target) for series in self._series[split]]
+        return series, self._examples[split], self.hparams.window, self.hparams.horizon
+
     def setup(self, stage: str) -> None:
         """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
         if stage == "fit":

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,7 +15,6 @@ from lightning_modules.data.vocabulary import Vocabulary
 from lightning_modules.resuming import tell
 
 SPLITS_OF_STAGE = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ()}
-TEXT_OPTIONS = ("path", "train", "valid", "test", "split", "encoding")  # what decides on the texts
 VOCABULARY_OPTIONS = ("max_vocab", "min_count")
 
 
@@ -55,6 +53,7 @@ class TextDataModule(TaskDataModule):
     """
 
     settled = ("max_vocab",)
+    beside_content = ("batch_size", "sequence_length", "predict", "level", *VOCABULARY_OPTIONS)
 
     def __init__(
         self,
@@ -84,7 +83,6 @@ class TextDataModule(TaskDataModule):
         self._unknown_is_trained: bool | None = None
         self._texts: dict[str, str] = {}
         self._tokens: dict[str, Tensor] = {}
-        self._fingerprints: dict[str, dict[str, Any]] = {}
         self._checkpoint: dict[str, Any] = {}
         self._told: set[str] = set()
 
@@ -202,8 +200,7 @@ class TextDataModule(TaskDataModule):
         return super().state_dict() | {
             "vocabulary": self.vocabulary.state_dict(),
             "unknown_is_trained": self.unknown_is_trained,
-            "options": {name: _plain(self.hparams[name]) for name in (*TEXT_OPTIONS, *VOCABULARY_OPTIONS)},
-            "texts": {name: self._fingerprint(name) for name in ("train", "valid")},
+            "options": {name: self.hparams[name] for name in VOCABULARY_OPTIONS},
         }
 
     @classmethod
@@ -225,32 +222,17 @@ class TextDataModule(TaskDataModule):
         self._unknown_is_trained = state_dict.get("unknown_is_trained", True)
         self._checkpoint = state_dict
         if self.trainer is not None and self.trainer.state.fn == "fit":  # Lightning loads after setup
-            self._tell_differences(fit=True)
+            self._tell_differences()
 
-    def _fingerprint(self, name: str) -> dict[str, Any]:
-        """What tells a split's text from any other."""
-        if name not in self._fingerprints:
-            text = self.text(name)
-            digest = blake2b(text.encode(), digest_size=16).hexdigest()
-            self._fingerprints[name] = {"characters": len(text), "blake2b": digest}
-        return self._fingerprints[name]
+    def content(self, split: str) -> str:
+        return self.text(split)
 
-    def _tell_differences(self, fit: bool) -> None:
-        """Says what of the text and the options is not as in the loaded checkpoint."""
+    def _tell_differences(self) -> None:
+        """Says which options are those of the loaded checkpoint, not those given."""
         options = self._checkpoint.get("options", {})
-        differing = {name for name, value in options.items() if _plain(self.hparams[name]) != value}
         for name in VOCABULARY_OPTIONS:
-            if name in differing:
+            if options.get(name, self.hparams[name]) != self.hparams[name]:
                 self._tell([f"data.{name} is {options[name]}, as in the checkpoint, not {self.hparams[name]}"])
-        texts = self._checkpoint.get("texts", {}) if fit else {}
-        if changed := [name for name, saved in texts.items() if self._fingerprint(name) != saved]:
-            flags = [f"--data.{name}" for name in TEXT_OPTIONS if name in differing]
-            self._tell(
-                [
-                    f"The {' and the '.join(changed)} text is not the checkpoint's, so that figures before and after "
-                    f"are of different texts; changed: {', '.join(flags) or 'what the files hold'}."
-                ]
-            )
 
     # The batches ----------------------------------------------------------------------------------------------------
 
@@ -262,7 +244,7 @@ class TextDataModule(TaskDataModule):
             self.predict_dataloader()
         if stage == "fit" and not self.unknown_is_trained:  # of the checkpoint's run, and not of this text either?
             self._unknown_is_trained = bool((self.tokens("train") == 0).any())
-        self._tell_differences(stage == "fit")
+        self._tell_differences()
         if stage != "predict":
             self._tell_of_figures(stage)
 
@@ -282,7 +264,7 @@ class TextDataModule(TaskDataModule):
     def _tell_of_figures(self, stage: str) -> None:
         """Says which figures of the splits that are judged are not what they seem."""
         for name in ("valid", "test"):
-            if {name, "train"} <= self._texts.keys() and self._fingerprint(name) == self._fingerprint("train"):
+            if {name, "train"} <= self._texts.keys() and self._texts[name] == self._texts["train"]:
                 self._tell([f"The {name} text is the train text: its figures say nothing of new text."])
         judged = SPLITS_OF_STAGE[stage][-1]
         other = {"valid": "test", "test": "valid"}[judged]
@@ -310,8 +292,3 @@ class TextDataModule(TaskDataModule):
     def predict_dataloader(self) -> ContiguousLoader:
         """The text to predict in one column, which is its order of reading."""
         return self._loader(self.split_to_predict, 1)
-
-
-def _plain(option: Any) -> Any:
-    """An option as a checkpoint holds it."""
-    return tuple(option) if isinstance(option, list) else option

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 
 class PreciseMetricCollection(MetricCollection):
@@ -36,6 +36,48 @@ class Mean(MeanMetric):
     @property
     def dtype(self) -> torch.dtype:
         return self.mean_value.dtype
+
+
+class EpochMean(Metric):
+    """The mean over an epoch that a run may be resumed inside of, in float64, of means that count all processes' items.
+
+    (Lightning's own mean is of the batches after a resume, and of several processes' a step's is that of their means.)
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64))
+
+    def update(self, mean: Tensor, count: int | Tensor) -> None:
+        self.total += mean * count
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+    def add(self, mean: Tensor, count: int | Tensor) -> None:
+        """Updates, and is ready to be logged: Lightning takes the value of the step from where ``forward`` leaves it,
+        which would compute it once more."""
+        self.update(mean, count)
+        self._forward_cache = mean.float()
+
+    def sums(self) -> tuple[float, float]:
+        """What the mean so far is of: the sum of all items, and their number."""
+        return float(self.total), float(self.count)
+
+    def carry_on(self, sums: tuple[float, float] | None) -> None:
+        """Begins with the sums of an epoch's earlier steps, or with none."""
+        self.reset()
+        if sums is not None:
+            self.total.fill_(sums[0])
+            self.count.fill_(sums[1])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "EpochMean":
+        """Moves to another device, but stays in its precision."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), *args, **kwargs)
 
 
 class Perplexity(Mean):

@@ -31,7 +31,7 @@ from lightning_modules.injection import (
     takes_option,
     to_spec,
 )
-from lightning_modules.models.metrics import Mean, PreciseMetricCollection
+from lightning_modules.models.metrics import EpochMean, Mean, PreciseMetricCollection
 from lightning_modules.models.optimizers import (
     COSINE_NEEDS_AN_END,
     DecayPartition,
@@ -41,7 +41,7 @@ from lightning_modules.models.optimizers import (
 )
 from lightning_modules.models.recurrent import build_recurrent
 from lightning_modules.regularization import l2_penalty
-from lightning_modules.resuming import continue_epoch
+from lightning_modules.resuming import continue_epoch, is_inside_an_epoch
 
 
 class RecurrentTask(LightningModule):
@@ -127,6 +127,8 @@ class RecurrentTask(LightningModule):
         self.save_hyperparameters()
         self.save_hyperparameters(self._resolved())
         self._check_hyperparameters()
+        self.train_loss = EpochMean()
+        self._epoch_loss_so_far: tuple[float, float] | None = None  # of the checkpoint that a fit goes on from
         self.net: nn.Module | None = None
         if all(self.hparams[name] is not None for name in self.size_names()):
             self.net = self.new_net()
@@ -344,19 +346,34 @@ class RecurrentTask(LightningModule):
 
     def on_train_start(self) -> None:
         continue_epoch(self.trainer)
+        self.train_loss.carry_on(self._epoch_loss_so_far if is_inside_an_epoch(self.trainer) else None)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, count = self.batch_loss(batch, batch_idx)
         objective = loss + self.l2_penalty() if self.hparams.l2 else loss
-        self.log(
-            "train_loss", objective, on_step=True, on_epoch=True, prog_bar=True, batch_size=int(count), sync_dist=True
-        )
-        if self.trainer.world_size == 1:
-            return objective
-        # Gradients become means over the processes; their batches hold different numbers of items.
-        counts = torch.as_tensor(count, device=loss.device, dtype=torch.float64)
-        share = counts * self.trainer.world_size / self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
-        return loss * share.to(loss.dtype) + (objective - loss)
+        world_size = self.trainer.world_size
+        if world_size == 1:
+            to_minimize, mean, total = objective, objective.detach(), count
+        else:
+            # Gradients become means over the processes; their batches hold different numbers of items.
+            count = torch.as_tensor(count, device=loss.device, dtype=torch.float64)
+            sums = torch.stack((objective.detach() * count, count))
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            mean, total = sums[0] / sums[1], sums[1]
+            to_minimize = loss * (count * world_size / total).to(loss.dtype) + (objective - loss)
+        self.train_loss.add(mean, total)
+        self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
+        return to_minimize
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what the loss of an epoch is the mean of, so that a run resumed inside of one logs the whole epoch's.
+
+        A task that keeps more calls this too, and :meth:`on_load_checkpoint`.
+        """
+        checkpoint["epoch_loss"] = self.train_loss.sums()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._epoch_loss_so_far = checkpoint.get("epoch_loss")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step(batch, batch_idx, self.val_metrics)

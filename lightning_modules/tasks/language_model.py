@@ -279,12 +279,14 @@ class LanguageModelTask(RecurrentTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the carried state of every rank, so that a run resumed in the middle of an epoch goes on exactly."""
+        super().on_save_checkpoint(checkpoint)
         if self.train_state is not None:
             # Each tensor [layers, B, H]; of all ranks [ranks, layers, B, H].
             gathered = tree_map(lambda x: self.all_gather(x).view(-1, *x.shape).cpu(), self.train_state)
             checkpoint["train_state"] = {"ranks": self.trainer.world_size, "state": gathered}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("train_state")
         self.train_state = None
         rank, ranks = (0, 1) if self._trainer is None else (self.trainer.global_rank, self.trainer.world_size)

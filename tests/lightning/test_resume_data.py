@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import make_text
+from small_runs import Result, make_text
 
 from lightning_modules.callbacks import TextSample
 from lightning_modules.checkpoints import load_checkpoint
@@ -189,7 +190,7 @@ def test_changed_files_are_told(whole: tuple, text: Path, tmp_path: Path, told: 
     finally:
         text.write_text(before)
     assert told() == [
-        "The train text is not the checkpoint's, so that figures before and after are of different texts; changed: "
+        "The train data is not the checkpoint's, so that figures before and after are of different data; changed: "
         "what the files hold."
     ]
 
@@ -199,8 +200,11 @@ def test_changed_files_are_told(whole: tuple, text: Path, tmp_path: Path, told: 
     assert told() == [
         "data.max_vocab is None, as in the checkpoint, not 5",
         "data.min_count is 1, as in the checkpoint, not 3",
-        "The train and the valid text is not the checkpoint's, so that figures before and after are of different "
-        "texts; changed: --data.path, --data.split.",
+    ]
+    data.begin_training()
+    assert told() == [
+        "The train and the valid data is not the checkpoint's, so that figures before and after are of different "
+        "data; changed: --data.path, --data.split.",
     ]
     data = TextDataModule(test=str(same), **OPTIONS)  # to be judged on another text is what a test is for
     data.load_state_dict(load_checkpoint(folder / "end-epoch=0.ckpt")["TextDataModule"])
@@ -224,6 +228,62 @@ def test_a_checkpoint_of_a_former_version_goes_on(whole: tuple, text: Path, tmp_
     resumed, _ = fit(folder, text, resume=tmp_path / "old.ckpt", batch_size=6)
     assert resumed.numbers[0][0] == 0
     assert "--data.batch_size was 4 and is 6" in told()[-1]
+
+
+OLD_OPTIONS = (
+    "vocab_size", "embedding_size", "hidden_size", "tied", "dropout", "variational", "layer_norm", "recurrent_dropout",
+    "forget_bias", "label_smoothing", "lr", "weight_decay", "decay_embeddings", "lr_schedule", "warmup_steps",
+)  # fmt: skip
+
+
+def make_old(run: Path) -> None:
+    """Writes a run's folder as the version before there were tasks left it."""
+    words = {"cell": "fused", "optimizer": "adamw", "num_layers": 1, "zoneout": 0.0, "momentum": 0.0}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["class_path"] = "lightning_modules.models.LanguageModelTask"
+    options = config["model"]["init_args"]
+    config["model"]["init_args"] = {name: options[name] for name in OLD_OPTIONS} | words
+    del config["data"]["init_args"]["min_count"], config["last_checkpoint"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for path in (run / "checkpoints").iterdir():
+        checkpoint = load_checkpoint(path)
+        saved = checkpoint["hyper_parameters"]
+        checkpoint["hyper_parameters"] = {name: saved[name] for name in OLD_OPTIONS} | words
+        checkpoint["TextDataModule"] = {"vocabulary": checkpoint["TextDataModule"]["vocabulary"]}
+        checkpoint["train_state"] = torch.cat(list(checkpoint["train_state"]["state"]))
+        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [{"batches": 0}]
+        del checkpoint["epoch_loss"]
+        callbacks = checkpoint["callbacks"]
+        for name in ("RunSummary", "LastCheckpoint", "OptimizerFlags", "TextSample"):
+            callbacks.pop(name, None)
+        del callbacks["RNGState"]["seed"]
+        for row in callbacks["LearningCurves"]["epochs"]:
+            del row["step"], row["epochs"]
+        for name, state in callbacks.items():
+            if name.startswith("BestCheckpoint"):
+                del state["best"]
+        torch.save(checkpoint, path)
+
+
+def test_a_run_of_before_there_were_tasks_is_tested_sampled_and_gone_on_with(
+    command: Callable[..., Result], small_fit: Callable[..., Result]
+) -> None:
+    def use(run: str) -> tuple:
+        test = command("test", "-c", run, "--ckpt_path=best")
+        sample = command("sample", run, "--length=30", "--seed=1")
+        again = command("fit", "-c", run, "--ckpt_path=last", "--trainer.max_epochs=3")
+        assert (test.code, sample.code, again.code) == (0, 0, 0), (test.err, sample.err, again.err)
+        return test.out, sample.out
+
+    assert small_fit("--model.lr_schedule=constant").code == 0
+    run = "runs/char_lm/version_0"
+    expected = use(run)
+    make_old(Path(run))
+    assert use(run) == expected
+    resumed, of_old = (load_checkpoint(f"runs/char_lm/version_{k}/checkpoints/last.ckpt") for k in (1, 2))
+    assert resumed["global_step"] == of_old["global_step"]
+    for name, value in resumed["state_dict"].items():
+        assert value.equal(of_old["state_dict"][name]), name
 
 
 def test_the_carried_state_of_two_processes_goes_on_in_one(
