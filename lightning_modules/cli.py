@@ -29,6 +29,7 @@ usage: lstm-fused COMMAND ...
   ablate      what each regularizer of a config gives: runs over variants and seeds, tables, pictures, findings
                 lstm-fused ablate -c sentiment --seeds 5
   compare     LSTM, layer-normed LSTM, GRU and RNN, at the same size and at equal parameters
+  memory      over how many steps LSTM, GRU and RNN remember: lstm-fused memory -c remember
   open-gates  what each gate of an LSTM is good for, seen by holding it open
 
   diagnose    whether a run is overfitted, underfitted, unstable or fine, from which epoch, and what to change

@@ -12,5 +12,6 @@ A new experiment is a subclass of :class:`~lightning_modules.experiments.base.Ex
 VERBS = {
     "ablate": ("lightning_modules.experiments.ablate", "Ablate"),
     "compare": ("lightning_modules.experiments.compare", "Compare"),
+    "memory": ("lightning_modules.experiments.memory", "Memory"),
     "open-gates": ("lightning_modules.experiments.open_gates", "OpenGates"),
 }

@@ -51,7 +51,7 @@ class Ablate(Experiment):
         variants |= {f"without_{name}": words for name, words in off.items()}
         return variants | {"clip_0.1": [f"{CLIPPING}=0.1"], "amp": ["--trainer.precision=bf16-mixed"]}
 
-    def default(self, variants: Variants) -> Sequence[str]:
+    def default(self, variants: Variants, quick: bool = False) -> Sequence[str]:
         names = list(variants)
         return names[: names.index("regularized") + 1]
 

@@ -77,6 +77,7 @@ class Experiment:
         seeds: how many by default.
         common: arguments of all of its runs, before those of the command line.
         quick: likewise, of ``--quick``: minutes.
+        compares: whether the report shows each variant's curves and its differences to the baseline.
         shows_samples: whether the report shows what the models draw, where they do.
     """
 
@@ -84,6 +85,7 @@ class Experiment:
     help: str
     seeds = 5
     shows_samples = False
+    compares = True
     common: tuple[str, ...] = ()
     quick: tuple[str, ...] = (
         "--trainer.max_epochs=3",
@@ -96,9 +98,13 @@ class Experiment:
         """All variants of a config; the first one is the baseline."""
         raise NotImplementedError
 
-    def default(self, variants: Variants) -> Sequence[str]:
+    def default(self, variants: Variants, quick: bool = False) -> Sequence[str]:
         """Those that are run where none are chosen."""
         return list(variants)
+
+    def overview(self, report: "Report") -> str:
+        """The table that says what came of it."""
+        return report.overview()
 
     def more_figures(self, results: Sequence["Result"]) -> list[dict[str, float]]:
         """Figures of its own for each of the results: they stand in the tables beside the others."""

@@ -93,7 +93,7 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
         experiment.verb,
         of_all,
         lambda: experiment.variants(Config(of_all)),
-        experiment.default,
+        lambda variants: experiment.default(variants, options.quick),
         options.variants,
         options.seeds or (2 if options.quick else experiment.seeds),
     )

@@ -195,7 +195,7 @@ class Report:
             write_csv(self.folder / f"{name}.csv", columns, rows)
         write_text(self.markdown(pictures), self.folder / "report.md")
         log_report(self, tables, [file for file, _ in pictures])
-        told = [self.overview()] if self.results else []
+        told = [self.experiment.overview(self)] if self.results else []
         told += [f"- {finding}" for finding in self._findings()]
         told += [f"- {line}" for line in self._missing()]
         return "\n".join([*told, f"The report is {self.folder / 'report.md'}"])
@@ -238,6 +238,8 @@ class Report:
         if not self.results:
             return []
         drawn = []
+        if not self.experiment.compares:
+            return self.experiment.pictures(self)
         if pictures.draw_curves(self, self.folder / "curves.png"):
             drawn.append(("curves.png", "Losses over the steps of training, a line a seed"))
         if pictures.draw_differences(self, self.folder / "differences.png"):
@@ -257,12 +259,13 @@ class Report:
             parts += ["## Missing", "\n".join(f"- {line}" for line in missing)]
         if self.results:
             parts += ["## Findings", "\n".join(f"- {finding}" for finding in self._findings())]
-            parts += ["## Figures", self.overview()]
-            parts.append(
-                f"Mean and standard deviation over the seeds, of the weights with the best {self.monitor} "
-                f"({'most' if self.mode == 'max' else 'least'}). {self._gap_says()}".strip()
-            )
-            if self.baseline in self.variants and len(self.variants) > 1:
+            parts += ["## Figures", self.experiment.overview(self)]
+            if self.experiment.compares:
+                parts.append(
+                    f"Mean and standard deviation over the seeds, of the weights with the best {self.monitor} "
+                    f"({'most' if self.mode == 'max' else 'least'}). {self._gap_says()}".strip()
+                )
+            if self.experiment.compares and self.baseline in self.variants and len(self.variants) > 1:
                 parts += [f"## Differences to {self.baseline}", self.differences()]
                 parts.append("In brackets the 95 % interval of the mean difference (Student's t over pairs of a seed).")
             parts += [f"![{caption}]({file})" for file, caption in pictures]

@@ -42,7 +42,7 @@ def write_run(folder: Path, best: Mapping[str, Any] | None, epochs: int = 4) -> 
         "ms_a_step": 3.25,
         "stop_reason": f"the limit of {epochs} epochs",
         "best": best,
-        "test": {name.replace("val_", "test_"): value for name, value in best.items() if name == "val_accuracy"},
+        "test": {"test_accuracy": best.pop("test_accuracy", best.get("val_accuracy"))},
         "finished": True,
     }
     (folder / "summary.json").write_text(json.dumps(summary))

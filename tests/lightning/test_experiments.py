@@ -11,6 +11,7 @@ from small_runs import SMALL, Result
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
 from lightning_modules.experiments.compare import CELLS, Compare
+from lightning_modules.experiments.memory import Memory
 from lightning_modules.experiments.open_gates import OpenGates, which_matters
 from lightning_modules.experiments.plan import Plan
 from lightning_modules.experiments.report import Report
@@ -90,3 +91,57 @@ def test_time_and_parameters_in_words(tmp_path: Path) -> None:
     time, parameters = Compare().findings(Report(Compare(), plan))[-2:]
     assert time.startswith("A step takes 3.2 ms with lstm, gru 6.5 ms (2.00 times)")
     assert parameters == "Parameters: lstm 110, gru 2,010."
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def accuracy(value: float, validated: float | None = None) -> dict[int, dict[str, float]]:
+    return {1: {"val_accuracy": value if validated is None else validated, "test_accuracy": value}}
+
+
+@pytest.mark.parametrize(
+    ("rnn_at_20", "words"),
+    [
+        (
+            0.5,
+            ["rnn falls below 90 % at 20 steps (50.0%); the longest distance before it is 10.", "20 times the plain"],
+        ),
+        (
+            0.95,
+            ["rnn falls below 90 % at 200 steps (13.0%); the longest distance before it is 20.", "10 times the plain"],
+        ),
+    ],
+)
+def test_the_distance_at_which_a_cell_forgets(tmp_path: Path, rnn_at_20: float, words: list[str]) -> None:
+    """The learning rate is that of the validation split, whatever the test split says of another."""
+    figures = {
+        "lstm/distance_20/lr_0.01": accuracy(0.99),
+        "lstm/distance_200/lr_0.01": accuracy(0.97, validated=0.96),
+        "lstm/distance_200/lr_0.001": accuracy(1.0, validated=0.5),
+        "rnn/distance_10/lr_0.01": accuracy(1.0),
+        "rnn/distance_20/lr_0.01": accuracy(rnn_at_20),
+        "rnn/distance_200/lr_0.01": accuracy(0.13),
+    }
+    report = Report(Memory(), make_plan(tmp_path / "plan", figures))
+    told = report.write()
+    assert "lstm is right in 97.0% after 200 steps, the most that was tried." in told
+    assert all(word in told for word in words)
+    assert "97.0% (lr 0.01)" in told
+    assert (tmp_path / "plan/accuracy_over_distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_a_plan_of_cells_distances_and_learning_rates(command: Callable[..., Result]) -> None:
+    small = ["--data.train_size=64", "--data.valid_size=32", "--data.test_size=32", "--model.hidden_size=4", *TINY]
+    given = ["memory", "-c", "remember", "--quick", "--seeds", 1, *small]
+    lines = command(*given, "--list").out.splitlines()
+    assert len(lines) == 4
+    for line in lines[:2]:
+        assert main(shlex.split(line)[1:]) == 0
+    told = command("memory", "-c", "remember", "--quick", "--report")
+    assert told.code == 0, told.err
+    assert "2 not begun: lstm/distance_20/lr_0.01/seed_1, rnn/distance_20/lr_0.01/seed_1" in told.out
+    assert "rnn falls below 90 % at 5 steps" in told.out
+    assert "needs data over a distance" in command("memory", "-c", "adding", "--list").error
+    plan = Plan.read(Path("runs/memory/remember-quick"))
+    assert len(plan.variants) == 5 * 8 * 3

@@ -1,6 +1,5 @@
 """Plans of runs: what is run, in which folder, what is not run again, and how all of it ends."""
 
-import contextlib
 import csv
 import json
 import os
@@ -298,8 +297,8 @@ def test_however_it_is_stopped_its_processes_end(program: tuple[str, str], signu
 
 @pytest.mark.slow
 def test_a_plan_that_is_killed_again_and_again_ends_with_the_same_table(tmp_path: Path) -> None:
-    """SIGKILL at random moments; the tables are those of the undisturbed plan, bit for bit."""
-    options = [*TWO[:-1], "3", *TINY, "--jobs", "2", "--trainer.max_epochs=6", "--last_checkpoint.every_minutes=0"]
+    """SIGKILL to it and to its runs, at random moments of these; the tables are the undisturbed ones, bit for bit."""
+    options = [*TWO[:-1], "3", *TINY, "--jobs", "2", "--trainer.max_epochs=12", "--last_checkpoint.every_minutes=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     def start(folder: str) -> subprocess.Popen:
@@ -307,17 +306,21 @@ def test_a_plan_that_is_killed_again_and_again_ends_with_the_same_table(tmp_path
         with open(tmp_path / f"{folder}.log", "a") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
 
-    begin = time.monotonic()
-    assert start("undisturbed").wait(10 * PATIENCE) == 0, (tmp_path / "undisturbed.log").read_text()
-    duration = time.monotonic() - begin
     moments = random.Random(1)
     for _ in range(3):
-        process = start("killed")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(duration * moments.uniform(0.2, 0.6))
+        begin, process = time.time(), start("killed")
+        files = "ablate/sentiment/*/seed_*/version_*/checkpoints/last.ckpt"
+        while not any(path.stat().st_mtime > begin for path in (tmp_path / "killed").glob(files)):
+            assert time.time() < begin + PATIENCE
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 2))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for pid in children.read_text().split() if children.exists() else ():
+            os.kill(int(pid), signal.SIGKILL)
         process.kill()
         process.wait()
-    assert start("killed").wait(10 * PATIENCE) == 0, (tmp_path / "killed.log").read_text()
+    for folder in ("killed", "undisturbed"):
+        assert start(folder).wait(10 * PATIENCE) == 0, (tmp_path / f"{folder}.log").read_text()
     for name in ("table.csv", "runs.csv"):
         undisturbed, killed = (tmp_path / folder / "ablate/sentiment" / name for folder in ("undisturbed", "killed"))
         assert undisturbed.read_bytes() == killed.read_bytes()
