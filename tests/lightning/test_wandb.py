@@ -193,3 +193,26 @@ def test_a_report_joins_the_runs_that_it_is_of(tmp_path: Path, monkeypatch: pyte
     assert record["summary"]["curves.png"]["_type"] == "image-file"
     assert b"ablate/plan" in next(run.glob("*.wandb")).read_bytes()
     assert json.loads((tmp_path / "plan/wandb.json").read_text())["name"] == "ablate/plan/report"
+
+
+def test_the_sweep_is_one_for_wandb_and_its_commands_are_fits() -> None:
+    """As W&B's agent makes a command of what its server has chosen; the server itself is not asked."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+    from lightning_modules.experiments.base import Config
+    from lightning_modules.runs import CONFIGS
+
+    sweep = load_sweep_config(str(CONFIGS.parent / "sweeps" / "char_lm.yaml"))
+    assert sweep["method"] in ("grid", "random", "bayes")
+    assert sweep["metric"] == {"name": "val_loss.min", "goal": "minimize"}
+    chosen = {name: {"value": options.get("values", [options.get("min")])[-1]} for name, options in
+              sweep["parameters"].items()}  # fmt: skip
+    words = create_sweep_command(list(sweep["command"]))
+    args = create_sweep_command_args({"args": chosen})["args"]
+    assert words[:2] == ["lstm-fused", "fit"]
+    assert words[-1] == "${args}"
+    config = Config([*words[2:-1], *args])
+    hparams = config.task.hparams
+    assert (hparams.lr, hparams.dropout, hparams.recurrent_dropout) == (0.001, 0.5, 0.2)
+    assert (hparams.weight_decay, hparams.layer_norm) == (0.01, False)
+    assert config.parsed.trainer.logger.class_path == "lightning_modules.loggers.WandbLogger"
