@@ -59,7 +59,8 @@ class Output:
 def lenient_output() -> Iterator[Output]:
     """While it lasts, ``sys.stdout`` and ``sys.stderr`` raise nothing, and show what they cannot encode as ``\\xe4``.
 
-    Streams that are no file's, such as a notebook's, are left alone.
+    Streams that are no file's are left alone, such as a notebook's (which tells the descriptor of the terminal that the
+    notebook was started from).
     """
     for number in range(3):  # or the next file opened, a checkpoint perhaps, would be the standard output of C code
         try:
@@ -69,9 +70,11 @@ def lenient_output() -> Iterator[Output]:
     output, before, now = Output(), (sys.stdout, sys.stderr), {}
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)  # None, where Python found it closed
+        if not isinstance(stream, (io.TextIOWrapper, type(None))):
+            continue
         try:
             descriptor = _Descriptor(number if stream is None else stream.fileno())
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError):
             continue
         if stream is not None:
             with suppress(OSError):

@@ -113,7 +113,13 @@ def test_files_are_utf8_in_any_locale(tmp_path: Path) -> None:
 
 
 def test_streams_that_are_no_files_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = io.StringIO()
+    class Notebook(io.StringIO):
+        """Jupyter's too tell a file: that of the terminal from which the notebook was started."""
+
+        def fileno(self) -> int:
+            return 1
+
+    notebook = Notebook()
     monkeypatch.setattr("sys.stdout", notebook)
     with lenient_output():
         assert sys.stdout is notebook
@@ -135,7 +141,7 @@ def test_pictures_take_names_as_they_stand(tmp_path: Path, recwarn: pytest.Warni
     path = tmp_path / "picture.png"
     draw_confusion(torch.ones(2, 2, dtype=torch.int64), ["$^$", "猫"], path, "test split")
     assert path.stat().st_size > 0
-    assert not recwarn.list
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 @pytest.mark.parametrize(
