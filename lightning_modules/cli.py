@@ -99,9 +99,12 @@ def is_first_to_fail() -> bool:
 
     What ends one of them ends all: each finds the same fault, or misses the one that has found it.
     """
+    # Until torchrun's have met, all of them do the same. Those that Lightning starts come after a first that has done
+    # it without a fault; when one of them fails, Lightning kills all of them without a word.
+
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"  # until they have met, all of them do the same
+        return os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" not in os.environ
     try:
         return distributed.distributed_c10d._get_default_store().add("lstm_fused: failed", 1) == 1
     except RuntimeError:  # process 0, which has the store, is gone

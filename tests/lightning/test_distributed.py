@@ -101,10 +101,16 @@ def test_an_error_in_a_process_is_one_sentence(small_fit: Callable[..., Result],
 
 
 def test_of_several_processes_one_tells_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before they have met the first of a machine tells it, which fails like all; then the first to fail."""
+    """Before torchrun's have met the first of a machine tells it, which fails like all; then the first to fail.
+
+    Those that Lightning starts are there because the first did not fail: each of them tells it.
+    """
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert is_first_to_fail()
     monkeypatch.setenv("LOCAL_RANK", "1")
+    assert is_first_to_fail()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert not is_first_to_fail()
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
