@@ -8,6 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from jsonargparse import get_loader
@@ -136,7 +137,8 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
     ) -> None:
         if (uri := kwargs.get("tracking_uri") or "file:").startswith("file:") or "://" not in uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants to be told that files are meant
-        super().__init__(experiment_name, run_name=run_name, save_dir=save_dir or "./mlruns", **kwargs)
+        # It becomes an address, in which a # or a % of a folder's name would mean something else.
+        super().__init__(experiment_name, run_name=run_name, save_dir=quote(save_dir or "./mlruns"), **kwargs)
 
 
 OURS = {cls.__name__: f"{__name__}.{cls.__name__}" for cls in (WandbLogger, CSVLogger, TensorBoardLogger, MLFlowLogger)}

@@ -24,6 +24,7 @@ def test_tensorboard_mlflow_and_csv_log_into_the_runs_folder(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     loggers = "[TensorBoardLogger, {class_path: CSVLogger, init_args: {flush_logs_every_n_steps: 7}}]"
     result = small_fit(
+        "--name=lm#1 100%25",  # what has a meaning in an address is a name's letters here
         "--trainer.max_epochs=1",
         "--seed_everything=7",
         "--early_stopping.patience=4",
@@ -35,7 +36,7 @@ def test_tensorboard_mlflow_and_csv_log_into_the_runs_folder(
     assert result.code == 0, result.err
     assert "not found" not in result.err  # Lightning would tell that it makes MLflow's experiment
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "text.txt"]
-    folder = tmp_path / "runs" / "char_lm" / "version_0"
+    folder = tmp_path / "runs" / "lm#1 100%25" / "version_0"
     test_loss = json.loads((folder / "summary.json").read_text())["test"]["test_loss"]
 
     events = reader.EventAccumulator(str(folder))
@@ -43,9 +44,9 @@ def test_tensorboard_mlflow_and_csv_log_into_the_runs_folder(
     assert [event.value for event in events.Scalars("test_loss")] == pytest.approx([test_loss])
     assert events.Scalars("val_loss")
 
-    client = mlflow.MlflowClient(f"file:{folder / 'mlruns'}")
+    client = mlflow.MlflowClient((folder / "mlruns").as_uri())
     [run] = client.search_runs([client.get_experiment_by_name("lightning_logs").experiment_id])
-    assert run.info.run_name == "char_lm/version_0"
+    assert run.info.run_name == "lm#1 100%25/version_0"
     assert run.data.metrics["test_loss"] == pytest.approx(test_loss)
     told = {"seed_everything": "7", "gradient_clip_val": "1.0", "early_stopping/patience": "4", "hidden_size": "12"}
     assert told.items() <= run.data.params.items()
