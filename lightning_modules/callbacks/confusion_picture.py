@@ -55,7 +55,7 @@ def confusion(trainer: Trainer, pl_module: LightningModule, batches: Iterable[An
 def draw_confusion(counts: Tensor, labels: Sequence[str], path: Path, title: str) -> None:
     """Writes the picture of a confusion matrix.
 
-    Colours are shares of a true class, so that rare classes are as legible as frequent ones; the numbers are counts.
+    Colors are shares of a true class, so that rare classes are as legible as frequent ones; the numbers are counts.
 
     Args:
         counts: int64 [K, K], true classes by rows.
@@ -76,8 +76,8 @@ def draw_confusion(counts: Tensor, labels: Sequence[str], path: Path, title: str
     if count <= MOST_NUMBERED:
         for row in range(count):
             for column in range(count):
-                colour = "black" if shares[row, column] > 0.55 else "white"
-                axes.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=colour)
+                color = "black" if shares[row, column] > 0.55 else "white"
+                axes.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", color=color)
     every = max(1, -(-count // 60))  # more names than that overlap
     ticks = range(0, count, every)
     size = None if count <= 30 else 6
