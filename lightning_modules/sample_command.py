@@ -1,18 +1,11 @@
 """``lstm-fused sample``: what a trained model makes up."""
 
 import argparse
-from typing import NoReturn
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
 from lightning_modules.tasks import LanguageModelTask
-
-
-class OneSentenceParser(argparse.ArgumentParser):
-    """Tells a mistake like every other error, without the list of all options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
 
 
 def run(command: str, arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.cli import INTERRUPTED, TERMINATED
 from lightning_modules.experiments import VERBS
 from lightning_modules.experiments.base import Config, Experiment
@@ -23,8 +24,8 @@ def new_experiment(verb: str) -> Experiment:
     return getattr(import_module(module), name)()
 
 
-def new_parser(experiment: Experiment) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def new_parser(experiment: Experiment) -> OneSentenceParser:
+    parser = OneSentenceParser(
         prog=f"lstm-fused {experiment.verb}",
         usage=f"lstm-fused {experiment.verb} -c CONFIG [options] [options of every fit, such as --data.path FILE]",
         description=experiment.help,

@@ -116,6 +116,7 @@ def test_the_variants_are_the_configs_regularizers(command: Callable[..., Result
     [
         (["ablate"], "'ablate' needs a config: -c sentiment"),
         (["ablate", "-c", "sentiment", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["ablate", "-c", "sentiment", "--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
         (["ablate", "-c", "sentiment", "--seed_everything=3"], "the seeds are 1 to N: --seeds N"),
         (["ablate", "-c", "sentiment", "--ckpt_path", "last"], "goes on by itself"),
         (["ablate", "-c", "sentiment", "--report"], "there is no experiment in 'runs/ablate/sentiment'"),
