@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
 
+from lightning_modules.callbacks.checkpoints import is_measured_in_training
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.injection import (
     CLASS_OPTIONS,
@@ -377,6 +378,14 @@ class RecurrentTask(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step(batch, batch_idx, self.val_metrics)
+
+    def on_validation_end(self) -> None:
+        """(Lightning tells it when an epoch has been trained.)"""
+        figures = self.trainer.callback_metrics
+        for schedule in self.trainer.lr_scheduler_configs if self.trainer.sanity_checking else ():
+            name = schedule.monitor
+            if schedule.reduce_on_plateau and name not in figures and not is_measured_in_training(name):
+                raise ValueError(f"lr_scheduler_monitor must be one of {', '.join(figures)}, got {name!r}")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step(batch, batch_idx, self.test_metrics)
