@@ -37,6 +37,7 @@ usage: lstm-fused COMMAND ...
   weights     histograms of the weights of runs, what dropout drops and layer norm does
   gates       what the gates of a run's LSTM do on its data: heatmaps, units that follow a token
   gradients   how the gradient fades over distance, by cell and forget bias, or in a run's layer
+  export      a run's model for other programs: ONNX, or a program of torch.export
 
 -c takes a bundled config by its bare name, a YAML file or a run's folder; several are laid over one another,
 such as -c char_lm -c wandb. 'lstm-fused COMMAND --help' lists a command's options.
@@ -47,7 +48,7 @@ MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "trainer_command"),
     "sample": "sample_command",
     **dict.fromkeys(EXPERIMENTS, "experiments.command"),
-    **{name: f"inspections.{name}" for name in ("diagnose", "weights", "gates", "gradients")},
+    **{name: f"inspections.{name}" for name in ("diagnose", "weights", "gates", "gradients", "export")},
 }
 # The classes of errors that are made for a user to read.
 TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError)

@@ -277,6 +277,18 @@ class SeriesDataModule(TaskDataModule):
         series = [(series.input, series.target) for series in self._series[split]]
         return series, self._examples[split], self.hparams.window, self.hparams.horizon
 
+    def columns(self, name: str, series: int, start: int, end: int) -> dict[str, list[Any]]:
+        """The rows from ``start`` to ``end`` of a split's table as plain values by column, ``None`` where missing."""
+        table, state = self._rows(name)[series][0], self.scaling
+        found: dict[str, list[Any]] = {}
+        for column in state["targets"] + state["covariates"]:
+            if column in state["categories"]:
+                found[column] = [cell.strip() for cell in table.column(column)[start:end]]
+            else:
+                values = table.numbers(column)[start:end].tolist()
+                found[column] = [None if value != value else value for value in values]
+        return found
+
     def setup(self, stage: str) -> None:
         """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
         if stage == "fit":

@@ -43,6 +43,7 @@ from lightning_modules.models.optimizers import (
 from lightning_modules.models.recurrent import build_recurrent
 from lightning_modules.regularization import l2_penalty
 from lightning_modules.resuming import continue_epoch, is_inside_an_epoch
+from lightning_modules.tasks.exported import Exported
 
 
 class RecurrentTask(LightningModule):
@@ -61,6 +62,7 @@ class RecurrentTask(LightningModule):
     - :meth:`add_sample_arguments` and :meth:`sample`: what ``lstm-fused sample`` draws,
     - :meth:`own_callbacks`: callbacks of its own, such as one that draws its picture,
     - :meth:`step_names` and :meth:`text_batch`, where its steps are tokens: what stands at a step in a picture,
+    - :meth:`to_export`: what ``lstm-fused export`` writes,
     - ``loss_unit``: what the axis of the learning curves says.
 
     Logged are ``train_loss`` (the objective: with label smoothing and the L2 penalty, where they are on), ``val_loss``
@@ -205,6 +207,13 @@ class RecurrentTask(LightningModule):
     def text_batch(self, text: str, data: TaskDataModule) -> Any:
         """A text as a batch of one sequence. Raises ValueError where the task reads no text."""
         raise ValueError(f"there must be no text for a {type(self).__name__}, which reads none, got {text!r}")
+
+    def to_export(self, data: TaskDataModule) -> Exported:
+        """The net as ``lstm-fused export`` writes it for other programs, on a batch of the valid data.
+
+        Raises NotImplementedError where the task does not say how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is exported (to_export)")
 
     def configure_model(self) -> None:
         """Lightning calls this before it loads any weights, which would be rounded to the precision they are put in."""

@@ -17,9 +17,29 @@ from lightning_modules.data.series_files import SeriesTable
 from lightning_modules.models.forecaster import Forecaster
 from lightning_modules.models.metrics import Mean
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.exported import Exported
 
 LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 BASELINES = ("persistence", "seasonal")
+# Of ``lstm-fused export``: the steps after a window, whose columns are a JSON file or those of ``about``.
+EXAMPLE = """\
+columns = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else about["example"]
+count = len(about["targets"])
+numeric = [name for name in about["targets"] + about["covariates"] if name not in about["categories"]]
+values = np.array([[np.nan if x is None else float(x) for x in columns[name]] for name in numeric]).T  # [T, columns]
+values = (values - np.array(about["means"])) / np.array(about["scales"])
+gaps = np.isnan(values[:, [about["targets"].index(name) for name in about["gaps"]]])
+for t in range(1, len(values)):  # a gap has the value before it
+    values[t] = np.where(np.isnan(values[t]), values[t - 1], values[t])
+parts = [np.nan_to_num(values)]
+for name, categories in about["categories"].items():
+    parts.append(np.array([[cell == category for category in categories] for cell in columns[name]]))
+window = np.concatenate([*parts, gaps], 1).astype(np.float32)
+forecast = model(input=window[:, None], last=window[-1:, :count])["forecast"][:, 0]
+forecast = forecast * np.array(about["scales"][:count]) + np.array(about["means"][:count])
+for step, values in enumerate(forecast, 1):
+    print(step, *(f"{name} {value:.6g}" for name, value in zip(about["targets"], values)))
+"""
 
 
 class ForecastTask(RecurrentTask):
@@ -91,6 +111,17 @@ class ForecastTask(RecurrentTask):
 
     def own_callbacks(self) -> list[Callback]:
         return [ForecastPicture()]
+
+    def to_export(self, data: SeriesDataModule) -> Exported:
+        batch = next(iter(data.val_dataloader()))
+        series, step = batch.examples[0].tolist()
+        return Exported(
+            self.net,
+            {"input": (batch.input, ("T", "B", None)), "last": (batch.persistence[0], ("B", None))},
+            ["forecast"],
+            data.scaling | {"example": data.columns("valid", series, step - data.hparams.window, step)},
+            EXAMPLE,
+        )
 
     # The steps ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
@@ -26,6 +26,35 @@ from lightning_modules.models.language_model import LanguageModel
 from lightning_modules.models.metrics import BitsPerCharacter, Mean, Perplexity
 from lightning_modules.models.recurrent import detach
 from lightning_modules.tasks.base import RecurrentTask, to_full_precision
+from lightning_modules.tasks.exported import Exported
+
+# Of ``lstm-fused export``: goes on from a prompt with the likeliest token, the state carried along.
+EXAMPLE = """\
+text = sys.argv[1] if len(sys.argv) > 1 else "the "
+whole = about["level"] == "char"
+pieces = list(text if whole else text.split())
+ids = {token: k for k, token in enumerate(about["tokens"])}
+tokens = np.array([[ids.get(piece, 0)] for piece in pieces])  # [T, B]
+state = {name: np.zeros(shape, np.float32) for name, shape in about["state"].items()}
+for _ in range(40):
+    given = model(tokens=tokens, **state)
+    state = {name: given[f"{name}_n"] for name in state}
+    tokens = given["logits"][-1:].argmax(-1)
+    pieces.append(about["tokens"][tokens[0, 0]])
+print(("" if whole else " ").join(pieces))
+"""
+
+
+class LanguageModelStep(nn.Module):
+    """The net as it is exported, with the state in tensors of their own."""
+
+    def __init__(self, net: LanguageModel) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, tokens: Tensor, h: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits, state = self.net(tokens, h if c is None else (h, c))
+        return (logits, *state) if c is not None else (logits, state)
 
 
 class TokenPrediction(NamedTuple):
@@ -132,6 +161,30 @@ class LanguageModelTask(RecurrentTask):
         if len(tokens) < 2:
             raise ValueError(f"text must have at least 2 tokens, got {text!r}")
         return tokens[:-1, None], tokens[1:, None]
+
+    def to_export(self, data: TextDataModule) -> Exported:
+        tokens = next(iter(data.val_dataloader()))[0]
+        with torch.no_grad():
+            _, state = self.net(tokens, None)
+        parts = dict(zip(("h", "c"), state if isinstance(state, tuple) else (state,), strict=False))
+        if not all(isinstance(part, Tensor) and part.dim() == 3 for part in parts.values()):
+            raise ValueError(
+                f"recurrent must be a layer whose state is h, or h and c, to be exported, got {self.recurrent_class}"
+            )
+        return Exported(
+            LanguageModelStep(self.net),
+            {
+                "tokens": (tokens, ("T", "B")),
+                **{name: (torch.zeros_like(part), (None, "B", None)) for name, part in parts.items()},
+            },
+            ["logits", *(f"{name}_n" for name in parts)],
+            {
+                "level": data.vocabulary.level,
+                "tokens": data.vocabulary.tokens,
+                "state": {name: [len(x), 1, x.shape[2]] for name, x in parts.items()},
+            },
+            EXAMPLE,
+        )
 
     # The steps ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,19 @@ from lightning_modules.callbacks.memory_picture import MemoryPicture
 from lightning_modules.data.memory import Example, MemoryBatch, MemoryDataModule
 from lightning_modules.models.memory import MemoryModel
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.exported import Exported, WithLengths
+
+# Of ``lstm-fused export``: what is remembered of a sequence of numbers.
+EXAMPLE = """\
+steps = np.array(json.loads(sys.argv[1]) if len(sys.argv) > 1 else about["example"], np.float32)  # [T, numbers]
+outputs = model(inputs=steps[:, None], lengths=np.array([len(steps)]))["outputs"]
+if about["target"] == "number":
+    print(f"{outputs[0, 0]:.4f}")
+elif about["target"] == "class":
+    print(about["classes"][outputs[0].argmax()])
+else:  # after every step; the last ones recall
+    print(*(about["classes"][k] for k in outputs[-about["recalled"] :, 0].argmax(-1)))
+"""
 
 
 class Outcome(NamedTuple):
@@ -83,6 +96,23 @@ class MemoryTask(RecurrentTask):
 
     def own_callbacks(self) -> list[Callback]:
         return [MemoryPicture()]
+
+    def to_export(self, data: MemoryDataModule) -> Exported:
+        batch = next(iter(data.val_dataloader()))
+        number = self.hparams.target == "number"
+        about = {
+            "target": self.hparams.target,
+            "classes": None if number else [data.class_name(k) for k in range(self.hparams.output_size)],
+            "recalled": self.hparams.recalled,
+            "example": batch.inputs[: batch.lengths[0], 0].tolist(),
+        }
+        return Exported(
+            WithLengths(self.net, "none" if number else "softmax"),
+            {"inputs": (batch.inputs, ("T", "B", None)), "lengths": (batch.lengths, ("B",))},
+            ["outputs"],
+            about,
+            EXAMPLE,
+        )
 
     # The steps ------------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,22 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.music_sample import MusicSample, draw_rolls, write_sample
 from lightning_modules.data.music import MusicBatch, MusicDataModule, read_pieces
-from lightning_modules.data.piano_rolls import KEYS
+from lightning_modules.data.piano_rolls import KEYS, LOWEST
 from lightning_modules.generation import seeded_generator
 from lightning_modules.models.metrics import Mean
 from lightning_modules.models.music import PianoRollModel
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.exported import Exported, WithLengths
+
+# Of ``lstm-fused export``: the keys likeliest after a chord, given by the MIDI numbers of its notes.
+EXAMPLE = """\
+notes = [int(note) for note in sys.argv[1:]] or [48, 60, 64, 67]
+roll = np.zeros((2, 1, about["keys"]), np.float32)  # [T, B, keys]: a piece begins from silence
+roll[1, 0, np.array(notes) - about["lowest"]] = 1
+given = model(inputs=roll, lengths=np.array([len(roll)]))["probabilities"][-1, 0]
+for key in np.argsort(-given)[:6]:
+    print(f"note {key + about['lowest']}: {given[key]:.3f}")
+"""
 
 
 class FrameProbabilities(NamedTuple):
@@ -64,6 +75,16 @@ class MusicTask(RecurrentTask):
 
     def own_callbacks(self) -> list[Callback]:
         return [MusicSample()]
+
+    def to_export(self, data: MusicDataModule) -> Exported:
+        roll, lengths = next(iter(data.val_dataloader()))
+        return Exported(
+            WithLengths(self.net, "sigmoid"),
+            {"inputs": (roll, ("T", "B", None)), "lengths": (lengths, ("B",))},
+            ["probabilities"],
+            {"keys": self.hparams.num_keys, "lowest": LOWEST, "frames_per_beat": data.hparams.frames_per_beat},
+            EXAMPLE,
+        )
 
     # The steps ------------------------------------------------------------------------------------------------------
 

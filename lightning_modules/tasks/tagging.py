@@ -5,18 +5,66 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.entity_picture import EntityPicture
 from lightning_modules.data.conll import format_sentence
 from lightning_modules.data.tag_schemes import allowed_transitions, entities, to_tags
-from lightning_modules.data.tagging import NO_LABEL, TaggingBatch, TaggingDataModule
+from lightning_modules.data.tagging import LONGEST_WORD, NO_LABEL, TaggingBatch, TaggingDataModule
 from lightning_modules.models.crf import LinearChainCRF
 from lightning_modules.models.entity_metrics import EntityScore, count_entities
 from lightning_modules.models.tagger import CharacterCNN, CharacterRNN, Tagger, split_sentences
 from lightning_modules.tasks.base import RecurrentTask
+from lightning_modules.tasks.exported import Exported
+
+# Of ``lstm-fused export``: the tags of a sentence. The likeliest path is Viterbi's; without a CRF all moves are equal.
+EXAMPLE = """\
+import re
+
+words = (sys.argv[1] if len(sys.argv) > 1 else "the function str returns a string in Python 3").split()
+ids = {word: k for k, word in enumerate(about["words"])}
+tokens = np.array([[ids.get(re.sub(r"\\d", "0", word.lower()), 0)] for word in words])  # [T, B]
+inputs = {"words": tokens, "lengths": np.array([len(words)])}
+if about["characters"]:
+    known = {character: k for k, character in enumerate(about["characters"])}
+    spelled = [[known.get(character, 0) for character in word[: about["longest_word"]]] for word in words]
+    lengths = np.array([len(spelling) for spelling in spelled])
+    characters = np.zeros((about["longest_word"], len(words)), np.int64)
+    for k, spelling in enumerate(spelled):
+        characters[: len(spelling), k] = spelling
+    inputs |= {"spellings": np.arange(len(words))[:, None], "characters": characters, "character_lengths": lengths}
+scores = model(**inputs)["scores"][:, 0]
+between, best, back = np.array(about["between"]), about["first"] + scores[0], []
+for score in scores[1:]:
+    moved = best[:, None] + between
+    back.append(moved.argmax(0))
+    best = moved.max(0) + score
+path = [int((best + about["last"]).argmax())]
+for before in reversed(back):
+    path.append(int(before[path[-1]]))
+for word, label in zip(words, reversed(path)):
+    print(word, about["labels"][label])
+"""
+
+
+class TaggerOfTensors(nn.Module):
+    """The net as it is exported, with the tensors of a batch one by one."""
+
+    def __init__(self, net: Tagger) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self,
+        words: Tensor,
+        lengths: Tensor,
+        spellings: Tensor | None = None,
+        characters: Tensor | None = None,
+        character_lengths: Tensor | None = None,
+    ) -> Tensor:
+        return self.net(TaggingBatch(words, lengths, spellings, characters, character_lengths, None))
 
 
 class TaggingTask(RecurrentTask):
@@ -150,6 +198,31 @@ class TaggingTask(RecurrentTask):
         if not tokens:
             raise ValueError(f"text must have a word, got {text!r}")
         return data.collate([(tokens, ["O"] * len(tokens))])
+
+    def to_export(self, data: TaggingDataModule) -> Exported:
+        batch = next(iter(data.val_dataloader()))
+        dims = {"words": ("T", "B"), "lengths": ("B",)}
+        if self.net.characters is not None:
+            # Of a fixed length: torch's convolution is exported for no other.
+            characters = F.pad(batch.characters, (0, 0, 0, LONGEST_WORD - len(batch.characters)))
+            batch = batch._replace(characters=characters)
+            dims |= {"spellings": ("T", "B"), "characters": (None, "U"), "character_lengths": ("U",)}
+        known = data.known
+        about = {"words": known["words"], "labels": data.labels, "longest_word": LONGEST_WORD}
+        about["characters"] = None if self.net.characters is None else known["characters"]
+        if self.net.crf is not None:
+            between, first, last = self.net.crf._scores(torch.zeros(1))[1]
+            about |= {"between": between.tolist(), "first": first.tolist(), "last": last.tolist()}
+        else:
+            zeros = [0.0] * len(data.labels)
+            about |= {"between": [zeros] * len(zeros), "first": zeros, "last": zeros}
+        return Exported(
+            TaggerOfTensors(self.net),
+            {name: (getattr(batch, name), names) for name, names in dims.items()},
+            ["scores"],
+            about,
+            EXAMPLE,
+        )
 
     # The steps ------------------------------------------------------------------------------------------------------
 

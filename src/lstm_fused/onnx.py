@@ -1,7 +1,7 @@
 """``torch.onnx.export``: what the ops become in a file that other runtimes read.
 
-Nothing here is to be called: :mod:`lstm_fused.ops` comes by while torch traces a model for ONNX. T and B may be
-dynamic.
+Nothing here but :func:`decompositions` is to be called: :mod:`lstm_fused.ops` comes by while torch traces a model for
+ONNX. T and B may be dynamic.
 
 - A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, lengths, either direction.
 - Every other layer becomes a Scan over its steps, whose body is the reference's cell in ONNX's elementary operators.
@@ -65,6 +65,20 @@ def _beyond_the_operator(tensors: Any, dtype: torch.dtype, options: dict[str, An
 def _in_operator(beyond: list[str]) -> None:
     if beyond:
         raise RuntimeError(f"dynamo must be True in torch.onnx.export for a layer with {', '.join(beyond)}, got False")
+
+
+def decompositions() -> dict[Any, Any]:
+    """For ``ExportedProgram.run_decompositions``: a layer in eval becomes torch's scan over the reference's cell.
+
+    The program then runs where ``lstm_fused`` is not, slower.
+    """
+
+    def as_scan(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        _draws_nothing(options)
+        *given, lengths, reset, _ = (*tensors, *[None] * (20 - len(tensors)))
+        return _scan(given, lengths, reset, options)
+
+    return {torch.ops.lstm_fused.lstm_layer_inference.default: as_scan}
 
 
 def refuse(options: dict[str, Any]) -> None:

@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,13 @@ import pytest
 import torch
 import yaml
 from small_runs import SMALL, Result, make_text
+from testing import PATIENCE
 
+from lightning_modules import data, tasks
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
+from lightning_modules.inspections.export import export
 from lightning_modules.inspections.gates import Gates, as_lstm, findings, followed, inputs_of, trace
 from lightning_modules.inspections.gradients import Line, first_layer, fresh_layer, gradient_norms
 from lightning_modules.inspections.gradients import findings as gradient_findings
@@ -367,3 +374,121 @@ def test_the_command_shows_gradients(command: Callable[..., Result], language_ru
     assert result.code == 0, result.err
     assert "Training made the gradient over 11 steps" in result.out
     assert "length must be at least 2, got 1" in command("gradients", "--length", 1).error
+
+
+# export ---------------------------------------------------------------------------------------------------------------
+
+SMALL_MODEL = {"hidden_size": 6, "dropout": 0.0}
+TWO_WAYS = {"recurrent": {"class_path": "lstm_fused.FusedLSTM", "init_args": {"bidirectional": True}}}
+EXPORTED = {
+    "classification": (tasks.ClassificationTask, data.LabeledTextDataModule, {"embedding_size": 4, **TWO_WAYS}, {}),
+    "series": (tasks.ClassificationTask, data.LabeledSeriesDataModule, {"recurrent": "torch", **SMALL_MODEL}, {}),
+    "tagging": (tasks.TaggingTask, data.TaggingDataModule, {"embedding_size": 4, **TWO_WAYS}, {"path": "some.conll"}),
+    "forecasting": (tasks.ForecastTask, data.SeriesDataModule, {}, {"covariates": "all", "horizon": 3}),
+    "music": (tasks.MusicTask, data.MusicDataModule, {}, {"batch_size": 4}),
+    "class": (tasks.MemoryTask, data.RememberDataModule, {}, {}),
+    "number": (tasks.MemoryTask, data.AddingDataModule, {}, {"length": 10}),
+    "classes": (tasks.MemoryTask, data.CopyingDataModule, {}, {"delay": 5, "recalled": 3}),
+}
+
+
+def untrained(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Any, Any]:
+    """A task of small sizes that was not trained, and its data."""
+    monkeypatch.chdir(folder)
+    sentences = [f"the O\nstr B-code\nof O\nPython{k} B-term\n3 I-term\n\n" for k in range(20)]
+    Path("some.conll").write_text("".join(sentences), encoding="utf-8")
+    task, module, options, of_data = EXPORTED[name]
+    torch.manual_seed(1)
+    module, task = module(**of_data), task(**SMALL_MODEL | options)
+    module.setup("fit")
+    task.build(module)
+    return task.eval(), module
+
+
+def run_example(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_task_is_exported_and_its_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    task, module = untrained(name, monkeypatch, tmp_path)
+    said = export(task, module, tmp_path, "torch")
+    assert "gives what the run gives, at two sizes" in said
+    assert "without Lightning" in said
+    capsys.readouterr()
+    run_example(tmp_path / "use_torch.py", monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    if name == "classification":
+        text = "It's (really) the \u201cbest\u201d film... isn't it? users' don't-miss"
+        run_example(tmp_path / "use_torch.py", monkeypatch, text)
+        wanted = task.predict_examples([text], module)[0].probabilities
+        assert capsys.readouterr().out.splitlines() == [f"{label}: {p:.3f}" for label, p in wanted.items()]
+    elif name == "tagging":
+        sentence = "the function str returns a string in Python 3"
+        found = [line.split()[1] for line in lines]
+        assert [tag[0] for tag in found] == [tag[0] for tag in task.predict_examples([sentence], module)[0]]
+    elif name == "forecasting":
+        example = json.loads((tmp_path / "about.json").read_text())["example"]
+        wanted = task.predict_examples([example], module)[:, 0, 0].tolist()
+        assert [float(line.split()[-1]) for line in lines] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_run_is_exported_to_onnx(
+    command: Callable[..., Result],
+    language_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """The example gives the text that the model gives when it takes the likeliest token."""
+    pytest.importorskip("onnxscript", reason="torch's exporter is written in it")
+    pytest.importorskip("onnxruntime", reason="the exported file runs in it")
+    result = command("export", language_run, "--output", tmp_path)
+    assert result.code == 0, result.err
+    assert "It needs onnxruntime alone" in result.out
+    assert "torch" not in (tmp_path / "use_onnx.py").read_text()
+    assert "format must be torch with decompose, got onnx" in command("export", language_run, "--decompose").error
+    drawn = command("sample", language_run, "--prompt", "the ", "--length", 40, "--temperature", 0).out
+    run_example(tmp_path / "use_onnx.py", monkeypatch, "the ")
+    assert capfd.readouterr().out == drawn
+
+
+def test_a_program_in_torchs_own_ops(language_run: Path, tmp_path: Path) -> None:
+    """It runs in a process that has neither lstm_fused nor Lightning."""
+    loaded = load_run(language_run)
+    assert "needs torch alone" in export(loaded.task, loaded.data, tmp_path, "torch", decomposed=True)
+    hide = f"""
+import runpy, sys
+sys.modules["lstm_fused"] = sys.modules["lightning"] = sys.modules["lightning_modules"] = None
+sys.argv = ["use_torch.py", "the "]
+runpy.run_path({str(tmp_path / "use_torch.py")!r})
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", hide], capture_output=True, text=True, timeout=PATIENCE, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("the ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_task_is_exported_to_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, module = untrained(name, monkeypatch, tmp_path)
+    export(task, module, tmp_path)
+    run_example(tmp_path / "use_onnx.py", monkeypatch)
+
+
+def test_what_cannot_be_exported_says_so() -> None:
+    task = tasks.MemoryTask(recurrent="gru", **SMALL_MODEL)
+    module = data.AddingDataModule(length=6)
+    module.setup("fit")
+    task.build(module)
+    with pytest.raises(ValueError, match="recurrent must be an LSTM to be exported for any length"):
+        export(task.eval(), module, Path("nowhere"), "torch")
+    with pytest.raises(NotImplementedError, match="RecurrentTask does not say how it is exported"):
+        tasks.RecurrentTask.to_export(tasks.RecurrentTask.__new__(tasks.RecurrentTask), module)
