@@ -410,7 +410,13 @@ def run_example(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
     runpy.run_path(str(script))
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("classification", "tagging", "forecasting") else pytest.param(name, marks=pytest.mark.slow)
+        for name in EXPORTED
+    ],
+)
 def test_every_task_is_exported_and_its_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -457,6 +463,7 @@ def test_a_run_is_exported_to_onnx(
     assert capfd.readouterr().out == drawn
 
 
+@pytest.mark.slow
 def test_a_program_in_torchs_own_ops(language_run: Path, tmp_path: Path) -> None:
     """It runs in a process that has neither lstm_fused nor Lightning."""
     loaded = load_run(language_run)
