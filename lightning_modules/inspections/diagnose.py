@@ -3,7 +3,6 @@
 Nothing is loaded but the run's ``metrics.csv``, ``config.yaml`` and ``summary.json``.
 """
 
-import argparse
 import csv
 import math
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.inspections.report import BLUE, RED, format_table, new_figure, save_figure
 from lightning_modules.runs import read_summary
 
@@ -494,7 +494,7 @@ class Options:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused diagnose",
         description="Whether a run is overfitted, underfitted, unstable or fine, from which epoch on, and what to "
         "change: read from the run's own metrics.csv. Writes diagnosis.md and diagnosis.png.",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
@@ -212,7 +213,7 @@ def export(
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused export",
         description="A run's model as a file for other programs, of any batch size and length: ONNX (model.onnx), or a "
         "program of torch.export (model.pt2). Beside it lie what turns data into its inputs (about.json) and an "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, layer_of, valid_batch
 from lightning_modules.inspections.report import (
     BLUE,
@@ -331,7 +332,7 @@ def stages_of(run: LoadedRun, given: str, batch: Any, layer: int) -> tuple[dict[
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused gates",
         description="The gates of a run's LSTM on its own valid data, or on a text: heatmaps, openness and saturation "
         "of every unit, units that follow a token or the position, before against after training, in words. Writes "

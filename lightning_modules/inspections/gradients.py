@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.injection import CLASS_OPTIONS, RECURRENT, import_class, takes_option, to_spec
 from lightning_modules.inspections.inside import at_work, initial_weights, layer_of, valid_batch
 from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
@@ -223,7 +224,7 @@ def draw(path: Path, lines: list[Line]) -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused gradients",
         description="The norm of dL/dh_t over the distance from t to the loss, which is a random projection of the "
         "last hidden state: of new layers by cell and forget bias, or of a run's first layer before and after training "

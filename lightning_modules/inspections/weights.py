@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_modules.arguments import OneSentenceParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, valid_batch
 from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
 from lightning_modules.loading import LoadedRun, load_run
@@ -259,7 +260,7 @@ def draw_normalization(path: Path, found: Normalization) -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneSentenceParser(
         prog="lstm-fused weights",
         description="Histograms of the weights of runs beside one another, such as one with and one without weight "
         "decay, and of those they began with, with mean and deviation; and of the first run's activations with and "

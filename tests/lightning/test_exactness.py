@@ -223,7 +223,8 @@ def rows_of(run: Path) -> list[dict[str, float]]:
 
 def without_places_and_times(value: Any) -> Any:
     if isinstance(value, dict):
-        left_out = ("seconds", "dirpath", "best_model_path", "best_k_models", "kth_best_model_path", "current_score")
+        left_out = ("seconds", "ms_a_step", "dirpath", "best_model_path", "best_k_models", "kth_best_model_path")
+        left_out += ("current_score",)
         return {key: without_places_and_times(item) for key, item in value.items() if key not in left_out}
     return [without_places_and_times(item) for item in value] if isinstance(value, (list, tuple)) else value
 

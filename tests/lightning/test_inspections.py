@@ -68,6 +68,11 @@ def good(n: int = 10) -> tuple[list[float], list[float]]:
     return [value - 0.05 for value in valid], valid
 
 
+@pytest.mark.parametrize("verb", ["diagnose", "weights", "gates", "gradients", "export"])
+def test_a_mistake_in_the_options_is_one_sentence(command: Callable[..., Result], verb: str) -> None:
+    assert "--no-such-option" in command(verb, "run", "--no-such-option=1").error
+
+
 # diagnose -------------------------------------------------------------------------------------------------------------
 
 
