@@ -234,6 +234,13 @@ def test_every_bundled_config_parses(tmp_path: Path) -> None:
         assert config.get("name", name) == name
 
 
+@pytest.mark.parametrize("config", ["jsb", "nottingham", "sst2", "tinyshakespeare", "wikitext2"])
+def test_the_configs_of_public_data_run_without_it(command: Callable[..., Result], config: str) -> None:
+    """Each of the others runs in the tests of its task."""
+    result = command("fit", "-c", config, "--trainer.fast_dev_run=1")
+    assert result.code == 0, result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
