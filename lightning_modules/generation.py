@@ -12,7 +12,7 @@ def next_token_distribution(
     """The probabilities from which the next token is drawn.
 
     The logits are divided by the temperature; of their softmax the ``top_k`` most probable tokens are kept, and of
-    these (renormalised) the smallest set of most probable ones that together reach ``top_p`` (nucleus sampling,
+    these (renormalized) the smallest set of most probable ones that together reach ``top_p`` (nucleus sampling,
     Holtzman et al. 2020). Of equally probable tokens at the edge, those with lower ids are kept.
 
     Args:

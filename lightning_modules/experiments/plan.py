@@ -17,8 +17,6 @@ from lightning_modules.runs import config_file, read_summary
 
 Variants = dict[str, list[str]]  # of each variant, by name, the arguments that its runs have and others have not
 State = Literal["finished", "unfinished", "missing"]
-# The reasons of a run's end after which there is more to train.
-STOPPED = ("interrupted", "terminated")
 
 
 @dataclass(frozen=True)
