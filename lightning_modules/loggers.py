@@ -92,30 +92,25 @@ class WandbLogger(lightning_loggers.WandbLogger):
         return run
 
 
-class CSVLogger(lightning_loggers.CSVLogger):
-    """Lightning's CSV logger, which need not be told a folder.
+class _InTheRunsFolder:
+    """Goes before a logger of Lightning's, which then need not be told a folder.
 
     Args:
         save_dir: the folder of all that it logs; by default it is the run's own, without a folder ``name/version_N``.
         name: of the folder in ``save_dir``.
-        **kwargs: those of Lightning's CSVLogger.
+        **kwargs: those of Lightning's logger.
     """
 
     def __init__(self, save_dir: str | Path | None = None, name: str | None = "lightning_logs", **kwargs: Any) -> None:
         super().__init__("." if save_dir is None else save_dir, name=name, **kwargs)
 
 
-class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
-    """Lightning's TensorBoard logger, which need not be told a folder.
+class CSVLogger(_InTheRunsFolder, lightning_loggers.CSVLogger):
+    """Lightning's CSV logger, in the run's folder."""
 
-    Args:
-        save_dir: the folder of all that it logs; by default it is the run's own, without a folder ``name/version_N``.
-        name: of the folder in ``save_dir``.
-        **kwargs: those of Lightning's TensorBoardLogger.
-    """
 
-    def __init__(self, save_dir: str | Path | None = None, name: str | None = "lightning_logs", **kwargs: Any) -> None:
-        super().__init__("." if save_dir is None else save_dir, name=name, **kwargs)
+class TensorBoardLogger(_InTheRunsFolder, lightning_loggers.TensorBoardLogger):
+    """Lightning's TensorBoard logger, in the run's folder."""
 
 
 class MLFlowLogger(lightning_loggers.MLFlowLogger):

@@ -1,24 +1,19 @@
 """``lstm-fused sample``: what a trained model makes up."""
 
-import argparse
-
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
 from lightning_modules.tasks import LanguageModelTask
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused sample",
-        description="Draw samples from a trained model. With a run's name --help lists the options of its task, "
+    parser = CommandParser(
+        command,
+        "Draw samples from a trained model. With a run's name --help lists the options of its task, "
         "without one those of a language model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("run", nargs="?", help="a run's folder, such as runs/char_lm/version_0, or a checkpoint file")
-    parser.add_argument("--checkpoint", default="best", help="which of the run's: best, last or interrupted")
+    parser.add_run(nargs="?")
     parser.add_argument("-h", "--help", action="store_true", help="this list")
     options, _ = parser.parse_known_args(arguments)
     if options.run is None:

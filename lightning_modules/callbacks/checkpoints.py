@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_modules.callbacks.divergence import TrainingDiverged
 from lightning_modules.callbacks.resume_point import ResumePoint, is_after_a_step, is_between_batches, is_fitting
 from lightning_modules.checkpoints import load_checkpoint
+from lightning_modules.files import replaced
 from lightning_modules.runs import folder_of
 
 
@@ -212,9 +213,8 @@ def _state_of_best(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
 
 def _link(source: Path, name: Path) -> None:
     """Gives a file another name, or copies it where the disk has no links; a file of that name is replaced."""
-    new = name.with_name(f".{name.name}.{os.getpid()}")
-    try:
-        os.link(source, new)
-    except OSError:
-        shutil.copyfile(source, new)
-    os.replace(new, name)
+    with replaced(name) as new:
+        try:
+            os.link(source, new)
+        except OSError:
+            shutil.copyfile(source, new)

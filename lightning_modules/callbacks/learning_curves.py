@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
+from lightning_modules.files import replaced
 from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 
@@ -128,11 +128,8 @@ class LearningCurves(Callback):
         pl_module.print(f"{place}: {figures}{'; ' if verdict else ''}{verdict}")
         sys.stdout.flush()  # a log that is a file is read while the run goes
         if self._folder is not None:
-            path = self._folder / "epochs.csv"
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            with replaced(self._folder / "epochs.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(self.table())
-            os.replace(unfinished, path)
 
     # The picture ----------------------------------------------------------------------------------------------------
 

@@ -90,8 +90,8 @@ class MemoryPicture(Callback):
 def draw_accuracy(axes: "Axes", table: list[list[Any]], chance: float, xlabel: str) -> None:
     """The accuracy over a distance or a position, with chance and 90 % as lines."""
     axes.plot(*zip(*table[1:], strict=True), marker="o")
-    axes.axhline(0.9, color="grey", linestyle="--", linewidth=1, label="90%")
-    axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"chance: {chance:.1%}")
+    axes.axhline(0.9, color="gray", linestyle="--", linewidth=1, label="90%")
+    axes.axhline(chance, color="gray", linestyle=":", linewidth=1, label=f"chance: {chance:.1%}")
     axes.set(xlabel=xlabel, ylabel="accuracy", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
@@ -100,7 +100,7 @@ def draw_accuracy(axes: "Axes", table: list[list[Any]], chance: float, xlabel: s
 
 def draw_numbers(axes: "Axes", targets: torch.Tensor, outputs: torch.Tensor) -> None:
     """Predictions over targets, at most 1,000 of them, and the line on which they should lie."""
-    axes.plot([0, 2], [0, 2], color="grey", linestyle="--", linewidth=1, label="exact")
+    axes.plot([0, 2], [0, 2], color="gray", linestyle="--", linewidth=1, label="exact")
     mse = float((outputs - targets).square().mean())
     axes.scatter(targets[:1000], outputs[:1000], s=10, alpha=0.5, edgecolors="none", label=f"MSE {mse:.4f}")
     axes.set(xlabel="sum of the two marked numbers", ylabel="prediction")

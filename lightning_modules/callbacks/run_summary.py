@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from torch import nn
 from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.callbacks.divergence import TrainingDiverged
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
+from lightning_modules.files import replaced
 from lightning_modules.models.optimizers import describe_partition
 from lightning_modules.runs import folder_of
 
@@ -168,9 +168,8 @@ def write_json(value: Any, path: Path) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     text = json.dumps(finite(value), indent=2, allow_nan=False)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with replaced(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def recurrent_layer(module: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.cli import INTERRUPTED, TERMINATED
 from lightning_modules.experiments import VERBS
 from lightning_modules.experiments.base import Config, Experiment
@@ -24,20 +24,19 @@ def new_experiment(verb: str) -> Experiment:
     return getattr(import_module(module), name)()
 
 
-def new_parser(experiment: Experiment) -> OneSentenceParser:
-    parser = OneSentenceParser(
-        prog=f"lstm-fused {experiment.verb}",
+def new_parser(experiment: Experiment) -> CommandParser:
+    parser = CommandParser(
+        experiment.verb,
+        experiment.help,
         usage=f"lstm-fused {experiment.verb} -c CONFIG [options] [options of every fit, such as --data.path FILE]",
-        description=experiment.help,
         epilog="Runs that are finished are not run again, those that were stopped go on. All other options go to every "
         f"'lstm-fused fit'. Results lie in RUNS/{experiment.verb}/NAME: report.md, *.csv, *.png.",
-        allow_abbrev=False,
     )
     parser.add_argument("--name", help="of the folder; that of the config if not given")
     parser.add_argument("--runs", default="runs", help="the folder that holds all runs")
     parser.add_argument("--seeds", type=int, help=f"how many: 1 to N, never chosen ({experiment.seeds})")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these alone; the first is the baseline")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="minutes: few steps and 2 seeds")
     parser.add_argument("--list", action="store_true", help="print a shell command for every run that is to be run")
     parser.add_argument("--only", nargs="+", metavar="VARIANT/seed_N", help="run these alone, without a report")

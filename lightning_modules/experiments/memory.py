@@ -110,7 +110,7 @@ class Memory(Experiment):
                 lows, highs = ([end(by_distance[d].accuracies) for d in distances] for end in (min, max))
                 axes.plot(distances, means, STYLES[k % 7], color=COLORS[k % 7], marker="osD^v"[k % 5], label=cell)
                 axes.fill_between(distances, lows, highs, color=COLORS[k % 7], alpha=0.15, linewidth=0)
-            axes.axhline(ENOUGH, color="grey", linestyle="--", linewidth=1, label="90 %")
+            axes.axhline(ENOUGH, color="gray", linestyle="--", linewidth=1, label="90 %")
             axes.set(xlabel="distance (steps of noise)", ylabel="test accuracy", xscale="log", ylim=(0, 1.04))
             ticks = sorted({d for by_distance in remembered(report).values() for d in by_distance})
             axes.set_xticks(ticks, [f"{d:,}" for d in ticks])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from lightning_modules.experiments.report import Report
 
-GREY = "0.45"
+GRAY = "0.45"
 COLUMNS, MOST_PANELS = 4, 12
 STYLE = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 
@@ -82,8 +82,8 @@ def draw_differences(report: "Report", path: Path) -> bool:
     styles = {
         BETTER: ("o", BLUE, "better"),
         WORSE: ("s", RED, "worse"),
-        NOT_TOLD_APART: ("D", GREY, "not told apart"),
-        None: ("D", GREY, "a single seed"),
+        NOT_TOLD_APART: ("D", GRAY, "not told apart"),
+        None: ("D", GRAY, "a single seed"),
     }
     with mpl.rc_context(STYLE):
         figure = new_figure(2.7 * len(figures) + 1.9, 0.38 * len(names) + 1.6)

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning_modules.experiments.plan import Plan, Run
 from lightning_modules.experiments.statistics import Difference, deviation, mean, paired_difference
 from lightning_modules.experiments.wandb_report import log_report
+from lightning_modules.files import replaced
 from lightning_modules.inspections.report import format_table
 from lightning_modules.runs import read_summary
 
@@ -193,7 +193,8 @@ class Report:
         tables, pictures = self._tables(), self._draw()
         for name, (columns, rows) in tables.items():
             write_csv(self.folder / f"{name}.csv", columns, rows)
-        write_text(self.markdown(pictures), self.folder / "report.md")
+        with replaced(self.folder / "report.md") as path:
+            path.write_text(self.markdown(pictures), encoding="utf-8")
         log_report(self, tables, [file for file, _ in pictures])
         told = [self.experiment.overview(self)] if self.results else []
         told += [f"- {finding}" for finding in self._findings()]
@@ -378,15 +379,7 @@ def format_difference(difference: Difference | None) -> str:
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with replaced(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in rows)
-    os.replace(unfinished, path)
-
-
-def write_text(text: str, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.report import BLUE, RED, format_table, new_figure, save_figure
 from lightning_modules.runs import read_summary
 
@@ -494,11 +494,10 @@ class Options:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused diagnose",
-        description="Whether a run is overfitted, underfitted, unstable or fine, from which epoch on, and what to "
+    parser = CommandParser(
+        command,
+        "Whether a run is overfitted, underfitted, unstable or fine, from which epoch on, and what to "
         "change: read from the run's own metrics.csv. Writes diagnosis.md and diagnosis.png.",
-        allow_abbrev=False,
     )
     parser.add_argument("run", help="a run's folder, such as runs/char_lm/version_0")
     parser.add_argument("--output", help="the folder to write to; by default the run's")

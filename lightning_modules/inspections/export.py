@@ -1,6 +1,5 @@
 """``lstm-fused export RUN``: a trained model as a file for other programs, checked, with an example that uses it."""
 
-import argparse
 import copy
 import importlib.util
 import json
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.data.base import TaskDataModule
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
@@ -213,16 +212,13 @@ def export(
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused export",
-        description="A run's model as a file for other programs, of any batch size and length: ONNX (model.onnx), or a "
+    parser = CommandParser(
+        command,
+        "A run's model as a file for other programs, of any batch size and length: ONNX (model.onnx), or a "
         "program of torch.export (model.pt2). Beside it lie what turns data into its inputs (about.json) and an "
         "example that uses it (use_onnx.py, use_torch.py). The file is run and compared with the run at two sizes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run's folder, such as runs/char_lm/version_0, or a checkpoint file")
-    parser.add_argument("--checkpoint", default="best", help="which of the run's: best, last or interrupted")
+    parser.add_run()
     parser.add_argument("--format", default="onnx", choices=("onnx", "torch"))
     parser.add_argument(
         "--decompose", action="store_true",

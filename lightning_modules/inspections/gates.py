@@ -1,6 +1,5 @@
 """``lstm-fused gates RUN``: what the gates of a trained LSTM do on the run's own data."""
 
-import argparse
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, layer_of, valid_batch
 from lightning_modules.inspections.report import (
     BLUE,
@@ -276,7 +275,7 @@ def draw_units(path: Path, gates: Gates, title: str) -> None:
         picture = axes.scatter(
             100 * low, 100 * high, c=means, cmap="viridis", vmin=0, vmax=1, s=26, edgecolors="black", linewidths=0.4
         )
-        axes.plot([0, 100], [100, 0], color="grey", linewidth=0.8, linestyle=":")
+        axes.plot([0, 100], [100, 0], color="gray", linewidth=0.8, linestyle=":")
         axes.set(title=f"{NAMES[gate]} {gate}", xlabel=f"steps below {CLOSED} (%)", xlim=(-4, 104), ylim=(-4, 104))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(f"steps above {OPEN} (%)")
@@ -332,17 +331,14 @@ def stages_of(run: LoadedRun, given: str, batch: Any, layer: int) -> tuple[dict[
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused gates",
-        description="The gates of a run's LSTM on its own valid data, or on a text: heatmaps, openness and saturation "
+    parser = CommandParser(
+        command,
+        "The gates of a run's LSTM on its own valid data, or on a text: heatmaps, openness and saturation "
         "of every unit, units that follow a token or the position, before against after training, in words. Writes "
         "gates.png, gates_units.png, gates_training.png and gates.md.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run's folder, such as runs/char_lm/version_0, or a checkpoint file")
-    parser.add_argument("--checkpoint", default="best", help="which of the run's: best, last or interrupted")
-    parser.add_argument("--text", help="instead of the valid data, such as 'abcabcabcabc'; for tasks that read text")
+    parser.add_run()
+    parser.add_argument("--text", help="instead of the valid data, for tasks that read text; '\\n' is a line end")
     parser.add_argument("--layer", type=int, default=0, help="which layer; of a bidirectional one 1 is backward")
     parser.add_argument("--sequence", type=int, default=0, help="which sequence of the batch is drawn")
     parser.add_argument("--steps", type=int, default=70, help="how many of its steps are drawn")
@@ -351,7 +347,7 @@ def run(command: str, arguments: list[str]) -> int:
     loaded = load_run(options.run, options.checkpoint)
     output = run_folder(loaded.checkpoint) if options.output is None else Path(options.output).expanduser()
     lstm = as_lstm(layer_of(loaded.task))
-    text = None if options.text is None else options.text.encode().decode("unicode_escape")
+    text = None if options.text is None else options.text.replace("\\n", "\n")
     batch = valid_batch(loaded) if text is None else loaded.task.text_batch(text, loaded.data)
     work, found = trace(loaded.task, batch)
     limits = {"layer": len(found.gates), "sequence": work.input.shape[1]}

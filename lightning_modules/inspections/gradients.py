@@ -1,6 +1,5 @@
 """``lstm-fused gradients``: how the gradient fades as it flows back through time, by cell and forget bias."""
 
-import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.injection import CLASS_OPTIONS, RECURRENT, import_class, takes_option, to_spec
 from lightning_modules.inspections.inside import at_work, initial_weights, layer_of, valid_batch
 from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
@@ -207,7 +206,7 @@ def draw(path: Path, lines: list[Line]) -> None:
             axes.fill_between(
                 x, line.norms.amin(0), line.norms.amax(0), color=COLORS[k % len(COLORS)], alpha=0.15, linewidth=0
             )
-    axes.axhline(FADED, color="grey", linewidth=0.8, linestyle=":")
+    axes.axhline(FADED, color="gray", linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
     lowest = min(float(line.mean.min()) for line in lines)
     axes.set_ylim(bottom=max(lowest / 3, 1e-12))
@@ -224,13 +223,11 @@ def draw(path: Path, lines: list[Line]) -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused gradients",
-        description="The norm of dL/dh_t over the distance from t to the loss, which is a random projection of the "
+    parser = CommandParser(
+        command,
+        "The norm of dL/dh_t over the distance from t to the loss, which is a random projection of the "
         "last hidden state: of new layers by cell and forget bias, or of a run's first layer before and after training "
         "on its own data. Writes gradients.png, gradients.csv and gradients.md.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", nargs="?", help="a run's folder; without one the layers are new")
     parser.add_argument("--checkpoint", default="best", help="which of the run's: best, last or interrupted")

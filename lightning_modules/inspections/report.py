@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colors, which all kinds of color vision tell apart; line styles and markers differ beside them.
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK, GREY = (
+BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK, GRAY = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#808080",
 )  # fmt: skip
-COLORS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, GREY)
+COLORS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK, GRAY)
 STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 
 

@@ -1,6 +1,5 @@
 """``lstm-fused weights RUN...``: the weights of runs beside one another, and what dropout and layer norm do in them."""
 
-import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.arguments import OneSentenceParser
+from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, valid_batch
 from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
 from lightning_modules.loading import LoadedRun, load_run
@@ -260,13 +259,11 @@ def draw_normalization(path: Path, found: Normalization) -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    parser = OneSentenceParser(
-        prog="lstm-fused weights",
-        description="Histograms of the weights of runs beside one another, such as one with and one without weight "
+    parser = CommandParser(
+        command,
+        "Histograms of the weights of runs beside one another, such as one with and one without weight "
         "decay, and of those they began with, with mean and deviation; and of the first run's activations with and "
         "without dropout, before and after layer norm. Writes weights.png, dropout.png, layer_norm.png and weights.md.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as runs/char_lm/version_0")
     parser.add_argument("--checkpoint", default="best", help="which of each run's: best, last or interrupted")

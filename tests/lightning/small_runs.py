@@ -10,6 +10,10 @@ SMALL = (
     "--trainer.enable_progress_bar=false",
 )
 
+# The configs that anyone can rely on, a task or a recipe each, without data of one's own.
+CONFIG_NAMES = ("char_lm", "word_lm", "awd_lm", "sentiment", "series_classification", "ner", "forecast", "music")
+CONFIG_NAMES += ("remember", "adding", "copying", "smnist")
+
 
 def make_text(lines: int = 120, seed: int = 0) -> str:
     """Sentences of a few words in an order that is neither constant nor random: there is something to learn."""

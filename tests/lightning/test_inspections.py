@@ -324,6 +324,7 @@ def test_the_command_shows_gates(command: Callable[..., Result], language_run: P
     on_text = command("gates", language_run, "--output", tmp_path, "--text", "the cat the cat the cat the cat ")
     assert on_text.code == 0, on_text.err
     assert on_text.out != result.out
+    assert "got 'ä'" in command("gates", language_run, "--text", "ä").error  # one character, not its two bytes
     assert "layer must be from 0 to 0, got 1" in command("gates", language_run, "--layer", "1").error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import Result
+from small_runs import CONFIG_NAMES, Result
 from testing import of_peer
 from torch import nn
 from torch.nn import functional as F
@@ -256,8 +256,6 @@ def test_a_schedule_over_so_many_steps(small_fit: Callable[..., Result]) -> None
 
 # Layers ---------------------------------------------------------------------------------------------------------------
 
-CONFIGS = ("char_lm", "word_lm", "awd_lm", "sentiment", "series_classification", "ner", "forecast", "music")
-CONFIGS += ("remember", "adding", "copying", "smnist")
 QUICK = {("word_lm", "rnn"), ("awd_lm", "gru"), ("sentiment", "rnn"), ("smnist", "gru")}  # others' tests have theirs
 
 
@@ -265,7 +263,7 @@ QUICK = {("word_lm", "rnn"), ("awd_lm", "gru"), ("sentiment", "rnn"), ("smnist",
     ("config", "layer"),
     [
         pytest.param(config, layer, marks=() if (config, layer) in QUICK else pytest.mark.slow)
-        for config in CONFIGS
+        for config in CONFIG_NAMES
         for layer in ("torch", "gru", "rnn")
     ],
 )

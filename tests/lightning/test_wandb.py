@@ -179,14 +179,7 @@ def test_a_report_joins_the_runs_that_it_is_of(tmp_path: Path, monkeypatch: pyte
         config.write_text(json.dumps({"trainer": {"logger": logger}}))
     report.write()
     [run] = tmp_path.glob("**/offline-run-*")
-    inspect = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    record = json.loads(inspect.stdout)
+    record = read_back(run)
     assert record["name"] == "ablate/plan/report"
     assert record["summary"]["table"]["_type"] == "table-file"
     assert record["summary"]["table"]["ncols"] == 9
