@@ -3,6 +3,10 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @contextmanager
@@ -17,3 +21,15 @@ def plain_names() -> Iterator[None]:
     with matplotlib.rc_context({"text.usetex": False, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph .* missing from.*")
         yield
+
+
+def log_y(axes: "Axes") -> None:
+    """A logarithmic y axis, whose numbers need no formulas: matplotlib's own are 10 with an exponent."""
+    from matplotlib.ticker import LogFormatter
+
+    class PlainNumbers(LogFormatter):
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return f"{value:g}" if super().__call__(value, position) else ""  # it leaves out where they are many
+
+    axes.set_yscale("log")
+    axes.yaxis.set(major_formatter=PlainNumbers(), minor_formatter=PlainNumbers())

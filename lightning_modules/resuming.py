@@ -71,3 +71,9 @@ def is_inside_an_epoch(trainer: Trainer) -> bool:
     """Whether a resumed trainer, as :func:`continue_epoch` has left it, has trained on batches of an epoch, not all."""
     epoch = trainer.fit_loop.epoch_loop
     return epoch.restarting and epoch.batch_progress.current.ready > 0 and not epoch.batch_progress.is_last_batch
+
+
+def is_before_an_epochs_end(trainer: Trainer) -> bool:
+    """Whether a resumed trainer has trained on all batches of an epoch, whose validation has still to come."""
+    epoch = trainer.fit_loop.epoch_loop
+    return epoch.restarting and epoch.batch_progress.is_last_batch

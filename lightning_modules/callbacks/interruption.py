@@ -82,6 +82,8 @@ class Interruption(Callback):
         """(After an epoch's last batch comes its validation, or its end.)"""
         self._agree(trainer)
         if self.interrupted and is_after_a_step(trainer) and not trainer.is_last_batch:
+            trainer._logger_connector.on_batch_end()  # logs the batch, as Lightning would after this
+            trainer._logger_connector.update_train_step_metrics()
             raise KeyboardInterrupt
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
 from lightning_modules.files import replaced
-from lightning_modules.pictures import plain_names
+from lightning_modules.pictures import log_y, plain_names
 from lightning_modules.runs import folder_of
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class LearningCurves(Callback):
             axes.set_ylabel((f"loss ({self._unit})" if self._unit else "loss") if curves is losses else self.monitor)
             values = [row[name] for row in self.epochs for name, _ in curves if name in row]
             if spans_decades(values):
-                axes.set_yscale("log")
+                log_y(axes)
         all_axes[-1].set(xlabel="epochs", xlim=(0, None))
         all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
         return figure

@@ -24,6 +24,6 @@ class TrainFigures(Callback):
         loader = trainer.datamodule.train_dataloader()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             for index, batch in enumerate(islice(loader, int(sum(trainer.num_val_batches)))):
-                loss, count = pl_module.batch_loss(trainer.strategy.batch_to_device(batch), index, metrics)
+                loss, count = pl_module.share_loss(trainer.strategy.batch_to_device(batch), index, metrics)
                 metrics["loss"].update(loss, weight=count)
         pl_module.log(ON_TRAIN, metrics["loss"].compute())

@@ -1,12 +1,15 @@
 """Batches of examples of different lengths: alike in length, in an order that a run can be resumed in."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 POOL = 50  # batches within which examples are sorted by length
+
+
+class NoShare:
+    """A process's share of a batch that has fewer examples than there are processes: it counts for nothing."""
 
 
 class ExampleLoader:
@@ -20,7 +23,7 @@ class ExampleLoader:
     exactly; any other begins at its beginning, and ``changed`` says why.
 
     Under distributed training every rank takes its share of each batch, so that all ranks together see the batches
-    that one process would: but a last batch of fewer examples than there are processes joins the one before it.
+    that one process would. Of a last batch of fewer examples than there are ranks, some get a :class:`NoShare`.
 
     Args:
         examples: all of them.
@@ -38,7 +41,7 @@ class ExampleLoader:
         changed: what differs from the loader whose state was loaded, in words; empty where nothing does.
 
     Raises:
-        ValueError: there are no examples, or a rank would have none.
+        ValueError: there are no examples, or a rank would have none of any batch.
     """
 
     def __init__(
@@ -69,9 +72,7 @@ class ExampleLoader:
         self._given = 0  # batches that the present iteration has given out, those before its start included
 
     def __len__(self) -> int:
-        count = -(-len(self.examples) // self.batch_size)
-        last = len(self.examples) - (count - 1) * self.batch_size
-        return count - (last < self.world_size)  # too few for every rank to have one: they join the batch before
+        return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
@@ -79,7 +80,7 @@ class ExampleLoader:
         for batch in self.order(self.epoch())[self._given :]:
             self._given += 1
             share = batch[self.rank :: self.world_size]
-            yield self.collate([self.examples[k] for k in share], share)
+            yield self.collate([self.examples[k] for k in share], share) if share else NoShare()
 
     def order(self, epoch: int) -> list[list[int]]:
         """The positions of the examples of each batch, over all ranks, in an epoch."""
@@ -96,9 +97,7 @@ class ExampleLoader:
         return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _cut(self, order: list[int]) -> list[list[int]]:
-        count = len(self)
-        starts = [k * self.batch_size for k in range(count)] + [len(order)]
-        return [order[start:end] for start, end in itertools.pairwise(starts)]
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def restart(self) -> None:
         """Lets the next epoch begin with the first batch, whatever state was loaded."""

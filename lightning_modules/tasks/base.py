@@ -18,6 +18,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.callbacks.checkpoints import is_measured_in_training
 from lightning_modules.data.base import TaskDataModule
+from lightning_modules.data.batches import NoShare
 from lightning_modules.injection import (
     CLASS_OPTIONS,
     KINDS,
@@ -42,7 +43,7 @@ from lightning_modules.models.optimizers import (
 )
 from lightning_modules.models.recurrent import build_recurrent
 from lightning_modules.regularization import l2_penalty
-from lightning_modules.resuming import continue_epoch, is_inside_an_epoch
+from lightning_modules.resuming import continue_epoch, is_before_an_epochs_end, is_inside_an_epoch
 from lightning_modules.tasks.exported import Exported
 
 
@@ -356,10 +357,14 @@ class RecurrentTask(LightningModule):
 
     def on_train_start(self) -> None:
         continue_epoch(self.trainer)
-        self.train_loss.carry_on(self._epoch_loss_so_far if is_inside_an_epoch(self.trainer) else None)
+        is_trained = is_before_an_epochs_end(self.trainer)
+        goes_on = is_trained or is_inside_an_epoch(self.trainer)
+        self.train_loss.carry_on(self._epoch_loss_so_far if goes_on else None)
+        if is_trained and self._epoch_loss_so_far is not None:  # no step will log it
+            self.log("train_loss_epoch", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss, count = self.batch_loss(batch, batch_idx)
+        loss, count = self.share_loss(batch, batch_idx)
         objective = loss + self.l2_penalty() if self.hparams.l2 else loss
         world_size = self.trainer.world_size
         if world_size == 1:
@@ -374,6 +379,17 @@ class RecurrentTask(LightningModule):
         self.train_loss.add(mean, total)
         self.log("train_loss", self.train_loss, on_step=True, on_epoch=True, prog_bar=True)
         return to_minimize
+
+    def share_loss(
+        self, batch: Any, batch_idx: int, metrics: MetricCollection | None = None
+    ) -> tuple[Tensor, int | Tensor]:
+        """:meth:`batch_loss` of a process's share of a batch.
+
+        That of no items is 0, with gradients of zeros: the other processes wait for them.
+        """
+        if isinstance(batch, NoShare):
+            return sum((0 * parameter).sum() for parameter in self.parameters() if parameter.requires_grad), 0
+        return self.batch_loss(batch, batch_idx, metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what the loss of an epoch is the mean of, so that a run resumed inside of one logs the whole epoch's.
@@ -400,7 +416,7 @@ class RecurrentTask(LightningModule):
         self._evaluation_step(batch, batch_idx, self.test_metrics)
 
     def _evaluation_step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> None:
-        loss, count = self.batch_loss(batch, batch_idx, metrics)
+        loss, count = self.share_loss(batch, batch_idx, metrics)
         metrics["loss"].update(loss, weight=count)
         self.log_dict(
             {f"{metrics.prefix}{name}": metric for name, metric in metrics.items(keep_base=True)},

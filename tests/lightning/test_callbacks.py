@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lightning_modules.callbacks import (
 )
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.data import TextDataModule
+from lightning_modules.pictures import plain_names
 from lightning_modules.tasks import LanguageModelTask
 from lightning_modules.trainer_command import EARLY_STOPPING_DEFAULTS
 
@@ -130,7 +132,13 @@ def test_a_picture_of_validations_inside_epochs_and_of_losses_over_decades() -> 
     assert [row[-1] for row in curves.table()] == ["improved", "yes", "yes", "", "no"]
     assert [row[2] for row in curves.table()] == ["train_loss", "", 2.5, 2.2, ""]
     curves.epochs[0]["val_loss"] = 300.0
-    assert curves.figure().axes[0].get_yscale() == "log"
+    with plain_names():
+        figure = curves.figure()
+        figure.draw_without_rendering()
+    assert figure.axes[0].get_yscale() == "log"
+    numbers = [label.get_text() for label in figure.axes[0].get_yticklabels(which="both") if label.get_text()]
+    assert "10" in numbers
+    assert not [number for number in numbers if not re.fullmatch(r"\d+(\.\d+)?", number)]
 
 
 def test_the_weights_at_the_end_are_those_of_the_best_epoch(scripted_fit: Callable[..., tuple]) -> None:

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from small_runs import SMALL, Result
 from testing import PATIENCE
 from torch import distributed
 
+from lightning_modules.callbacks import RNGState
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import is_first_to_fail
 
@@ -93,6 +97,32 @@ def test_processes_of_its_own_making(
     assert test.code == 0, test.err
     expected = json.loads((forked / "summary.json").read_text(encoding="utf-8"))["test"]["test_loss"]
     assert f"{expected:.4f}"[:5] in test.out
+
+
+def test_each_process_draws_its_own_masks_and_goes_on_with_them() -> None:
+    """The first those that it draws alone; in a checkpoint of another number of processes all stand where it stood."""
+
+    def numbers(rank: int, world_size: int, state: dict[str, Any] | None = None) -> list[float]:
+        torch.manual_seed(1 if state is None else 99)
+        random.seed(1 if state is None else 99)
+        states, trainer = RNGState(), SimpleNamespace(global_rank=rank, world_size=world_size)
+        if state is not None:
+            states.load_state_dict(state)
+        states.on_train_start(trainer, None)
+        states.on_train_batch_start(trainer, None, 0)
+        checkpoints.append(states.state_dict())
+        return [*torch.rand(3).tolist(), random.random()]
+
+    checkpoints: list[dict[str, Any]] = []
+    alone, *ranks = (numbers(*place) for place in ((0, 1), (0, 3), (1, 3), (2, 3)))
+    assert ranks[0] == alone
+    assert len({number for each in ranks for number in each}) == 12
+    assert [numbers(rank, 3) for rank in range(3)] == ranks
+    of_three = {**checkpoints[1], "ranks": checkpoints[1:4]}
+    assert [numbers(rank, 3, of_three) for rank in range(3)] == ranks
+    fewer = [numbers(rank, 2, of_three) for rank in range(2)]
+    assert fewer[0] == alone
+    assert not set(fewer[0]) & set(fewer[1])
 
 
 def test_an_error_in_a_process_is_one_sentence(small_fit: Callable[..., Result], text_file: Path) -> None:

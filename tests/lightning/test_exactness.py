@@ -20,6 +20,7 @@ from lightning_modules.callbacks import LearningCurves, RNGState
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.data import TaskDataModule
+from lightning_modules.data.batches import NoShare
 from lightning_modules.tasks import RecurrentTask
 
 PADDED = [name for name in SMALL_TASKS if name not in ("char_lm", "forecast", "smnist")]
@@ -126,9 +127,10 @@ def test_the_shares_of_two_processes_weigh_what_they_hold(name: str, tmp_path: P
     whole = list(of_processes(data, "train", 0, 1))
     shares = list(zip(*(of_processes(data, "train", rank, 2) for rank in range(2)), strict=True))
     unequal = False
-    for batch, parts in list(zip(whole, shares, strict=False))[:3]:
+    batches = list(zip(whole, shares, strict=True))
+    for batch, parts in [*batches[:3], *(pair for pair in batches if isinstance(pair[1][1], NoShare))]:
         loss, count = task.batch_loss(batch, 0)
-        losses, counts = zip(*(task.batch_loss(part, 0) for part in parts), strict=True)
+        losses, counts = zip(*(task.share_loss(part, 0) for part in parts), strict=True)
         assert sum(map(int, counts)) == int(count)
         unequal |= int(counts[0]) != int(counts[1])
         mean = sum(part * (int(n) / int(count)) for part, n in zip(losses, counts, strict=True))
@@ -143,13 +145,28 @@ def test_the_shares_of_two_processes_weigh_what_they_hold(name: str, tmp_path: P
         with torch.inference_mode():
             for rank in range(world_size):
                 for k, batch in enumerate(of_processes(data, "valid", rank, world_size)):
-                    loss, count = task.batch_loss(batch, k, metrics)
+                    loss, count = task.share_loss(batch, k, metrics)
                     metrics["loss"].update(loss, weight=count)
         assert task.trainer is data_trainer
         return {name: float(value) for name, value in metrics.compute().items()}
 
     task.eval()
     assert figures(2) == pytest.approx(figures(1), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_count_alike_where_one_has_no_share_of_a_batch(tmp_path: Path) -> None:
+    """As many batches, the same losses and figures as of one process: of 37 and 13 examples, 4 at a time."""
+    arguments = [*SMALL_TASKS["ner"].arguments(tmp_path), "--data.split=[37,13,12]", "--trainer.max_epochs=2"]
+    arguments += ["--model.dropout=0", "--model.recurrent_dropout=0", "--model.unknown_rate=0"]
+    arguments += ["--trainer.callbacks=lightning_modules.callbacks.TrainFigures"]
+    for name, processes in (("one", ()), ("two", TWO)):
+        assert run_in_a_process(tmp_path, [*arguments, f"--name={name}", *processes]) == 0
+    one, two = (rows_of(tmp_path / "runs" / name / "version_0") for name in ("one", "two"))
+    assert sum("train_loss_step" in row for row in one) == 20
+    assert len(one) == len(two)
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
