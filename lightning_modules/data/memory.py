@@ -211,6 +211,7 @@ class RememberDataModule(MemoryDataModule):
 
     Args:
         distances: numbers of steps of noise.
+        train_distances: of the train sequences, where these are to take turns over other distances.
         symbols: how many characters there are, at most 26.
         train_size: sequences of an epoch; no epoch has those of another.
         valid_size: sequences of the valid split.
@@ -227,6 +228,7 @@ class RememberDataModule(MemoryDataModule):
     def __init__(
         self,
         distances: list[int] = [30, 50, 100],  # noqa: B006
+        train_distances: list[int] | None = None,
         symbols: int = 8,
         train_size: int = 6_400,
         valid_size: int = 1_000,
@@ -239,15 +241,17 @@ class RememberDataModule(MemoryDataModule):
         super().__init__()
         check_at_least(1, train_size=train_size, valid_size=valid_size, test_size=test_size)
         check_at_least(0, seed=seed)
-        if not distances or min(distances) < 0 or len(set(distances)) < len(distances):
-            raise ValueError(f"distances must be different numbers of at least 0, got {list(distances)}")
+        for name, given in (("distances", distances), ("train_distances", train_distances or distances)):
+            if not given or min(given) < 0 or len(set(given)) < len(given):
+                raise ValueError(f"{name} must be different numbers of at least 0, got {list(given)}")
         if not 2 <= symbols <= 26:
             raise ValueError(f"symbols must be from 2 to 26, one letter each, got {symbols}")
         self.save_hyperparameters()
         self.input_size = self.output_size = symbols
 
     def lengths(self, split: str) -> list[int]:
-        return [1 + distance for distance in self.hparams.distances]
+        distances = (split == "train" and self.hparams.train_distances) or self.hparams.distances
+        return [1 + distance for distance in distances]
 
     def make(self, rng: np.random.Generator, length: int) -> Example:
         ids = torch.from_numpy(rng.integers(self.hparams.symbols, size=length))
@@ -266,10 +270,12 @@ class RememberDataModule(MemoryDataModule):
         return read_lines(file, self.hparams.encoding, self.to_inputs)
 
     def describe(self) -> list[str]:
-        sizes = self.summary()["sequences"]
+        sizes, others = self.summary()["sequences"], self.hparams.train_distances
+        distances = ", ".join(map(str, self.hparams.distances))
+        trained = f" ({', '.join(map(str, others))} in train)" if others else ""
         return [
             f"generated, by the seed {self.hparams.seed}: the first of {self.hparams.symbols} characters to be named "
-            f"after {', '.join(map(str, self.hparams.distances))} more of them; sequences: {_counts(sizes)}; chance is "
+            f"after {distances} more of them{trained}; sequences: {_counts(sizes)}; chance is "
             f"{1 / self.hparams.symbols:.1%}"
         ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_modules.experiments.plan import Variants
 
 if TYPE_CHECKING:
+    from lightning_modules.experiments.plan import Run
     from lightning_modules.experiments.report import Report, Result
     from lightning_modules.tasks import RecurrentTask
 
@@ -101,6 +102,14 @@ class Experiment:
     def default(self, variants: Variants, quick: bool = False) -> Sequence[str]:
         """Those that are run where none are chosen."""
         return list(variants)
+
+    def turn(self, run: "Run") -> int:
+        """Runs of a lower turn are run before others; of one turn, seed after seed."""
+        return 0
+
+    def needless(self, run: "Run", report: "Report") -> str | None:
+        """Why a run need not be made, after what the finished ones of the report have shown; ``None`` if it must be."""
+        return None
 
     def overview(self, report: "Report") -> str:
         """The table that says what came of it."""

@@ -55,7 +55,7 @@ def run(verb: str, arguments: list[str]) -> int:
         return 0
     code = 0
     if not options.report:
-        code = _run(plan, options)
+        code = _run(experiment, plan, options)
     if options.only is None:
         from lightning_modules.experiments.report import Report
 
@@ -99,9 +99,11 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
     )
 
 
-def _run(plan: Plan, options: argparse.Namespace) -> int:
+def _run(experiment: Experiment, plan: Plan, options: argparse.Namespace) -> int:
     """Runs the plan; the exit code."""
-    runs = plan.runs()
+    from lightning_modules.experiments.report import Report
+
+    runs = sorted(plan.runs(), key=experiment.turn)
     if options.only is not None:
         by_name = {run.name: run for run in runs}
         if unknown := [name for name in options.only if name not in by_name]:
@@ -113,7 +115,7 @@ def _run(plan: Plan, options: argparse.Namespace) -> int:
     else:
         with plan.alone():
             plan.write()
-            runner = Runner(runs, options.jobs)
+            runner = Runner(runs, options.jobs, lambda run: experiment.needless(run, Report(experiment, plan)))
             runner.run()
     if runner.stopped_by is not None:
         print(f"{sum(run.state == 'finished' for run in runs)} of {len(runs)} runs are finished; "

@@ -104,6 +104,7 @@ class Report:
     Attributes:
         results: of the runs that are finished.
         missing: the others, each with its state.
+        needless: those that need not be made, each with the reason.
         variants: those with results, in the plan's order.
         baseline: the variant that the others are compared with: the plan's first.
         monitor: the figure that the best weights were chosen by.
@@ -123,6 +124,12 @@ class Report:
         self.baseline = plan.chosen[0]
         with_results = {result.run.variant for result in self.results}
         self.variants = [variant for variant in plan.chosen if variant in with_results]
+        self.needless = {
+            run: reason
+            for run, state in self.missing
+            if state == "missing" and (reason := experiment.needless(run, self)) is not None
+        }
+        self.missing = [(run, state) for run, state in self.missing if run not in self.needless]
         judged = next((r.summary for r in self.results if r.summary.get("monitor")), {})
         self.monitor, self.mode = judged.get("monitor", "val_loss"), judged.get("mode", "min")
         self.loss_unit = next((r.summary["loss_unit"] for r in self.results if r.summary.get("loss_unit")), "")
@@ -330,6 +337,8 @@ class Report:
             names = [run.name for run, its in self.missing if its == state]
             words = {"unfinished": "begun and not finished", "missing": "not begun"}[state]
             lines += [f"{len(names)} {words}: {', '.join(names)}"] if names else []
+        for reason in dict.fromkeys(self.needless.values()):
+            lines.append(f"{list(self.needless.values()).count(reason)} not needed, because {reason}")
         diverged = [r.run.name for r in self.results if "diverged" in r.summary["stop_reason"]]
         if diverged:
             lines.append(f"{len(diverged)} diverged, whose figures, if any, are of before: {', '.join(diverged)}")

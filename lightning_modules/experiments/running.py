@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO
@@ -31,6 +31,7 @@ class Runner:
     Args:
         runs: of a plan.
         jobs: processes at a time.
+        needless: says of a run, when its turn comes, why it need not be made; ``None`` if it must be.
         out: where the display goes: a line for every run that begins and ends, in a terminal also one that says how
             far all of them are.
 
@@ -39,8 +40,14 @@ class Runner:
         stopped_by: the signal that has ended all, if one has.
     """
 
-    def __init__(self, runs: Sequence[Run], jobs: int = 1, out: TextIO | None = None) -> None:
-        self.runs, self.jobs, self.out = runs, jobs, out or sys.stdout
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        jobs: int = 1,
+        needless: Callable[[Run], str | None] = lambda run: None,
+        out: TextIO | None = None,
+    ) -> None:
+        self.runs, self.jobs, self.needless, self.out = runs, jobs, needless, out or sys.stdout
         self.failed: dict[str, str] = {}
         self.stopped_by: int | None = None
         self._running: dict[Run, subprocess.Popen] = {}
@@ -57,7 +64,12 @@ class Runner:
         with self._signals():
             while self._running or (waiting and not self._stops()):
                 while waiting and len(self._running) < self.jobs and not self._stops():
-                    self._begin(waiting.pop(0))
+                    run = waiting.pop(0)
+                    if (reason := self.needless(run)) is not None:
+                        self._done += 1
+                        self._say(f"[{self._done}/{len(self.runs)}] {run.name} is not needed: {reason}")
+                    else:
+                        self._begin(run)
                 time.sleep(POLL)
                 for run, process in list(self._running.items()):
                     if process.poll() is not None:

@@ -13,7 +13,7 @@ from lightning_modules.experiments.base import Config, count_parameters
 from lightning_modules.experiments.compare import CELLS, Compare
 from lightning_modules.experiments.memory import Memory
 from lightning_modules.experiments.open_gates import OpenGates, which_matters
-from lightning_modules.experiments.plan import Plan
+from lightning_modules.experiments.plan import Plan, Variants
 from lightning_modules.experiments.report import Report
 from lightning_modules.experiments.statistics import Difference
 
@@ -140,8 +140,36 @@ def test_memory_is_a_plan_of_cells_distances_and_learning_rates(command: Callabl
         assert main(shlex.split(line)[1:]) == 0
     told = command("memory", "-c", "remember", "--quick", "--report")
     assert told.code == 0, told.err
-    assert "2 not begun: lstm/distance_20/lr_0.01/seed_1, rnn/distance_20/lr_0.01/seed_1" in told.out
+    for cell in ("lstm", "rnn"):
+        assert f"1 not needed, because {cell} is right in" in told.out or f"{cell}/distance_50/lr_0.01" in told.out
     assert "rnn falls below 90 % at 5 steps" in told.out
     assert "needs data over a distance" in command("memory", "-c", "adding", "--list").error
     plan = Plan.read(Path("runs/memory/remember-quick"))
-    assert len(plan.variants) == 5 * 8 * 3
+    assert len(plan.variants) == 6 * 8 * 2
+
+
+def test_memory_tries_no_distance_beyond_the_one_that_a_cell_fails_at(tmp_path: Path) -> None:
+    """Whatever the learning rate, and not before all runs of that distance have ended."""
+    below = {1: accuracy(0.95)[1], 2: accuracy(0.7)[1]}
+    figures = {
+        "lstm/distance_20/lr_0.01": accuracy(0.99) | {2: accuracy(0.99)[1]},
+        "rnn/distance_20/lr_0.003": accuracy(0.3) | {2: accuracy(0.4)[1]},
+        "rnn/distance_20/lr_0.01": below,
+        "gru/distance_20/lr_0.003": below,
+        "gru/distance_20/lr_0.01": {1: accuracy(0.3)[1]},
+    }
+    made = make_plan(tmp_path / "plan", figures, seeds=2)
+    longer: Variants = {f"{cell}/distance_50/lr_0.01": [] for cell in ("lstm", "rnn", "gru")}
+    plan = Plan(**vars(made) | {"variants": made.variants | longer, "chosen": (*longer, *made.chosen)})
+    report = Report(Memory(), plan)
+    reason = "rnn is right in 82.5% after 20 steps"
+    assert {run.name: why for run, why in report.needless.items()} == {
+        f"rnn/distance_50/lr_0.01/seed_{seed}": reason for seed in (1, 2)
+    }
+    page = report.markdown()
+    assert f"2 not needed, because {reason}" in page
+    assert "5 not begun: lstm" in page
+    runs = sorted(plan.runs(), key=Memory().turn)
+    assert [run.name for run in runs[:2]] == ["lstm/distance_20/lr_0.01/seed_1", "rnn/distance_20/lr_0.003/seed_1"]
+    assert [run.seed for run in runs[5:7]] == [2, 2]
+    assert runs[10].variant == "lstm/distance_50/lr_0.01"

@@ -68,6 +68,10 @@ def test_the_first_character_is_asked_for_after_each_distance() -> None:
         assert inputs[0].argmax() == target
     ids = torch.cat([inputs.argmax(1) for inputs, _ in examples])
     assert ids.bincount(minlength=5).double().div(len(ids)).sub(0.2).abs().max() < 4 * (0.16 / len(ids)) ** 0.5
+    other = RememberDataModule(distances=[9], train_distances=[2, 4])
+    lengths = [[len(x.inputs) for x in list(other.examples(split))[:3]] for split in ("train", "valid", "test")]
+    assert lengths == [[3, 5, 3], [10, 10, 10], [10, 10, 10]]
+    assert "after 9 more of them (2, 4 in train)" in other.describe()[0]
 
 
 def test_one_number_of_each_half_is_marked_and_their_sum_is_asked_for() -> None:
@@ -125,6 +129,7 @@ def test_generated_data_is_a_function_of_its_seed(name: str) -> None:
     [
         ({"name": "remember", "distances": []}, r"distances must be different numbers of at least 0, got \[\]"),
         ({"name": "remember", "distances": [3, 3]}, r"distances must be different numbers of at least 0, got \[3, 3\]"),
+        ({"name": "remember", "train_distances": [-1]}, r"train_distances must be different .* got \[-1\]"),
         ({"name": "remember", "symbols": 27}, "symbols must be from 2 to 26, one letter each, got 27"),
         ({"name": "adding", "length": 1}, "length must be at least 2, got 1"),
         ({"name": "adding", "train_lengths": [5, 1]}, "train_lengths must be at least 2, got 1"),

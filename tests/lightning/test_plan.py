@@ -21,7 +21,7 @@ from lightning_modules.cli import main
 from lightning_modules.experiments import running
 from lightning_modules.experiments.ablate import REGULARIZERS, Ablate
 from lightning_modules.experiments.base import Config
-from lightning_modules.experiments.plan import Plan
+from lightning_modules.experiments.plan import Plan, Run
 from lightning_modules.experiments.running import Runner
 from lightning_modules.injection import is_off
 
@@ -269,6 +269,23 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(program: tuple[str, str],
     runner.run()
     assert list(runner.failed) == ["fails/seed_1"]
     assert len(begun()) == 4
+
+
+def test_a_run_that_others_have_made_needless_is_not_run(
+    program: tuple[str, str], capsys: pytest.CaptureFixture
+) -> None:
+    plan = new_plan(Path("plan"), ["a", "b", "c"], 1)
+    states: dict[str, str] = {run.variant: run.state for run in plan.runs()}
+
+    def needless(run: Run) -> str | None:
+        states.update((other.variant, other.state) for other in plan.runs())
+        return "a has told" if run.variant == "b" and states["a"] == "finished" else None
+
+    Runner(plan.runs(), needless=needless).run()
+    assert [run.state for run in plan.runs()] == ["finished", "missing", "finished"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "[2/3] b/seed_1 is not needed: a has told" in lines
+    assert lines[-1].startswith("[3/3] c/seed_1")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
