@@ -258,6 +258,7 @@ class SpecSources:
         self.long_given: set[str] = set()  # short forms whose long form has been given
         self.notes: list[str] = []
         self._cell_given = False
+        self._words_by_source: dict[tuple[str, str], tuple[str, str | None]] = {}
         self._by_source: dict[str, dict[str, tuple[str, Any]]] = {}
 
     def add_model(self, source: str, model: Mapping[str, Any]) -> None:
@@ -268,6 +269,7 @@ class SpecSources:
 
     def add(self, source: str, name: tuple[str, ...], value: Any) -> None:
         """One setting: ``("lr",)``, ``("recurrent",)`` or ``("recurrent", "zoneout")``."""
+        spelling = f"model.{name[0]}"
         if name[0] == "cell":
             if value is None:
                 return
@@ -288,13 +290,22 @@ class SpecSources:
                 self.choices[kind.name].arguments[name[1]] = value
         elif isinstance(value, Mapping):
             spec = {"class_path": value["class_path"]} if "class_path" in value else {}
-            arguments = value.get("init_args") or {k: v for k, v in value.items() if k != "class_path"}
+            arguments = {name: given for name, given in value.items() if name not in ("class_path", "init_args")}
+            arguments |= value.get("init_args") or {}
             if spec:
                 self.add(source, (kind.name,), spec["class_path"])
             for argument, given in arguments.items():
                 self.add(source, (kind.name, argument), given)
         else:
+            self._refuse_two_words(source, kind, spelling, value)
             self._choose(kind, value)
+
+    def _refuse_two_words(self, source: str, kind: Kind, spelling: str, word: str | None) -> None:
+        before, chosen = self._words_by_source.setdefault((source, kind.name), (spelling, word))
+        if before != spelling and chosen != word:
+            raise ValueError(
+                f"{before} and {spelling} are one setting and must not differ, got {chosen!r} and {word!r} in {source}"
+            )
 
     def _choose(self, kind: Kind, word: str | None) -> None:
         choice = self.choices[kind.name]

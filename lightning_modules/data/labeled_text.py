@@ -13,6 +13,7 @@ from lightning_modules.data.tables import SUFFIXES, read_table
 from lightning_modules.data.text_files import not_text, read_files
 from lightning_modules.data.vectors import WordVectors, read_vectors
 from lightning_modules.data.vocabulary import Vocabulary
+from lightning_modules.resuming import tell
 
 # Usual names of columns, by which a table without column options is understood.
 TEXT_NAMES = ("text", "sentence", "review", "document", "content", "body", "comment", "message", "tweet", "phrase")
@@ -118,6 +119,12 @@ class LabeledTextDataModule(LabeledDataModule):
             if labeled and not label:
                 raise ValueError(f"{place}: the label is empty")
             rows.append(Row(cells[text_at], label, place))
+        labels = [row.label for row in rows]
+        if labeled and not has_names and labels.count(labels[0]) == 1 and len(set(labels)) <= len(labels) / 2:
+            tell(
+                f"'{file}', line {table[0].line}: read as an example, though no other has the label {labels[0]!r}; if "
+                f"it names the columns, say so with --data.label_column {labels[0]}."
+            )
         return rows
 
     def _columns(self, file: Path, first: list[str], labeled: bool) -> tuple[int, int | None, bool]:

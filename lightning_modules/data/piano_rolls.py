@@ -1,5 +1,6 @@
 """Piano rolls: from npz files and MIDI, to MIDI, and made by rule."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ def read_npz(file: Path) -> dict[str | None, list[Tensor]]:
         ValueError: the file is none of these, or its arrays do not fit.
     """
     try:
+        with zipfile.ZipFile(file):
+            pass  # NumPy would say of any other file that it might be a pickle
         with np.load(file, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in opened.files}
     except Exception as error:  # what a damaged file raises depends on where the damage is
-        raise ValueError(f"'{file}' is not an npz file of arrays: {' '.join(str(error).split())}") from None
+        raise ValueError(f"'{file}' is not an npz file of arrays: {reason_of(error)}") from None
     found: dict[str | None, list[Tensor]] = {}
     for name in arrays:
         split = name.removesuffix("roll").removesuffix("_") or None
@@ -108,7 +111,7 @@ def read_midi(file: Path, frames_per_beat: int) -> Tensor:
         midi = mido.MidiFile(file, clip=True)
         messages = list(mido.merge_tracks(midi.tracks))
     except Exception as error:
-        raise ValueError(f"'{file}' is not a MIDI file that can be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"'{file}' is not a MIDI file that can be read: {reason_of(error)}") from None
     ticks_per_frame = midi.ticks_per_beat / frames_per_beat
     notes: list[tuple[int, int, int]] = []  # key, first frame, frame after the last
     sounding: dict[tuple[int, int], list[int]] = {}
@@ -198,3 +201,8 @@ def _chorale(rng: np.random.Generator) -> Tensor:
             frame[[pitch(chord - 7), *map(pitch, inner), pitch(top)]] = 1
             frames.append(frame)
     return torch.stack(frames)
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or f"{type(error).__name__}, perhaps it is cut off"

@@ -121,7 +121,7 @@ def dropout_place(value: str) -> str:
     return value
 
 
-def gate_names(value: Iterable[str]) -> tuple[str, ...]:
+def gate_names(value: str | Iterable[str]) -> tuple[str, ...]:
     """Those of ``"i"``, ``"f"`` and ``"o"`` that are named, in this order."""
     names = list(value) if isinstance(value, Iterable) else [value]
     if not all(name in ("i", "f", "o") for name in names):

@@ -49,7 +49,7 @@ class _FusedBase(nn.Module):
         weight_dropout: float,
         peephole: bool,
         forget_bias: float | None,
-        open_gates: Iterable[str],
+        open_gates: str | Iterable[str],
         eps: float,
         proj_size: int = 0,
     ) -> None:
@@ -274,7 +274,7 @@ class FusedLSTM(_FusedBase):
         weight_dropout: float = 0.0,
         peephole: bool = False,
         forget_bias: float | None = None,
-        open_gates: Iterable[str] = (),
+        open_gates: str | Iterable[str] = (),
         recompute: bool = False,
         eps: float = 1e-5,
     ) -> None:
@@ -587,7 +587,7 @@ class FusedLSTMCell(_FusedBase):
         weight_dropout: float = 0.0,
         peephole: bool = False,
         forget_bias: float | None = None,
-        open_gates: Iterable[str] = (),
+        open_gates: str | Iterable[str] = (),
         eps: float = 1e-5,
     ) -> None:
         super().__init__(

@@ -78,6 +78,9 @@ def test_every_argument_of_the_fused_layer_is_reachable() -> None:
         if name not in ("dtype", "device"):
             got = getattr(task.net.lstm, name)
             assert (list(got) if isinstance(got, tuple) else got) == value, name
+    for written in ("if", "[i,f]"):
+        model = merged(f"--model.recurrent.open_gates={written}")
+        assert LanguageModelTask(recurrent=model["recurrent"], **SIZES).net.lstm.open_gates == ("i", "f")
 
 
 def test_a_later_source_wins_and_one_source_does_not_differ(tmp_path: Path) -> None:
@@ -98,6 +101,10 @@ def test_a_later_source_wins_and_one_source_does_not_differ(tmp_path: Path) -> N
         assert same[short] == 2
         with pytest.raises(ValueError, match=f"model.{long} and model.{short} are one setting and must not differ"):
             merged(f"--model.{long}=2", f"--model.{short}=3")
+    config = {"recurrent": {"class_path": "gru", "init_args": {}}}  # as a run's config.yaml has it
+    expected = {"class_path": "torch.nn.GRU", "init_args": {}}
+    assert merged(config=config, tmp_path=tmp_path)["recurrent"] == expected
+    config = {"recurrent": {"class_path": "fused", "init_args": {"hidden_size": 24, "zoneout": [0.1, 0.2]}}}
     with pytest.raises(ValueError, match=r"must not differ, got (8 and 24|24 and 8) in .*config\.yaml"):
         merged(config={"hidden_size": 8} | config, tmp_path=tmp_path)
 
@@ -137,6 +144,9 @@ def test_cell_is_the_former_name(tmp_path: Path) -> None:
     with pytest.warns(FutureWarning, match=r"model\.cell is now model\.recurrent"):
         model = merged("--model.cell=torch")
     assert model["recurrent"]["class_path"] == "torch.nn.LSTM"
+    message = r"model\.cell and model\.recurrent are one setting and must not differ, got 'torch' and 'gru' in the com"
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=message):
+        merged("--model.cell=torch", "--model.recurrent=gru")
     with pytest.warns(FutureWarning):
         model = merged(config={"cell": "fused", "hidden_size": 3}, tmp_path=tmp_path)
     assert model["recurrent"]["class_path"] == "lstm_fused.FusedLSTM"

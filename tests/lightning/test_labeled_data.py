@@ -59,6 +59,17 @@ def test_tables_as_they_are_found(write: Callable[..., str], name: str, content:
     assert [(row.content, row.label) for row in rows] == TEXTS
 
 
+def test_a_first_row_that_may_be_names_is_told(write: Callable[..., str], capfd: pytest.CaptureFixture) -> None:
+    content = table([("opinion", "verdict"), *TEXTS * 3])
+    LabeledTextDataModule().read([Path(write("train.tsv", content))], labeled=True)
+    [line] = capfd.readouterr().err.splitlines()
+    assert "train.tsv', line 1: read as an example, though no other has the label 'verdict'; if it names" in line
+    assert line.endswith("say so with --data.label_column verdict.")
+    LabeledTextDataModule(label_column="verdict").read([Path(write("train.tsv", content))], labeled=True)
+    LabeledTextDataModule().read([Path(write("train.tsv", table(TEXTS * 3)))], labeled=True)
+    assert not capfd.readouterr().err
+
+
 def test_a_cell_with_line_breaks_and_the_line_of_the_next(write: Callable[..., str]) -> None:
     path = write("train.csv", 'text,label\n"two\nlines, of text",a\nthree,b,c\n')
     with pytest.raises(ValueError, match=r"train.csv', line 4: want 2 columns, as in line 1, got 3"):
