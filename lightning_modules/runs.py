@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 CONFIGS = Path(__file__).parent / "configs"
+ON_TRAIN = "val_loss_on_train"  # what callbacks.TrainFigures logs
 
 
 def config_file(given: str) -> Path:

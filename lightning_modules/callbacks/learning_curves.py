@@ -16,13 +16,12 @@ from lightning_modules.callbacks.checkpoints import best_checkpoint
 from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
 from lightning_modules.files import replaced
 from lightning_modules.pictures import log_y, plain_names
-from lightning_modules.runs import folder_of
+from lightning_modules.runs import ON_TRAIN, folder_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ON_TRAIN = "val_loss_on_train"  # what TrainFigures logs
 SECONDS_BETWEEN = 10.0  # pictures of a run whose epochs are short
 Row = dict[str, float]
 

@@ -5,8 +5,8 @@ from itertools import islice
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.callbacks.learning_curves import ON_TRAIN
 from lightning_modules.callbacks.resume_point import is_fitting
+from lightning_modules.runs import ON_TRAIN
 
 
 class TrainFigures(Callback):

@@ -1,6 +1,6 @@
-"""``lstm-fused compare``: LSTM, layer-normed LSTM, GRU and plain RNN on the same data."""
+"""``lstm-fused compare``: LSTM, layer-normed LSTM, GRU, plain RNN and other shapes of the LSTM on the same data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_modules.experiments.base import Config, Experiment, count_parameters
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from lightning_modules.tasks import RecurrentTask
 
 # The options that choose each cell. What only one of them has is off, so that they differ in nothing else.
+FUSED = "--model.recurrent=fused"
 CELLS = {
-    "lstm": ["--model.recurrent=fused", "--model.layer_norm=false"],
-    "lstm_layer_norm": ["--model.recurrent=fused", "--model.layer_norm=true"],
+    "lstm": [FUSED, "--model.layer_norm=false"],
+    "lstm_layer_norm": [FUSED, "--model.layer_norm=true"],
     "gru": ["--model.recurrent=gru", "--model.layer_norm=null", "--model.forget_bias=null"],
     "rnn": ["--model.recurrent=rnn", "--model.layer_norm=null", "--model.forget_bias=null"],
 }
@@ -27,8 +28,10 @@ class Compare(Experiment):
     verb = "compare"
     help = (
         "The fused LSTM, the same with layer norm, torch's GRU and its plain RNN on one config: at the same hidden "
-        "size, and, as 'gru_equal' and so on, at the hidden size with the LSTM's number of parameters. Options that "
-        "only one of them has (recurrent dropout, zoneout, ...) are off; all others are the config's."
+        "size, and, as 'gru_equal' and so on, at the hidden size with the LSTM's number of parameters. To be chosen "
+        "with --variants: the LSTM with a layer more ('deeper'), with 'peepholes', and 'bidirectional' "
+        "('one_direction' where the config is bidirectional), each as 'deeper_equal' and so on too. Options that only "
+        "one of them has (recurrent dropout, zoneout, ...) are off; all others are the config's."
     )
     shows_samples = True
 
@@ -39,7 +42,16 @@ class Compare(Experiment):
                 off.append(config.option(name, 0))
         of_layer = config.task.hparams.recurrent["init_args"]
         of_lstm = [] if is_off(of_layer.get("weight_dropout")) else ["--model.recurrent.weight_dropout=0"]
-        cells = {name: [*words, *off, *(of_lstm if "lstm" in name else [])] for name, words in CELLS.items()}
+        both = bool(of_layer.get("bidirectional"))
+        shapes = {
+            "deeper": [config.option("num_layers", (config.task.hparams.num_layers or 1) + 1)],
+            "peepholes": ["--model.recurrent.peephole=true"],
+            "one_direction" if both else "bidirectional": [f"--model.recurrent.bidirectional={str(not both).lower()}"],
+        }
+        shapes = {name: [*CELLS["lstm"], *words] for name, words in shapes.items()}
+        cells = {
+            name: [*words, *off, *(of_lstm if words[0] == FUSED else [])] for name, words in (CELLS | shapes).items()
+        }
         lstm = Config([*config.arguments, *cells["lstm"]]).built_task
         sizes = {name: lstm.hparams[name] for name in (*lstm.size_names(), "embedding_size") if name in lstm.hparams}
         target = count_parameters(lstm)
@@ -52,11 +64,18 @@ class Compare(Experiment):
                 changed = {"hidden_size": size} | ({"embedding_size": size} if tied else {})
                 return count_parameters(task, **sizes | changed)
 
-            size = size_for(count, target, task.hparams.hidden_size)
+            try:
+                size = size_for(count, target, task.hparams.hidden_size)
+            except ValueError:  # a task whose layer must not see what comes
+                del variants[name]
+                continue
             if size != task.hparams.hidden_size:
                 own = [config.option("hidden_size", size)] + ([f"--model.embedding_size={size}"] if tied else [])
                 variants[f"{name}{EQUAL}"] = [*words, *own]
         return variants
+
+    def default(self, variants: Variants, quick: bool = False) -> Sequence[str]:
+        return [name for name in variants if name.removesuffix(EQUAL) in CELLS]
 
     def findings(self, report: "Report") -> list[str]:
         found = report.findings()

@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_modules.experiments.report import BETTER, NOT_TOLD_APART, ON_TRAIN, WORSE, number
+from lightning_modules.experiments.report import BETTER, NOT_TOLD_APART, WORSE, number
 from lightning_modules.inspections.report import BLUE, RED, new_figure, save_figure
+from lightning_modules.runs import ON_TRAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from lightning_modules.experiments.statistics import Difference, deviation, mean
 from lightning_modules.experiments.wandb_report import log_report
 from lightning_modules.files import replaced
 from lightning_modules.inspections.report import format_table
-from lightning_modules.runs import read_summary
+from lightning_modules.runs import ON_TRAIN, read_summary
 
 if TYPE_CHECKING:
     from lightning_modules.experiments.base import Experiment
@@ -67,9 +67,6 @@ class Result:
     @property
     def times(self) -> dict[str, float]:
         return {name: self.summary[name] for name in ("seconds", "ms_a_step") if self.summary.get(name) is not None}
-
-
-ON_TRAIN = "val_loss_on_train"
 
 
 def gap(figures: dict[str, float]) -> float | None:

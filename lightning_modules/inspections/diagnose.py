@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from lightning_modules.arguments import CommandParser
-from lightning_modules.inspections.report import BLUE, RED, format_table, new_figure, save_figure
-from lightning_modules.runs import read_summary
+from lightning_modules.inspections.report import BLUE, RED, SKY, format_table, new_figure, save_figure
+from lightning_modules.runs import ON_TRAIN, read_summary
 
 # From where on a difference is told. Two losses differ by much where they do so both by a share of the loss itself and
 # by a share of where it began: a loss that has become nearly nothing may be twice another without any harm.
@@ -33,13 +33,23 @@ class Point:
 
     epoch: int  # from 0
     step: int
-    train: float | None
+    train: float | None  # with dropout and what else acts in training, of weights that changed meanwhile
     valid: float
     figures: dict[str, float] = field(default_factory=dict)  # what else was validated
 
     @property
+    def on_train(self) -> float | None:
+        """The loss on train data, measured as the validation is, where ``TrainFigures`` did so."""
+        return self.figures.get(ON_TRAIN)
+
+    @property
+    def learned(self) -> float | None:
+        """The loss on train data that is compared with the validation loss: the honest one where there is one."""
+        return self.train if self.on_train is None else self.on_train
+
+    @property
     def gap(self) -> float | None:
-        return None if self.train is None else self.valid - self.train
+        return None if self.learned is None else self.valid - self.learned
 
 
 @dataclass
@@ -74,16 +84,18 @@ class Diagnosis:
 
     def table(self) -> str:
         lowest = list(accumulate((point.valid for point in self.points), min))
+        honest = any(point.on_train is not None for point in self.points)
         rows = []
         for k, point in enumerate(self.points):
             marks = ["best"] if k == self.best else []
             marks += ["peak"] if k in self.peaks else []
             improved = math.isfinite(point.valid) and (k == 0 or point.valid < lowest[k - 1])
             rows.append(
-                (point.epoch, point.step, point.train, point.valid, point.gap, "yes" if improved else "no",
-                 ", ".join(marks))
+                (point.epoch, point.step, point.train, *([point.on_train] if honest else []), point.valid, point.gap,
+                 "yes" if improved else "no", ", ".join(marks))
             )  # fmt: skip
-        return format_table(("epoch", "step", "train loss", "valid loss", "gap", "improved", ""), rows)
+        losses = ("train_loss", *([ON_TRAIN] if honest else []), "val_loss")
+        return format_table(("epoch", "step", *losses, "gap", "improved", ""), rows)
 
     def draw(self, path: Path, unit: str = "") -> None:
         """Both curves; the best epoch and the stop marked; epochs that improved and did not are shaded."""
@@ -98,11 +110,16 @@ class Diagnosis:
             improved, lowest = point.valid < lowest, min(lowest, point.valid)
             left = x[k - 1] if k else max(0.0, 2 * x[0] - x[1]) if len(x) > 1 else 0.0
             axes.axvspan(left, x[k], color="#009e73" if improved else "#e69f00", alpha=0.16, linewidth=0)
-        train = [(at, point.train) for at, point in zip(x, self.points, strict=True) if point.train is not None]
-        valid = [(at, point.valid) for at, point in zip(x, self.points, strict=True) if math.isfinite(point.valid)]
-        if train:
-            axes.plot(*zip(*train, strict=True), color=BLUE, marker="o", markersize=3, linestyle="--", label="train")
-        axes.plot(*zip(*valid, strict=True), color=RED, marker="s", markersize=3, label="validation")
+        curves = (
+            ("train (in training)", [p.train for p in self.points], {"color": SKY, "marker": "^", "linestyle": ":"}),
+            ("train (as validation)", [p.on_train for p in self.points],
+             {"color": BLUE, "marker": "o", "linestyle": "--"}),
+            ("validation", [p.valid for p in self.points], {"color": RED, "marker": "s"}),
+        )  # fmt: skip
+        for label, values, style in curves:
+            known = [(at, v) for at, v in zip(x, values, strict=True) if v is not None and math.isfinite(v)]
+            if known:
+                axes.plot(*zip(*known, strict=True), markersize=3, label=label, **style)
         if self.best is not None:
             point = self.points[self.best]
             label = f"best: {point.valid:.4g} after {x[self.best]:.4g} epochs"
@@ -229,18 +246,20 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
     lowest, last = points[best], points[-1]
     findings = [
         f"The validation loss was lowest in epoch {lowest.epoch}: {lowest.valid:.4g}"
-        + ("" if lowest.train is None else f", with a training loss of {lowest.train:.4g}")
+        + ("" if lowest.learned is None else f", with a training loss of {lowest.learned:.4g}")
         + f"; the run ended in epoch {last.epoch} with {last.valid:.4g}."
     ]
     findings += _of_the_monitor(points, best, config)
     peaks = sorted({*_peaks([p.valid for p in points]), *_peaks([p.train for p in points])})
     fallen_back = _risen_for_good([p.train for p in points])
-    overfitted, said = _overfitting(points, best, start, options)
-    underfitted, also_said = _underfitting(points, best, start, summary)
+    blown_up = _above_the_start(points, curves.first_loss, start)
+    overfitted, said = _overfitting(points, best, start)
+    falling = _still_falling(points, best, summary)
+    underfitted, also_said = _underfitting(points, best, start, falling)
     advice: list[str] = []
-    if diverged or peaks or fallen_back is not None:
+    if diverged or peaks or fallen_back is not None or blown_up is not None:
         verdict = "unstable"
-        moments = [points[k].epoch for k in peaks] + ([] if fallen_back is None else [points[fallen_back].epoch])
+        moments = [points[k].epoch for k in (*peaks, fallen_back, blown_up) if k is not None]
         since = min(moments, default=last.epoch if curves.not_finite is None else _epoch_of(curves.not_finite))
         if diverged:
             findings.append(f"The training has diverged: {diverged.removeprefix('the training has diverged: ')}.")
@@ -257,6 +276,11 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
                 f"The training loss itself ended at {last.train:.4g}, above {points[fallen_back].train:.4g} in epoch "
                 f"{points[fallen_back].epoch}: what was learned was lost again."
             )
+        if blown_up is not None:
+            findings.append(
+                f"The training loss rose above the {curves.first_loss:.4g} that the run began with, in epoch "
+                f"{points[blown_up].epoch} to {points[blown_up].train:.4g}: the steps are too long."
+            )
         advice = options.steadier()
         findings += said
     elif overfitted is not None:
@@ -266,13 +290,25 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
     elif underfitted is not None:
         verdict, since = "underfitted", underfitted
         findings += also_said
-        advice = options.less_regularization(still_falling=best == len(points) - 1)
+        advice = options.less_regularization(still_falling=falling is not None)
     else:
         verdict, since = "fine", None
-        gap = "" if last.gap is None else f" and {last.gap:.4g} ({last.gap / last.valid:.0%}) above the training loss"
+        gap = ""
+        if last.gap is not None:
+            where = "above" if last.gap >= 0 else "below"
+            gap = f" and {abs(last.gap):.4g} ({abs(last.gap) / last.valid:.0%}) {where} the training loss"
         findings.append(
             f"The validation loss fell from {start:.4g} at the start by {1 - lowest.valid / start:.0%}, ended within "
-            f"{last.valid / lowest.valid - 1:.1%} of its best{gap}: neither much lower nor rising away."
+            f"{last.valid / lowest.valid - 1:.1%} of its best{gap}: it has not parted from it and is not rising away."
+        )
+    if last.on_train is not None:
+        findings.append(f"The training loss and the gap are those of {ON_TRAIN}, measured as the validation is.")
+    elif last.train is not None:
+        by = f", with {options.in_training}" if options.in_training else ""
+        findings.append(
+            f"The training loss and the gap are those of train_loss, measured in training{by}, while the weights "
+            f"changed; with --trainer.callbacks+=lightning_modules.callbacks.TrainFigures they are measured as the "
+            f"validation is."
         )
     waited = len(points) - 1 - best
     if waited >= max(3, len(points) // 2) and verdict != "unstable":
@@ -332,6 +368,14 @@ def _risen_for_good(train: list[float | None]) -> int | None:
     return lowest if rise > max(PEAK * (known[0][1] - low), VISIBLE * abs(low)) else None
 
 
+def _above_the_start(points: list[Point], first_loss: float | None, start: float) -> int | None:
+    """Where the training loss is first far above what an untrained model has: the weights were thrown off at once."""
+    if first_loss is None or not math.isfinite(first_loss):
+        return None
+    limit = (1 + PEAK) * max(first_loss, start)
+    return next((k for k, point in enumerate(points) if point.train is not None and point.train > limit), None)
+
+
 def _of_the_monitor(points: list[Point], best: int, config: dict[str, Any]) -> list[str]:
     """Where the run is judged by another figure than the loss, and that was best at another time."""
     stopping = config.get("early_stopping") or {}
@@ -349,7 +393,7 @@ def _of_the_monitor(points: list[Point], best: int, config: dict[str, Any]) -> l
     ]
 
 
-def _overfitting(points: list[Point], best: int, start: float, options: "Options") -> tuple[int | None, list[str]]:
+def _overfitting(points: list[Point], best: int, start: float) -> tuple[int | None, list[str]]:
     """The epoch from which the run is overfitted, and how that is seen."""
     lowest, last = points[best], points[-1]
     said: list[str] = []
@@ -360,17 +404,17 @@ def _overfitting(points: list[Point], best: int, start: float, options: "Options
         first = next(k for k in range(len(known)) if all(point in wide for point in known[k:]))
         since = known[first].epoch
         said.append(
-            f"The training loss lies far below the validation loss: {last.train:.4g} against {last.valid:.4g} at the "
-            f"end, {last.gap / last.valid:.0%} of it, and by more than {LARGE_GAP:.0%} since epoch {since}"
-            + (f"; it is measured with {options.in_training}, so that the true gap is wider." if options.in_training
-               else ".")
-        )  # fmt: skip
+            f"The training loss lies far below the validation loss: {last.learned:.4g} against {last.valid:.4g} at the "
+            f"end, {last.gap / last.valid:.0%} of it, and by more than {LARGE_GAP:.0%} since epoch {since}."
+        )
     rise = last.valid - lowest.valid
-    learning = lowest.train is None or last.train is None or last.train < lowest.train
+    learning = lowest.learned is None or last.learned is None or last.learned < lowest.learned
     if rise > max(RISE * lowest.valid, OF_START / 2 * start) and learning:
         since = points[best + 1].epoch
         trained = (
-            "" if last.train is None else f", while the training loss went from {lowest.train:.4g} to {last.train:.4g}"
+            ""
+            if None in (lowest.learned, last.learned)
+            else f", while the training loss went from {lowest.learned:.4g} to {last.learned:.4g}"
         )
         said.append(
             f"From epoch {since} on the validation loss rose: from {lowest.valid:.4g} to {last.valid:.4g} "
@@ -379,11 +423,9 @@ def _overfitting(points: list[Point], best: int, start: float, options: "Options
     return since, said
 
 
-def _underfitting(
-    points: list[Point], best: int, start: float, summary: dict[str, Any]
-) -> tuple[int | None, list[str]]:
+def _underfitting(points: list[Point], best: int, start: float, falling: str | None) -> tuple[int | None, list[str]]:
     """The epoch from which the run is underfitted, and how that is seen."""
-    lowest, last = points[best], points[-1]
+    lowest = points[best]
     naive = {
         name.removesuffix("_persistence"): value
         for name, value in lowest.figures.items()
@@ -395,23 +437,30 @@ def _underfitting(
         told = ", ".join(f"{name} {lowest.figures[name]:.4g} against {value:.4g}" for name, value in worse.items())
         said.append(f"The model is no better than carrying the last value on: {told}.")
     elif not naive and 1 - lowest.valid / start < LITTLE:
-        trained = "" if lowest.train is None else f", and the training loss of {lowest.train:.4g} with it"
+        trained = "" if lowest.learned is None else f", and the training loss of {lowest.learned:.4g} with it"
         gained = 1 - lowest.valid / start
         said.append(
             f"Little was learned: the best validation loss of {lowest.valid:.4g} is "
             f"{f'{gained:.1%} below' if gained > 0 else 'no lower than'} the {start:.4g} of the start{trained}."
         )
     since = points[0].epoch if said else None
-    quarter = points[max(0, len(points) - 1 - max(1, len(points) // 4))]
-    stop = summary.get("stop_reason") or ""
-    falling = (quarter.valid - last.valid) / abs(quarter.valid) if quarter is not last else 0.0
-    if best == len(points) - 1 and falling > STILL_FALLING and "improve" not in stop:
-        said.append(
-            f"The validation loss was still falling when the run ended{f' at {stop}' if stop else ''}: by "
-            f"{falling:.1%} from epoch {quarter.epoch} to {last.epoch}."
-        )
-        since = last.epoch if since is None else since
+    if falling is not None:
+        said.append(falling)
+        since = points[-1].epoch if since is None else since
     return since, said
+
+
+def _still_falling(points: list[Point], best: int, summary: dict[str, Any]) -> str | None:
+    """By how much the validation loss still fell when the run ended, in a sentence, where that is much."""
+    last, quarter = points[-1], points[max(0, len(points) - 1 - max(1, len(points) // 4))]
+    stop = summary.get("stop_reason") or ""
+    fall = (quarter.valid - last.valid) / abs(quarter.valid) if quarter is not last else 0.0
+    if best != len(points) - 1 or fall <= STILL_FALLING or "improve" in stop:
+        return None
+    return (
+        f"The validation loss was still falling when the run ended{f' at {stop}' if stop else ''}: by {fall:.1%} from "
+        f"epoch {quarter.epoch} to {last.epoch}."
+    )
 
 
 # Advice ---------------------------------------------------------------------------------------------------------------

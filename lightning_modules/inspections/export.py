@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from lightning_modules.arguments import CommandParser
 from lightning_modules.data.base import TaskDataModule
+from lightning_modules.inspections.any_length import OfAnyLength
 from lightning_modules.loading import load_run
 from lightning_modules.runs import run_folder
 from lightning_modules.tasks import RecurrentTask
@@ -63,7 +64,7 @@ WITH_TORCH_ALONE = WITH_TORCH | {"needs": "torch alone", "imports": "import torc
 
 
 def exportable(module: nn.Module) -> nn.Module:
-    """A copy in float32 and eval whose recurrent layers are such as take lengths without a ``PackedSequence``.
+    """A copy in float32 and eval whose recurrent layers take lengths without a ``PackedSequence``, of any number.
 
     Raises ValueError where one cannot be.
     """
@@ -72,10 +73,12 @@ def exportable(module: nn.Module) -> nn.Module:
         for name, layer in parent.named_children():
             if type(layer) is nn.LSTM:
                 setattr(parent, name, FusedLSTM.from_torch(layer).eval())
-            elif isinstance(layer, nn.RNNBase):
+            elif type(layer) in (nn.GRU, nn.RNN):
+                setattr(parent, name, OfAnyLength(layer))
+            elif isinstance(layer, nn.RNNBase) and not isinstance(layer, FusedLSTM):
                 raise ValueError(
-                    f"recurrent must be an LSTM to be exported for any length, which torch cannot do with its own "
-                    f"{type(layer).__name__}"
+                    f"recurrent must be FusedLSTM, torch's LSTM, GRU or RNN itself, or a layer that takes lengths, to "
+                    f"be exported, got {type(layer).__name__}, a {type(layer).__mro__[1].__name__} of its own kind"
                 )
     return module.requires_grad_(False)
 
@@ -103,12 +106,12 @@ def smaller(found: Exported) -> dict[str, Tensor]:
     return cut
 
 
-def compare(module: nn.Module, found: Exported, run_file: Any) -> float:
-    """The largest difference between the module and the file on two batches, in shares of the largest output.
+def compare(found: Exported, run_file: Any) -> float:
+    """The largest difference between the run's own net and the file on two batches, in shares of the largest output.
 
     Raises ValueError where it is more than rounding.
     """
-    difference = 0.0
+    difference, module = 0.0, copy.deepcopy(found.module).float().eval()
     for inputs in ({name: x for name, (x, _) in found.inputs.items()}, smaller(found)):
         with torch.no_grad():
             wanted = module(**inputs)
@@ -122,7 +125,7 @@ def compare(module: nn.Module, found: Exported, run_file: Any) -> float:
 
 
 def write_onnx(module: nn.Module, found: Exported, path: Path) -> float:
-    """Writes ``path``, runs it in onnxruntime at two sizes, and returns how far it is from the module."""
+    """Writes ``path``, runs it in onnxruntime at two sizes, and returns how far it is from the run."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(
@@ -148,7 +151,7 @@ def write_onnx(module: nn.Module, found: Exported, path: Path) -> float:
     def run_file(inputs: dict[str, Tensor]) -> list[Tensor]:
         return [torch.from_numpy(x) for x in session.run(None, {name: x.numpy() for name, x in inputs.items()})]
 
-    return compare(module, found, run_file)
+    return compare(found, run_file)
 
 
 def export_program(module: nn.Module, found: Exported, decomposed: bool) -> ExportedProgram:
@@ -159,9 +162,11 @@ def export_program(module: nn.Module, found: Exported, decomposed: bool) -> Expo
         return program.run_decompositions(decompositions()) if decomposed else program
 
 
-def write_program(module: nn.Module, found: Exported, path: Path, decomposed: bool) -> float:
-    """Writes ``path``, loads and runs it at two sizes, and returns how far it is from the module."""
-    torch.export.save(export_program(module, found, decomposed), path)
+def write_program(module: nn.Module, found: Exported, path: Path, decomposed: bool) -> tuple[float, bool]:
+    """Writes ``path``, loads and runs it at two sizes; how far it is from the run, and whether it has our op in it."""
+    exported = export_program(module, found, decomposed)
+    torch.export.save(exported, path)
+    has_op = any("lstm_fused" in str(node.target) for node in exported.graph.nodes)
     program = torch.export.load(path).module()
 
     def run_file(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -169,7 +174,7 @@ def write_program(module: nn.Module, found: Exported, path: Path, decomposed: bo
             given = program(**inputs)
         return given if isinstance(given, tuple) else (given,)
 
-    return compare(module, found, run_file)
+    return compare(found, run_file), has_op
 
 
 def export(
@@ -199,8 +204,8 @@ def export(
             difference = write_onnx(module, found, path)
         else:
             path, script = output / "model.pt2", output / "use_torch.py"
-            how = WITH_TORCH_ALONE if decomposed else WITH_TORCH
-            difference = write_program(module, found, path, decomposed)
+            difference, has_op = write_program(module, found, path, decomposed)
+            how = WITH_TORCH if has_op else WITH_TORCH_ALONE
     about = {"inputs": {name: list(names) for name, (_, names) in found.inputs.items()}, "outputs": found.outputs}
     text = json.dumps(about | found.about, ensure_ascii=False, indent=1)
     (output / "about.json").write_text(text + "\n", encoding="utf-8")

@@ -257,10 +257,10 @@ def draw_heatmaps(path: Path, gates: Gates, title: str, names: list[str] | None,
     axes.set_xlabel("step" if names is None else "token")
     if names is not None:
         labels = [shown(name) for name in names[: len(values)]]
-        long = max(map(len, labels)) > 1
+        long, every = max(map(len, labels)) > 1, -(-len(labels) // 80)  # no more than can be read
         axes.set_xticks(
-            range(len(labels)), labels, rotation=90 if long else 0, fontsize=8 if len(labels) <= 80 else 5,
-            family="monospace",
+            range(0, len(labels), every), labels[::every], rotation=90 if long else 0,
+            fontsize=10 if len(labels) <= 40 else 8, family="monospace",
         )  # fmt: skip
     figure.suptitle(title, fontsize="medium")
     save_figure(figure, path)
@@ -301,7 +301,7 @@ def draw_stages(path: Path, stages: dict[str, Gates], title: str) -> None:
         axes.grid(alpha=0.3, axis="y")
     figure.axes[0].set_ylabel("mean of a unit's gate")
     figure.supxlabel("moment of training", fontsize="medium")
-    figure.suptitle(f"{title}: units' median, quartiles, 10 to 90 %", fontsize="medium")
+    figure.suptitle(f"{title}: units' median, quartiles, 10 to 90 %, units beyond", fontsize="medium")
     save_figure(figure, path)
 
 

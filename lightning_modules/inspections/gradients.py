@@ -1,4 +1,4 @@
-"""``lstm-fused gradients``: how the gradient fades as it flows back through time, by cell and forget bias."""
+"""``lstm-fused gradients``: how the gradient fades as it flows back through time, by cell, depth and direction."""
 
 import copy
 from dataclasses import dataclass
@@ -8,30 +8,45 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.arguments import CommandParser
-from lightning_modules.injection import CLASS_OPTIONS, RECURRENT, import_class, takes_option, to_spec
+from lightning_modules.injection import CLASS_OPTIONS, RECURRENT, Spec, import_class, takes_option, to_spec
 from lightning_modules.inspections.inside import at_work, initial_weights, layer_of, valid_batch
-from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
+from lightning_modules.inspections.report import (
+    COLORS,
+    GRAY,
+    STYLES,
+    format_table,
+    legend_below,
+    new_figure,
+    save_figure,
+)
 from lightning_modules.loading import load_run
-from lightning_modules.models.recurrent import build_recurrent
+from lightning_modules.models.recurrent import build_recurrent, num_directions
 from lightning_modules.runs import run_folder
-from lightning_modules.tasks import RecurrentTask
+from lstm_fused import FusedLSTM
 
-# Words for cells beside those of --model.recurrent: the class, and options that it then has.
-CELLS = {"lstm": ("fused", {}), "layer_norm": ("fused", {"layer_norm": True})}
-FADED = 0.01  # of the gradient at distance 0
+# Words for cells beside those of --model.recurrent: options of FusedLSTM.
+CELLS = {
+    "lstm": {},
+    "layer_norm": {"layer_norm": True},
+    "peepholes": {"peephole": True},
+    "bidirectional": {"bidirectional": True},
+    "two_layers": {"num_layers": 2},
+}
+TRAINED, AT_START = "trained", "at the start"
+FADED = 0.01  # of the gradient at the loss
 DISTANCES = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass
 class Line:
-    """The gradients of one kind of layer."""
+    """The gradients of one kind of layer, over the distance from the loss or over the position."""
 
     label: str
-    norms: Tensor  # [seeds, distances from 0]: ||dL/dh|| in shares of that at distance 0
+    norms: Tensor  # [seeds, steps]: ||dL/dh|| in shares of that at the loss, or ||dL/dx||
 
     @property
     def mean(self) -> Tensor:
-        """The geometric mean over the seeds, by distance."""
+        """The geometric mean over the seeds, by step."""
         return self.norms.log().mean(0).exp()
 
     @property
@@ -46,75 +61,131 @@ class Line:
         return float(self.mean[-1] ** (1 / (len(self.mean) - 1)))
 
 
-def gradient_norms(layer: nn.Module, input: Tensor, seed: int = 0) -> Tensor:
-    """``||dL/dh_t||`` over the distance T - t, the mean over sequences, [T]; L is a random projection of the last h.
+@dataclass
+class Flow:
+    """Norms of a gradient as it flows back, means over the sequences of a batch, [T] each."""
 
-    Of unit length, so that the norm at distance 0 is 1. The layer runs step by step, since its own backward pass tells
-    no gradient of a state on the way; h and c are the state between two steps, and the gradient is that of h.
+    hidden: dict[str, Tensor]  # of each layer and direction, by its name, ||dL/dh|| over the distance from the loss
+    input: Tensor  # ||dL/dx_t|| over the position t
+
+
+def flow_back(parts: list[list[nn.Module]], input: Tensor, seed: int = 0) -> Flow:
+    """The gradient of a loss L: a random projection of the last h, in both directions of the one that each ends with.
+
+    A projection has unit length, so that the norm at distance 0 of the topmost layer is 1. The layers run step by step,
+    since their own backward pass tells no gradient of a state on the way; h and c are the state between two steps, and
+    the gradient is that of h.
 
     Args:
-        layer: gives an output and a state, of which the first or only tensor is h [1, B, H].
+        parts: of :func:`parts_of`.
         input: [T, B, I].
         seed: of the projection.
     """
-    state, hidden = None, []
-    for x in input:
-        _, state = layer(x[None], state)
-        h = state[0] if isinstance(state, tuple) else state
-        h.retain_grad()
-        hidden.append(h)
-    direction = torch.randn(h.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(h)
-    (h * direction / direction.norm(dim=-1, keepdim=True)).sum().backward()
-    # Where a layer's gradient is exactly nothing the logarithm would be infinite.
-    return torch.stack([h.grad.norm(dim=-1).mean() for h in reversed(hidden)]).detach().double().clamp(min=1e-300)
+    below = input = input.clone().requires_grad_()
+    all_hidden: dict[str, list[Tensor]] = {}
+    for number, row in enumerate(parts, 1):
+        outputs = []
+        for part, direction in zip(row, ("forward", "backward"), strict=False):
+            state, hidden = None, []
+            for x in below.flip(0) if direction == "backward" else below:
+                _, state = part(x[None], state)
+                h = state[0] if isinstance(state, tuple) else state
+                h.retain_grad()
+                hidden.append(h)
+            words = [f"layer {number}"] * (len(parts) > 1) + [direction] * (len(row) > 1)
+            all_hidden[" ".join(words)] = hidden
+            output = torch.cat(hidden)
+            outputs.append(output.flip(0) if direction == "backward" else output)
+        below = torch.cat(outputs, dim=-1)
+    generator, loss = torch.Generator().manual_seed(seed), torch.zeros((), dtype=input.dtype)
+    for hidden in list(all_hidden.values())[-len(parts[-1]) :]:
+        direction = torch.randn(hidden[-1].shape, generator=generator, dtype=torch.float64).to(input)
+        loss = loss + (hidden[-1] * direction / direction.norm(dim=-1, keepdim=True)).sum()
+    loss.backward()
+
+    def norms(gradients: list[Tensor]) -> Tensor:
+        """Where a layer's gradient is exactly nothing the logarithm would be infinite."""
+        return torch.stack([x.norm(dim=-1).mean() for x in gradients]).double().clamp(min=1e-300)
+
+    of_hidden = {name: norms([h.grad for h in reversed(hidden)]) for name, hidden in all_hidden.items()}
+    return Flow(of_hidden, norms(list(input.grad)))
 
 
-def fresh_layer(cell: str, input_size: int, hidden_size: int, forget_bias: float | None, seed: int) -> nn.Module:
-    """A new layer in float64; torch's random numbers are left as they were."""
-    word, options = CELLS.get(cell, (cell, {}))
+def parts_of(layer: nn.Module, spec: Spec, **options: object) -> list[list[nn.Module]]:
+    """A layer taken apart: of each layer of its stack that of each direction, with its weights; in float64, in eval.
+
+    One whose weights have other names than torch's stays whole.
+
+    Args:
+        layer: built of ``spec`` and ``options``.
+        spec: see :mod:`lightning_modules.injection`.
+        options: of :func:`build_recurrent`.
+    """
+    state, directions = layer.state_dict(), num_directions(layer)
+    count = getattr(layer, "num_layers", 1)
+    if count * directions == 1 or "weight_ih_l0" not in state:
+        return [[copy.deepcopy(layer).double().eval()]]
+    own = {name: value for name, value in spec["init_args"].items() if name not in ("bidirectional", "num_layers")}
+    parts = []
+    for number in range(count):
+        row = []
+        for suffix in (f"_l{number}", f"_l{number}_reverse")[:directions]:
+            size = state[f"weight_ih{suffix}"].shape[1]
+            with torch.random.fork_rng():
+                part = build_recurrent(
+                    spec | {"init_args": own}, size, hidden_size=layer.hidden_size, num_layers=1, **options
+                )
+            part.load_state_dict({name: state[name.removesuffix("_l0") + suffix] for name in part.state_dict()})
+            row.append(part.double().eval())
+        parts.append(row)
+    return parts
+
+
+def fresh_parts(
+    cell: str, input_size: int, hidden_size: int, forget_bias: float | None, seed: int
+) -> list[list[nn.Module]]:
+    """A new layer, taken apart; torch's random numbers are left as they were."""
+    spec = to_spec(RECURRENT, {"class_path": "fused", "init_args": CELLS[cell]} if cell in CELLS else cell)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layer = build_recurrent(word, input_size, hidden_size=hidden_size, forget_bias=forget_bias, **options)
-    return layer.double().eval()
+        layer = build_recurrent(spec, input_size, hidden_size=hidden_size, forget_bias=forget_bias)
+    return parts_of(layer, spec, forget_bias=forget_bias)
 
 
 def fresh_lines(
     cells: list[str], forget_biases: list[float], length: int, input_size: int, hidden_size: int, seeds: int
-) -> list[Line]:
-    """Of new layers on random numbers."""
-    lines = []
+) -> tuple[list[Line], list[Line]]:
+    """Of new layers on random numbers: over the distance, and over the position."""
+    over_distance, over_position = [], []
     for cell in cells:
-        word, _ = CELLS.get(cell, (cell, {}))
-        has_gate = takes_option(import_class(RECURRENT, word), "forget_bias")
-        for bias in forget_biases if has_gate else [None]:
-            norms = []
+        cls = FusedLSTM if cell in CELLS else import_class(RECURRENT, cell)
+        for bias in forget_biases if takes_option(cls, "forget_bias") else [None]:
+            flows = []
             for seed in range(1, seeds + 1):
                 generator = torch.Generator().manual_seed(seed)
                 input = torch.randn(length, 8, input_size, generator=generator, dtype=torch.float64)
-                norms.append(gradient_norms(fresh_layer(cell, input_size, hidden_size, bias, seed), input, seed))
-            lines.append(Line(cell if bias is None else f"{cell}, forget bias {bias:g}", torch.stack(norms)))
-    return lines
+                flows.append(flow_back(fresh_parts(cell, input_size, hidden_size, bias, seed), input, seed))
+            add_lines(over_distance, over_position, cell, flows, None if bias is None else f"forget bias {bias:g}")
+    return over_distance, over_position
 
 
-def first_layer(task: RecurrentTask) -> nn.Module:
-    """The first layer of the task's recurrent layers, forward in time, with its weights: in float64, in eval."""
-    layer = layer_of(task)
-    if not hasattr(layer, "weight_ih_l0") or (layer.num_layers == 1 and not layer.bidirectional):
-        return copy.deepcopy(layer).double().eval()
-    spec = to_spec(RECURRENT, task.hparams.recurrent)
-    spec["init_args"].pop("bidirectional", None)
-    options = {name: task.hparams[name] for name in CLASS_OPTIONS}
-    alone = build_recurrent(spec, layer.input_size, hidden_size=layer.hidden_size, num_layers=1, **options)
-    alone.load_state_dict({name: layer.state_dict()[name] for name in alone.state_dict()})
-    return alone.double().eval()
+def add_lines(
+    over_distance: list[Line], over_position: list[Line], name: str, flows: list[Flow], setting: str | None
+) -> None:
+    """Adds a line for each layer and direction, and one for the input."""
+    for part in flows[0].hidden:
+        label = ", ".join(word for word in (name, part, setting) if word)
+        over_distance.append(Line(label, torch.stack([flow.hidden[part] for flow in flows])))
+    label = ", ".join(word for word in (name, setting) if word)
+    over_position.append(Line(label, torch.stack([flow.input for flow in flows])))
 
 
-def lines_of_run(folder: str, checkpoint: str, length: int) -> tuple[list[Line], list[str]]:
-    """Of a run's first layer on its own valid data, after training and before it; and what there is to note."""
+def lines_of_run(folder: str, checkpoint: str, length: int) -> tuple[list[Line], list[Line], list[str]]:
+    """Of a run's layers on its own valid data, trained and at the start; and what there is to note."""
     loaded, notes = load_run(folder, checkpoint), []
-    run = run_folder(loaded.checkpoint)
+    run, task = run_folder(loaded.checkpoint), loaded.task
     name = f"{run.parent.name}/{run.name}"
-    work = at_work(loaded.task, valid_batch(loaded))
+    work = at_work(task, valid_batch(loaded))
     longest = work.input.shape[0] if work.lengths is None else int(work.lengths.max())
     whole = work.input[:longest] if work.lengths is None else work.input[:longest, work.lengths == longest]
     input = whole[:length].double()
@@ -122,14 +193,21 @@ def lines_of_run(folder: str, checkpoint: str, length: int) -> tuple[list[Line],
         raise ValueError(f"the run's sequences must have at least 2 steps, got {len(input)}")
     if len(input) < length:
         notes.append(f"The run's sequences have {len(input)} steps, fewer than --length {length}.")
-    lines = [Line(f"{name}, trained", gradient_norms(first_layer(loaded.task), input)[None])]
+    spec = to_spec(RECURRENT, task.hparams.recurrent)
+    options = {option: task.hparams[option] for option in CLASS_OPTIONS}
+
+    def flow() -> list[Flow]:
+        return [flow_back(parts_of(layer_of(task), spec, **options), input)]
+
+    over_distance, over_position = [], []
+    add_lines(over_distance, over_position, name, flow(), TRAINED)
     try:
-        loaded.task.load_state_dict(initial_weights(folder, checkpoint), strict=False)
+        task.load_state_dict(initial_weights(folder, checkpoint), strict=False)
     except (ValueError, OSError) as error:
         notes.append(f"The gradients before training cannot be had: {' '.join(str(error).split())}")
     else:
-        lines.append(Line(f"{name}, at the start", gradient_norms(first_layer(loaded.task), input)[None]))
-    return lines, notes
+        add_lines(over_distance, over_position, name, flow(), AT_START)
+    return over_distance, over_position, notes
 
 
 # Words and picture ----------------------------------------------------------------------------------------------------
@@ -177,46 +255,60 @@ def findings(lines: list[Line]) -> list[str]:
             n = min(10, len(of_bias[low].mean) - 1)
             ratio = float(of_bias[high].mean[n] / of_bias[low].mean[n])
             said.append(f"{cell}: forget bias {high} instead of {low} leaves {ratio:.3g} times as much over {n} steps.")
-    trained = [line for line in lines if line.label.endswith(", trained")]
-    start = [line for line in lines if line.label.endswith(", at the start")]
-    if trained and start:
-        n = len(trained[0].mean) - 1
-        ratio = float(trained[0].mean[n] / start[0].mean[n])
-        said.append(
-            f"Training made the gradient over {n} steps {ratio if ratio >= 1 else 1 / ratio:.3g} times "
-            f"{'larger' if ratio >= 1 else 'smaller'}."
-        )
+    by_label = {line.label: line for line in lines}
+    for label, trained in by_label.items():
+        name, comma, setting = label.rpartition(", ")
+        start = by_label.get(f"{name}{comma}{AT_START}")
+        if setting == TRAINED and start is not None:
+            n = len(trained.mean) - 1
+            ratio = float(trained.mean[n] / start.mean[n])
+            said.append(
+                f"{name}: training made the gradient over {n} steps {ratio if ratio >= 1 else 1 / ratio:.3g} times "
+                f"{'larger' if ratio >= 1 else 'smaller'}."
+            )
     return said
 
 
-def draw(path: Path, lines: list[Line]) -> None:
-    figure = new_figure(8, 4.6)
+def finding_of_inputs(lines: list[Line]) -> str:
+    """How much of the gradient the beginning of the sequences has."""
+    shares = []
+    for line in lines:
+        half = len(line.mean) // 2
+        shares.append(f"{100 * float(line.mean[:half].sum() / line.mean.sum()):.2g}% in {line.label}")
+    return f"Of the gradient at the input the first half of the steps has {'; '.join(shares)}."
+
+
+def draw(path: Path, lines: list[Line], xlabel: str, ylabel: str, threshold: float | None = None) -> None:
+    """The lines over their steps, what differs in color differs in style too; and a gray one at the threshold."""
+    figure = new_figure(8, 4.8)
     axes = figure.subplots()
     for k, line in enumerate(lines):
-        x = range(len(line.mean))
-        axes.plot(
-            x,
-            line.mean,
-            color=COLORS[k % len(COLORS)],
-            linestyle=STYLES[k % len(STYLES)],
-            linewidth=1.8,
-            label=line.label,
-        )
+        x, color = range(len(line.mean)), COLORS[k % len(COLORS)]
+        style = STYLES[(k + k // len(COLORS)) % len(STYLES)]
+        axes.plot(x, line.mean, color=color, linestyle=style, linewidth=1.8, label=line.label)
         if len(line.norms) > 1:
-            axes.fill_between(
-                x, line.norms.amin(0), line.norms.amax(0), color=COLORS[k % len(COLORS)], alpha=0.15, linewidth=0
-            )
-    axes.axhline(FADED, color="gray", linewidth=0.8, linestyle=":")
+            axes.fill_between(x, line.norms.amin(0), line.norms.amax(0), color=color, alpha=0.15, linewidth=0)
+    if threshold is not None:
+        axes.axhline(threshold, color=GRAY, linewidth=1, linestyle=":", label=f"{threshold:.0%}")
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     lowest = min(float(line.mean.min()) for line in lines)
     axes.set_ylim(bottom=max(lowest / 3, 1e-12))
-    axes.set(xlabel="distance from the loss (steps)", ylabel="norm of dL/dh\n(share of that at distance 0)")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     seeds = max(len(line.norms) for line in lines)
     if seeds > 1:
         axes.set_title(f"geometric mean and range of {seeds} seeds", fontsize="medium")
-    figure.legend(loc="outside right upper", fontsize="small")
+    legend_below(figure)
     save_figure(figure, path)
+
+
+def write_csv(path: Path, lines: list[Line], step: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"layer,seed,{step},norm\n")
+        for line in lines:
+            for seed, norms in enumerate(line.norms.tolist(), 1):
+                file.writelines(f'"{line.label}",{seed},{k},{norm:.9g}\n' for k, norm in enumerate(norms))
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -226,14 +318,15 @@ def run(command: str, arguments: list[str]) -> int:
     parser = CommandParser(
         command,
         "The norm of dL/dh_t over the distance from t to the loss, which is a random projection of the "
-        "last hidden state: of new layers by cell and forget bias, or of a run's first layer before and after training "
-        "on its own data. Writes gradients.png, gradients.csv and gradients.md.",
+        "last hidden state of each direction, and that of dL/dx_t over the position: of new layers by cell and forget "
+        "bias, or of a run's layers before and after training on its own data; of several layers and directions each. "
+        "Writes gradients.png, gradients_input.png, a .csv of each, and gradients.md.",
     )
     parser.add_argument("run", nargs="?", help="a run's folder; without one the layers are new")
     parser.add_argument("--checkpoint", default="best", help="which of the run's: best, last or interrupted")
     parser.add_argument(
         "--cells", nargs="+", metavar="CELL",
-        help="new layers: lstm, layer_norm, or a word for --model.recurrent such as gru, rnn, my.Layer; lstm, "
+        help=f"new layers: {', '.join(CELLS)}, or a word for --model.recurrent such as gru, rnn, my.Layer; lstm, "
         "layer_norm, gru and rnn if not given, and none beside a run",
     )  # fmt: skip
     parser.add_argument("--forget-bias", nargs="+", type=float, default=[0.0, 1.0, 3.0], help="of new LSTMs")
@@ -247,23 +340,26 @@ def run(command: str, arguments: list[str]) -> int:
         if getattr(options, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
     cells = options.cells or ([] if options.run else ["lstm", "layer_norm", "gru", "rnn"])
-    lines, notes, output = [], [], Path("runs/gradients")
+    lines, inputs, notes, output = [], [], [], Path("runs/gradients")
     if options.run is not None:
-        lines, notes = lines_of_run(options.run, options.checkpoint, options.length)
+        lines, inputs, notes = lines_of_run(options.run, options.checkpoint, options.length)
         path = Path(options.run).expanduser()
         output = run_folder(path) if path.is_file() else path
-    lines += fresh_lines(
+    fresh = fresh_lines(
         cells, options.forget_bias, options.length, options.input_size, options.hidden_size, options.seeds
     )
+    lines, inputs = lines + fresh[0], inputs + fresh[1]
     output = output if options.output is None else Path(options.output).expanduser()
-    draw(output / "gradients.png", lines)
-    text = "\n".join((table(lines), "", *(f"- {line}" for line in findings(lines)), *notes))
+    draw(
+        output / "gradients.png", lines,
+        "distance from the loss (steps)", "norm of dL/dh\n(share of that at the last hidden state)", FADED,
+    )  # fmt: skip
+    draw(output / "gradients_input.png", inputs, "position t in the sequence (steps)", "norm of dL/dx at t")
+    said = [*findings(lines), finding_of_inputs(inputs)]
+    text = "\n".join((table(lines), "", *(f"- {line}" for line in said), *notes))
     (output / "gradients.md").write_text(f"# The gradient over time\n\n{text}\n", encoding="utf-8")
-    with open(output / "gradients.csv", "w", encoding="utf-8") as file:
-        file.write("layer,seed,distance,norm\n")
-        for line in lines:
-            for seed, norms in enumerate(line.norms.tolist(), 1):
-                file.writelines(f'"{line.label}",{seed},{d},{norm:.9g}\n' for d, norm in enumerate(norms))
+    write_csv(output / "gradients.csv", lines, "distance")
+    write_csv(output / "gradients_input.csv", inputs, "position")
     print(text)
-    print(f"\nThe picture is {output / 'gradients.png'}")
+    print(f"\nThe pictures are {output / 'gradients.png'} and {output / 'gradients_input.png'}")
     return 0

@@ -29,6 +29,14 @@ def save_figure(figure: "Figure", path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
+def legend_below(figure: "Figure") -> None:
+    """A legend of the figure's first axes under all of it, in as many columns as its labels leave room for."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    inches = 0.7 + 0.085 * max(map(len, labels))  # of a column: the line, and letters
+    columns = max(1, min(3, int(figure.get_figwidth() / inches)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown, its columns aligned; numbers have four digits that count."""
     cells = [[_cell(value) for value in row] for row in rows]

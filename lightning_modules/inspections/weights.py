@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, valid_batch
-from lightning_modules.inspections.report import COLORS, STYLES, format_table, new_figure, save_figure
+from lightning_modules.inspections.report import COLORS, STYLES, format_table, legend_below, new_figure, save_figure
 from lightning_modules.loading import LoadedRun, load_run
 from lightning_modules.regularization import dropout, layer_norm
 from lightning_modules.runs import run_folder
@@ -84,7 +84,9 @@ def findings_of(all_weights: list[Weights]) -> list[str]:
         ratios = {
             group: float(w.std(correction=0) / start.groups[group].std(correction=0))
             for group, w in some.groups.items()
-            if group in start.groups and group in some.decayed and float(start.groups[group].std()) > 0
+            if group in some.decayed
+            and len(start.groups.get(group, ())) == len(w)  # a layer of another size began elsewhere
+            and float(start.groups[group].std()) > 0
         }
         if ratios:
             most, least = max(ratios, key=ratios.get), min(ratios, key=ratios.get)
@@ -133,29 +135,29 @@ def draw_weights(path: Path, all_weights: list[Weights]) -> None:
     chosen = [group for group in sizes if group in chosen]
     columns = min(2 if len(chosen) in (2, 4) else 3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure(3.1 * columns + 0.4, 2.5 * rows + 0.8)
+    figure = new_figure(max(6.6, 3.1 * columns + 0.4), 2.5 * rows + 0.8)
     all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, group in zip(all_axes, chosen, strict=False):
         shown = [(k, some.label, some.groups[group]) for k, some in enumerate(all_weights) if group in some.groups]
         reach = max(float(_quantile(w.abs(), 0.999)) for _, _, w in shown) or 1.0
         bins = torch.linspace(-reach, reach, 61)
         for k, label, w in shown:
-            counts = torch.histc(w.clamp(-reach, reach), bins=60, min=-reach, max=reach) / len(w)
+            share = torch.histc(w.clamp(-reach, reach), bins=60, min=-reach, max=reach) / len(w)
             axes.stairs(
-                100 * counts,
+                100 * share,
                 bins,
                 color=COLORS[k % len(COLORS)],
                 linestyle=STYLES[k % len(STYLES)],
                 linewidth=1.4,
                 label=label,
             )
-        axes.set_title(f"{group} ({sizes[group]:,})", fontsize="small")
+        counts = sorted({len(w) for _, _, w in shown})
+        axes.set_title(f"{group} ({' or '.join(f'{count:,}' for count in counts)})", fontsize="small")
         axes.set(xlabel="weight", ylabel="share (% a bin)")
         axes.grid(alpha=0.3)
     for axes in all_axes[len(chosen) :]:
         axes.set_axis_off()
-    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize="small")
+    legend_below(figure)
     save_figure(figure, path)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_modules.models.recurrent import new_dropout, output_size
+from lightning_modules.models.recurrent import new_dropout, num_directions, output_size
 
 
 class LanguageModel(nn.Module):
@@ -26,7 +26,8 @@ class LanguageModel(nn.Module):
         variational: each dropout mask is locked over the time steps of a batch (Gal & Ghahramani 2016).
 
     Raises:
-        ValueError: for sizes below 1, a rate outside [0, 1), or tied sizes that differ.
+        ValueError: for sizes below 1, a rate outside [0, 1), tied sizes that differ, or a bidirectional layer, which
+            would see the tokens that it is to predict.
     """
 
     def __init__(
@@ -55,6 +56,10 @@ class LanguageModel(nn.Module):
         self.input_dropout = new_dropout(input_dropout, variational)
         self.dropout = new_dropout(dropout, variational)
         self.lstm = new_layer(embedding_size)
+        if num_directions(self.lstm) == 2:
+            raise ValueError(
+                "recurrent must not be bidirectional in a language model, where each token is told from those before"
+            )
         size = output_size(self.lstm, embedding_size)
         if tied and embedding_size != size:
             raise ValueError(

@@ -40,7 +40,10 @@ def experiment(command: Callable[..., Result], text_file: Path) -> Callable[...,
 def test_cells_are_compared_at_the_same_size_and_at_equal_parameters(experiment: Callable[..., str]) -> None:
     page = experiment("compare", "lstm", "gru_equal")
     plan = Plan.read(Path("runs/compare/char_lm"))
-    assert list(plan.variants) == [*CELLS, "lstm_layer_norm_equal", "gru_equal", "rnn_equal"]
+    shapes = ["deeper", "peepholes"]  # a language model has no bidirectional one
+    equal = ["lstm_layer_norm", "gru", "rnn", "deeper"]  # peepholes are fewer than a unit
+    assert list(plan.variants) == [*CELLS, *shapes, *(f"{name}_equal" for name in equal)]
+    assert Compare().default(plan.variants) == [*CELLS, *(f"{name}_equal" for name in equal[:3])]
     lstm, gru = (r.figures["parameters"] for r in Report(Compare(), plan).results)
     assert lstm == pytest.approx(gru, rel=0.03)  # the nearest that a whole number of units comes to
     assert "A step takes" in page
@@ -49,6 +52,8 @@ def test_cells_are_compared_at_the_same_size_and_at_equal_parameters(experiment:
     task = Config([*plan.arguments, *plan.variants["lstm"]]).task
     assert (task.hparams.layer_norm, task.hparams.recurrent_dropout, task.hparams.dropout) == (False, 0, 0.2)
     # The counts of other sizes are those of the nets of that size.
+    deeper = Config([*plan.arguments, *plan.variants["deeper_equal"]]).task
+    assert (deeper.hparams.num_layers, deeper.hparams.hidden_size < 12) == (2, True)
     built = Config([*plan.arguments, *plan.variants["lstm"]]).built_task
     assert count_parameters(built) == sum(p.numel() for p in built.net.parameters()) == lstm
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -21,15 +22,15 @@ from lightning_modules import data, tasks
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
-from lightning_modules.inspections.export import export
+from lightning_modules.inspections.export import export, exportable
 from lightning_modules.inspections.gates import Gates, as_lstm, findings, followed, inputs_of, trace
-from lightning_modules.inspections.gradients import Line, first_layer, fresh_layer, gradient_norms
+from lightning_modules.inspections.gradients import Line, finding_of_inputs, flow_back, fresh_parts, parts_of
 from lightning_modules.inspections.gradients import findings as gradient_findings
 from lightning_modules.inspections.inside import at_work, initial_weights, valid_batch
 from lightning_modules.inspections.weights import AT_START, Weights, draw_dropout, findings_of, normalization
 from lightning_modules.loading import load_run
 from lightning_modules.runs import read_summary
-from lstm_fused import FusedLSTM
+from lstm_fused import LSTM, FusedLSTM
 
 OPTIONS = {
     "model": {"init_args": {"recurrent": "fused", "dropout": 0.2, "weight_decay": 1e-4, "lr": 1e-2, "hidden_size": 64}},
@@ -80,7 +81,8 @@ def test_a_good_run_is_fine(tmp_path: Path) -> None:
     found = judge(write_run(tmp_path / "run", *good()))
     assert (found.verdict, found.since, found.advice) == ("fine", None, [])
     assert "0.0" in found.table()
-    assert "5%" in found.findings[-1]  # the gap
+    assert "(5%) above the training loss" in found.text()
+    assert "those of train_loss, measured in training, with dropout 0.2, while the weights changed" in found.text()
 
 
 def test_an_overfitted_run_is_told_with_its_epoch(tmp_path: Path) -> None:
@@ -89,7 +91,6 @@ def test_an_overfitted_run_is_told_with_its_epoch(tmp_path: Path) -> None:
     found = judge(write_run(tmp_path / "run", train, valid))
     assert (found.verdict, found.since) == ("overfitted", 4)
     assert "From epoch 4 on the validation loss rose: from 1.5 to 2.5 (+67%)" in found.text()
-    assert "dropout 0.2" in found.text()  # measured with it, so that the gap is wider
     assert "--model.dropout 0.4 (it is 0.2)" in found.text()
     assert "--model.weight_decay 0.001 (it is 0.0001)" in found.text()
     assert "The last 4 of 8 validations improved nothing, 30 of 60 s." in found.text()
@@ -100,6 +101,19 @@ def test_a_wide_gap_alone_is_overfitting(tmp_path: Path) -> None:
     valid = [3.0, 2.0, 1.6, 1.5, 1.49, 1.485]
     found = judge(write_run(tmp_path / "run", [2.9, 1.8, 1.3, 1.0, 0.8, 0.6], valid))
     assert (found.verdict, found.since) == ("overfitted", 3)
+
+
+def test_the_gap_is_that_to_the_loss_measured_as_the_validation_is(tmp_path: Path) -> None:
+    """With dropout the training loss hides that much was learned by heart."""
+    train, valid = [3.0, 2.0, 1.55, 1.51], [3.0, 2.0, 1.52, 1.5]
+    hidden = judge(write_run(tmp_path / "a", train, valid))
+    assert hidden.verdict == "fine"
+    found = judge(write_run(tmp_path / "b", train, valid, val_loss_on_train=[2.9, 1.7, 1.1, 0.6]))
+    assert (found.verdict, found.since) == ("overfitted", 2)
+    assert "far below the validation loss: 0.6 against 1.5 at the end, 60% of it" in found.text()
+    assert "those of val_loss_on_train, measured as the validation is" in found.text()
+    assert "| val_loss_on_train |" in found.table()
+    assert "val_loss_on_train" not in hidden.table()
 
 
 def test_next_to_no_loss_is_no_overfitting(tmp_path: Path) -> None:
@@ -113,6 +127,7 @@ def test_a_run_that_learned_little_is_underfitted(tmp_path: Path) -> None:
     assert (found.verdict, found.since) == ("underfitted", 0)
     assert "--model.dropout 0.1 (it is 0.2)" in found.text()
     assert "--model.hidden_size 128 (it is 64)" in found.text()
+    assert "max_epochs" not in found.text()  # it was not getting anywhere
 
 
 def test_a_run_that_ended_too_soon_is_underfitted(tmp_path: Path) -> None:
@@ -166,6 +181,47 @@ def test_the_figure_that_judges_may_be_best_elsewhere(tmp_path: Path) -> None:
     )
 
 
+# Runs that are made to fail, and one that is not: lines of text, and options.
+MADE = {
+    "overfitted": (
+        16, "--model.hidden_size=64", "--model.dropout=0", "--model.lr=0.03", "--model.lr_schedule=constant",
+        "--data.batch_size=4", "--trainer.max_epochs=12",
+    ),
+    "underfitted": (40, "--model.hidden_size=8", "--model.lr=1e-5", "--trainer.max_epochs=3"),
+    "unstable": (40, "--model.hidden_size=8", "--model.lr=1", "--model.layer_norm=false", "--trainer.max_epochs=3"),
+    "fine": (120, "--model.hidden_size=16", "--model.dropout=0.1", "--model.lr=0.05", "--trainer.max_epochs=5"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Diagnosis]:
+    """What is said of a real run of each kind."""
+    folder = tmp_path_factory.mktemp("made")
+    small = (
+        "--model.embedding_size=8", "--model.recurrent_dropout=0", "--model.warmup_steps=0", "--data.batch_size=8",
+        "--data.sequence_length=20", "--data.split=[0.7,0.3,0]", "--trainer.log_every_n_steps=1",
+        "--early_stopping.patience=100", "--trainer.callbacks+=lightning_modules.callbacks.TrainFigures",
+    )  # fmt: skip
+    return {
+        name: judge(fit(folder / name, "char_lm", *small, *options, lines=lines))
+        for name, (lines, *options) in MADE.items()
+    }
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_run_is_what_it_was_made_to_be(made_runs: dict[str, Diagnosis], name: str) -> None:
+    found = made_runs[name]
+    assert found.verdict == name, found.text()
+    assert "those of val_loss_on_train" in found.text()
+    said = {
+        "overfitted": "The training loss lies far below the validation loss",
+        "underfitted": "Little was learned",
+        "unstable": "that the run began with, in epoch 0 to",
+        "fine": "it has not parted from it",
+    }
+    assert [other for other, words in said.items() if words in found.text()] == [name]
+
+
 def test_the_command_diagnoses_runs_that_differ(command: Callable[..., Result], tmp_path: Path) -> None:
     write_run(tmp_path / "runs/a/version_0", [3.0, 1.0, 0.5, 0.2], [3.0, 1.5, 1.8, 2.2])
     write_run(tmp_path / "runs/b/version_0", *good())
@@ -193,10 +249,11 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(tmp_path_factory.mktemp("language"), "char_lm", *SMALL)
 
 
-def fit(folder: Path, config: str, *options: str) -> Path:
-    """The folder of a run of ``config``, on the small text where it reads one."""
+def fit(folder: Path, config: str, *options: str, lines: int = 120) -> Path:
+    """The folder of a run of ``config``, on a small text where it reads one."""
+    folder.mkdir(exist_ok=True)
     if config == "char_lm":
-        (folder / "text.txt").write_text(make_text(), encoding="utf-8")
+        (folder / "text.txt").write_text(make_text(lines), encoding="utf-8")
         options = ("--data.path", str(folder / "text.txt"), *options)
     arguments = ["--runs", str(folder / "runs"), "--name", "x", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "-c", config, *arguments, *options]) == 0
@@ -229,6 +286,8 @@ def test_findings_about_weights_are_computed() -> None:
     assert "The smallest weights are those of on: 50.0% below those of off, as its weight decay" in said
     said = "\n".join(findings_of([some("off", 0.1, 0.0), some("on", 0.4, 0.1)]))
     assert "those of off: 75.0% below those of on, although the weight decay of on is the largest" in said
+    larger = Weights("larger", {"a.weight": torch.ones(7)}, {"a.weight"}, 0.0)
+    assert "larger: of" not in "\n".join(findings_of([start, narrow, larger]))  # it did not begin with this start
 
 
 def test_dropout_is_seen(tmp_path: Path) -> None:
@@ -285,6 +344,15 @@ def test_what_gates_follow_is_found() -> None:
     )
 
 
+@pytest.mark.parametrize(("gate", "name"), [(1, "forget"), (3, "output")])
+def test_what_changed_in_training_is_found(gate: int, name: str) -> None:
+    gates, _ = made_gates()
+    closing = gates.values.clone()
+    closing[:, gate] /= 2
+    said = "\n".join(findings(gates, "layer 1", [], [], {"start": gates, "end": Gates(closing, closing)}))
+    assert f"In training, from start to end, the {name} gate changed most" in said
+
+
 def test_noise_is_no_finding() -> None:
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(500, 4, 8, generator=generator)
@@ -331,12 +399,13 @@ def test_the_command_shows_gates(command: Callable[..., Result], language_run: P
 # gradients ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["layer_norm", "rnn"])
+@pytest.mark.parametrize("cell", ["layer_norm", "peepholes", "rnn"])
 def test_the_gradient_over_time_is_autograds(cell: str) -> None:
     """That of the last hidden state with respect to the one on the way, from which the rest is run in one call."""
-    layer, T = fresh_layer(cell, 3, 5, 1.0 if cell != "rnn" else None, seed=1), 7
+    parts, T = fresh_parts(cell, 3, 5, 1.0 if cell != "rnn" else None, seed=1), 7
+    ((layer,),) = parts
     input = torch.randn(T, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = gradient_norms(layer, input, seed=4)
+    found = flow_back(parts, input, seed=4).hidden[""]
     direction = torch.randn(1, 1, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     direction = direction / direction.norm()
     assert found[0] == pytest.approx(1)
@@ -349,11 +418,32 @@ def test_the_gradient_over_time_is_autograds(cell: str) -> None:
         assert found[T - t] == pytest.approx(float(h.grad.norm()))
 
 
-def test_the_first_layer_of_a_run_is_alone(language_run: Path) -> None:
-    task = load_run(language_run).task
-    alone = first_layer(task)
-    x = torch.randn(3, 2, 8)
-    torch.testing.assert_close(alone(x.double())[0].float(), task.net.lstm(x)[0])
+@pytest.mark.parametrize("cls", [FusedLSTM, torch.nn.GRU])
+def test_the_gradient_through_layers_and_directions_is_that_of_the_whole(cls: type) -> None:
+    """At the input it is what autograd gives of the layer in one piece; each part has its weights."""
+    torch.manual_seed(2)
+    whole = cls(3, 4, num_layers=2, bidirectional=True).double().eval()
+    parts = parts_of(whole, {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": {"bidirectional": True}})
+    input = torch.randn(6, 2, 3, dtype=torch.float64)
+    found = flow_back(parts, input, seed=4)
+    assert list(found.hidden) == [f"layer {k} {way}" for k in (1, 2) for way in ("forward", "backward")]
+    assert [float(found.hidden[f"layer 2 {way}"][0]) for way in ("forward", "backward")] == pytest.approx([1, 1])
+    generator = torch.Generator().manual_seed(4)
+    forward, backward = (torch.randn(1, 2, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    output, _ = whole(input.requires_grad_())
+    (output[-1, :, :4] * forward / forward.norm(dim=-1, keepdim=True)).sum().backward()
+    loss = (whole(input)[0][0, :, 4:] * backward / backward.norm(dim=-1, keepdim=True)).sum()
+    loss.backward()
+    torch.testing.assert_close(found.input, input.grad.norm(dim=-1).mean(-1))
+
+
+def test_the_gradient_at_the_beginning_in_words() -> None:
+    """A bidirectional layer sees it, and one that looks back from the end does not."""
+    falls, level = Line("lstm", torch.logspace(-4, 0, 20)[None]), Line("bidirectional", torch.ones(1, 20))
+    assert "has 0.78% in lstm; 50% in bidirectional" in finding_of_inputs([falls, level])
+    assert "has 50% in lstm; 0.78% in bidirectional" in finding_of_inputs(
+        [Line("lstm", level.norms), Line("bidirectional", falls.norms)]
+    )
 
 
 def test_findings_about_gradients_are_computed() -> None:
@@ -370,15 +460,19 @@ def test_findings_about_gradients_are_computed() -> None:
 
 def test_the_command_shows_gradients(command: Callable[..., Result], language_run: Path, tmp_path: Path) -> None:
     small = ("--length", 12, "--hidden-size", 4, "--input-size", 2, "--seeds", 1)
-    result = command("gradients", "--cells", "lstm", "gru", "--forget-bias", 0, 2, *small)
+    cells = ("lstm", "gru", "bidirectional", "two_layers")
+    result = command("gradients", "--cells", *cells, "--forget-bias", 0, 2, *small)
     assert result.code == 0, result.err
-    assert {"gradients.png", "gradients.csv", "gradients.md"} == {
-        f.name for f in (tmp_path / "runs/gradients").iterdir()
+    assert {f.name for f in (tmp_path / "runs/gradients").iterdir()} == {
+        *(f"gradients{end}" for end in (".png", ".csv", ".md", "_input.png", "_input.csv"))
     }
     assert "lstm: forget bias 2 instead of 0 leaves" in result.out
+    assert "two_layers, layer 1: forget bias 2 instead of 0 leaves" in result.out
+    assert "- bidirectional, backward, forget bias 0: the gradient is" in result.out
     result = command("gradients", language_run, "--output", tmp_path, *small)
     assert result.code == 0, result.err
-    assert "Training made the gradient over 11 steps" in result.out
+    assert "training made the gradient over 11 steps" in result.out
+    assert "Of the gradient at the input the first half of the steps has" in result.out
     assert "length must be at least 2, got 1" in command("gradients", "--length", 1).error
 
 
@@ -398,22 +492,28 @@ EXPORTED = {
 }
 
 
-def untrained(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[Any, Any]:
+def untrained(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **more: Any) -> tuple[Any, Any]:
     """A task of small sizes that was not trained, and its data."""
     monkeypatch.chdir(folder)
     sentences = [f"the O\nstr B-code\nof O\nPython{k} B-term\n3 I-term\n\n" for k in range(20)]
     Path("some.conll").write_text("".join(sentences), encoding="utf-8")
     task, module, options, of_data = EXPORTED[name]
     torch.manual_seed(1)
-    module, task = module(**of_data), task(**SMALL_MODEL | options)
+    module, task = module(**of_data), task(**SMALL_MODEL | options | more)
     module.setup("fit")
     task.build(module)
     return task.eval(), module
 
 
 def run_example(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    runpy.run_path(str(script))
+    """Runs it where those of our packages that it does not import itself cannot be imported."""
+    text = script.read_text(encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        for name in ("torch", "lstm_fused", "lightning", "lightning_modules", "torchmetrics"):
+            if not re.search(rf"^import {name}\b", text, re.MULTILINE):
+                patch.setitem(sys.modules, name, None)
+        runpy.run_path(str(script))
 
 
 @pytest.mark.parametrize(
@@ -496,12 +596,48 @@ def test_every_task_is_exported_to_onnx(name: str, tmp_path: Path, monkeypatch: 
     run_example(tmp_path / "use_onnx.py", monkeypatch)
 
 
+# torch's own layers, whose exports torch writes out step by step: not ours.
+OF_TORCH = {
+    "gru": {"class_path": "torch.nn.GRU", "init_args": {"bidirectional": True}},
+    "two_layers": {"class_path": "torch.nn.GRU", "init_args": {"num_layers": 2}},
+    "rnn": {"class_path": "torch.nn.RNN", "init_args": {"nonlinearity": "relu", "bias": False}},
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "form", "decomposed"),
+    [
+        ("gru", "classification", "torch", False),
+        ("rnn", "number", "onnx", False),
+        pytest.param("gru", "tagging", "onnx", False, marks=pytest.mark.slow),
+        pytest.param("two_layers", "forecasting", "torch", True, marks=pytest.mark.slow),
+        pytest.param("rnn", "music", "torch", False, marks=pytest.mark.slow),
+    ],
+)
+def test_torchs_gru_and_rnn_are_exported(
+    word: str, name: str, form: str, decomposed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is compared with the run, whose layer torch itself runs on a PackedSequence."""
+    if form == "onnx":
+        pytest.importorskip("onnxscript", reason="torch's exporter is written in it")
+        pytest.importorskip("onnxruntime", reason="the exported file runs in it")
+    task, module = untrained(name, monkeypatch, tmp_path, recurrent=OF_TORCH[word])
+    said = export(task, module, tmp_path, form, decomposed)
+    assert f"It needs {'torch' if form == 'torch' else 'onnxruntime'} alone" in said
+    run_example(tmp_path / f"use_{form}.py", monkeypatch)
+
+
+class OwnGRU(torch.nn.GRU):
+    """What it computes is not known."""
+
+
 def test_what_cannot_be_exported_says_so() -> None:
-    task = tasks.MemoryTask(recurrent="gru", **SMALL_MODEL)
+    task = tasks.MemoryTask(recurrent=OwnGRU, **SMALL_MODEL)
     module = data.AddingDataModule(length=6)
     module.setup("fit")
     task.build(module)
-    with pytest.raises(ValueError, match="recurrent must be an LSTM to be exported for any length"):
+    with pytest.raises(ValueError, match="or a layer that takes lengths, to be exported, got OwnGRU, a GRU of its own"):
         export(task.eval(), module, Path("nowhere"), "torch")
     with pytest.raises(NotImplementedError, match="RecurrentTask does not say how it is exported"):
         tasks.RecurrentTask.to_export(tasks.RecurrentTask.__new__(tasks.RecurrentTask), module)
+    assert type(exportable(torch.nn.Sequential(LSTM(3, 4)))[0]) is LSTM  # an nn.LSTM for isinstance, and ours

@@ -147,3 +147,11 @@ def test_the_state_is_carried_detached_and_reset_at_epochs(
                 for now, before in zip(state, ended[position - 1], strict=True):
                     assert now.equal(before), (stage, position)
                     assert not now.requires_grad
+
+
+def test_what_comes_must_not_be_seen() -> None:
+    def both_ways(size: int) -> nn.Module:
+        return nn.GRU(size, 7, bidirectional=True)
+
+    with pytest.raises(ValueError, match="recurrent must not be bidirectional in a language model"):
+        LanguageModel(11, both_ways)
