@@ -58,6 +58,7 @@ class Curves:
 
     points: list[Point]
     first_loss: float | None = None  # of the first training step that was kept
+    first_step: int | None = None  # which that is, from 0
     not_finite: str | None = None  # the first figure that was infinite or NaN
 
 
@@ -192,7 +193,8 @@ def read_curves(folder: str | Path) -> Curves:
         points = _earlier_points(Path(folder), points[0]) + points
     if not points and not_finite is None:
         raise ValueError(f"'{path}' must have validations (val_loss) to be judged, got none")
-    return Curves(points, steps[0][1] if steps else None, not_finite)
+    first_step, first_loss = steps[0] if steps else (None, None)
+    return Curves(points, first_loss, first_step, not_finite)
 
 
 def _earlier_points(folder: Path, first: Point) -> list[Point]:
@@ -252,7 +254,7 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
     findings += _of_the_monitor(points, best, config)
     peaks = sorted({*_peaks([p.valid for p in points]), *_peaks([p.train for p in points])})
     fallen_back = _risen_for_good([p.train for p in points])
-    blown_up = _above_the_start(points, curves.first_loss, start)
+    blown_up = _above_the_start(points, curves, start)
     overfitted, said = _overfitting(points, best, start)
     falling = _still_falling(points, best, summary)
     underfitted, also_said = _underfitting(points, best, start, falling)
@@ -299,7 +301,8 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
             gap = f" and {abs(last.gap):.4g} ({abs(last.gap) / last.valid:.0%}) {where} the training loss"
         findings.append(
             f"The validation loss fell from {start:.4g} at the start by {1 - lowest.valid / start:.0%}, ended within "
-            f"{last.valid / lowest.valid - 1:.1%} of its best{gap}: it has not parted from it and is not rising away."
+            f"{last.valid / lowest.valid - 1:.1%} of its best{gap}: "
+            f"{'neither far above that nor' if gap else 'not'} rising away."
         )
     if last.on_train is not None:
         findings.append(f"The training loss and the gap are those of {ON_TRAIN}, measured as the validation is.")
@@ -368,12 +371,18 @@ def _risen_for_good(train: list[float | None]) -> int | None:
     return lowest if rise > max(PEAK * (known[0][1] - low), VISIBLE * abs(low)) else None
 
 
-def _above_the_start(points: list[Point], first_loss: float | None, start: float) -> int | None:
-    """Where the training loss is first far above what an untrained model has: the weights were thrown off at once."""
-    if first_loss is None or not math.isfinite(first_loss):
+def _above_the_start(points: list[Point], curves: Curves, start: float) -> int | None:
+    """Where the training loss is first far above that of an untrained model: the weights were thrown off at once.
+
+    The mean up to the first validation has untrained steps in it, and tells nothing where the first loss that was kept
+    is of later ones.
+    """
+    if curves.first_loss is None or not math.isfinite(curves.first_loss):
         return None
-    limit = (1 + PEAK) * max(first_loss, start)
-    return next((k for k, point in enumerate(points) if point.train is not None and point.train > limit), None)
+    limit = (1 + PEAK) * max(curves.first_loss, start)
+    begin = 0 if curves.first_step <= points[0].step / 4 else 1
+    above = (k for k, point in enumerate(points) if k >= begin and point.train is not None and point.train > limit)
+    return next(above, None)
 
 
 def _of_the_monitor(points: list[Point], best: int, config: dict[str, Any]) -> list[str]:

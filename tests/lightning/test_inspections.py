@@ -172,6 +172,20 @@ def test_a_loss_that_is_no_number_is_unstable(tmp_path: Path) -> None:
     assert (found.verdict, found.since) == ("unstable", 0)
 
 
+def test_a_first_loss_kept_late_is_not_that_of_the_start(tmp_path: Path) -> None:
+    """The mean of the first epoch lies above it in any run that learns."""
+    train, valid = [4.1, 1.2, 1.1, 1.08], [1.5, 1.2, 1.12, 1.1]
+    folder = write_run(tmp_path / "run", train, valid)
+    assert judge(folder).verdict == "fine"
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    header, *others = (row for row in rows if not row.startswith("0,9,4.1"))  # the first loss that is left is 1.2
+    (folder / "metrics.csv").write_text("\n".join([header, *others]) + "\n")
+    summary = read_summary(folder) | {"data": {"valid_unigram_entropy": 3.0}}
+    assert diagnose(read_curves(folder), read_config(folder), summary).verdict == "fine"
+    (folder / "metrics.csv").write_text("\n".join([header, "0,0,1.2,,", *others]) + "\n")
+    assert diagnose(read_curves(folder), read_config(folder), summary).verdict == "unstable"
+
+
 def test_the_figure_that_judges_may_be_best_elsewhere(tmp_path: Path) -> None:
     config = OPTIONS | {"early_stopping": {"monitor": "val_f1", "mode": "max", "patience": 5}}
     folder = write_run(tmp_path / "run", *good(4), val_f1=[0.1, 0.7, 0.5, 0.4])
@@ -217,7 +231,7 @@ def test_a_run_is_what_it_was_made_to_be(made_runs: dict[str, Diagnosis], name: 
         "overfitted": "The training loss lies far below the validation loss",
         "underfitted": "Little was learned",
         "unstable": "that the run began with, in epoch 0 to",
-        "fine": "it has not parted from it",
+        "fine": "neither far above that nor rising away",
     }
     assert [other for other, words in said.items() if words in found.text()] == [name]
 
