@@ -22,6 +22,7 @@ from lightning_modules.inspections.report import (
     save_figure,
 )
 from lightning_modules.loading import LoadedRun, load_run
+from lightning_modules.pictures import plain_names
 from lightning_modules.runs import run_folder
 from lightning_modules.tasks import RecurrentTask
 from lstm_fused import FusedLSTM, Trace
@@ -244,6 +245,7 @@ def shown(token: str) -> str:
     return {" ": "␣", "\n": "↵", "\t": "⇥"}.get(token, token)
 
 
+@plain_names()
 def draw_heatmaps(path: Path, gates: Gates, title: str, names: list[str] | None, steps: int) -> None:
     """The four gates of one sequence: units over steps, the tokens under them."""
     values = gates.shown[:steps]
@@ -266,6 +268,7 @@ def draw_heatmaps(path: Path, gates: Gates, title: str, names: list[str] | None,
     save_figure(figure, path)
 
 
+@plain_names()
 def draw_units(path: Path, gates: Gates, title: str) -> None:
     """Each unit's gates: how often closed, how often open, and its mean openness."""
     figure = new_figure(9.6, 3.7)
@@ -284,6 +287,7 @@ def draw_units(path: Path, gates: Gates, title: str) -> None:
     save_figure(figure, path)
 
 
+@plain_names()
 def draw_stages(path: Path, stages: dict[str, Gates], title: str) -> None:
     """The units' mean gates earlier and later in training, as boxes."""
     figure = new_figure(9.6, 3.7)

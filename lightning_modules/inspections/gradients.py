@@ -21,6 +21,7 @@ from lightning_modules.inspections.report import (
 )
 from lightning_modules.loading import load_run
 from lightning_modules.models.recurrent import build_recurrent, num_directions
+from lightning_modules.pictures import log_y, plain_names
 from lightning_modules.runs import run_folder
 from lstm_fused import FusedLSTM
 
@@ -278,6 +279,7 @@ def finding_of_inputs(lines: list[Line]) -> str:
     return f"Of the gradient at the input the first half of the steps has {'; '.join(shares)}."
 
 
+@plain_names()
 def draw(path: Path, lines: list[Line], xlabel: str, ylabel: str, threshold: float | None = None) -> None:
     """The lines over their steps, what differs in color differs in style too; and a gray one at the threshold."""
     figure = new_figure(8, 4.8)
@@ -290,7 +292,7 @@ def draw(path: Path, lines: list[Line], xlabel: str, ylabel: str, threshold: flo
             axes.fill_between(x, line.norms.amin(0), line.norms.amax(0), color=color, alpha=0.15, linewidth=0)
     if threshold is not None:
         axes.axhline(threshold, color=GRAY, linewidth=1, linestyle=":", label=f"{threshold:.0%}")
-    axes.set_yscale("log")
+    log_y(axes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     lowest = min(float(line.mean.min()) for line in lines)
     axes.set_ylim(bottom=max(lowest / 3, 1e-12))

@@ -13,6 +13,7 @@ from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.inside import AtWork, at_work, initial_weights, valid_batch
 from lightning_modules.inspections.report import COLORS, STYLES, format_table, legend_below, new_figure, save_figure
 from lightning_modules.loading import LoadedRun, load_run
+from lightning_modules.pictures import plain_names
 from lightning_modules.regularization import dropout, layer_norm
 from lightning_modules.runs import run_folder
 
@@ -126,6 +127,7 @@ def _norm(some: Weights, groups: set[str]) -> float:
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
+@plain_names()
 def draw_weights(path: Path, all_weights: list[Weights]) -> None:
     """Histograms of the groups that weight decay acts on, the largest of them, and of the embedding."""
     sizes = {group: len(w) for some in all_weights for group, w in some.groups.items()}

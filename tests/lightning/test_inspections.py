@@ -23,8 +23,9 @@ from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
 from lightning_modules.inspections.export import export, exportable
-from lightning_modules.inspections.gates import Gates, as_lstm, findings, followed, inputs_of, trace
+from lightning_modules.inspections.gates import Gates, as_lstm, draw_heatmaps, findings, followed, inputs_of, trace
 from lightning_modules.inspections.gradients import Line, finding_of_inputs, flow_back, fresh_parts, parts_of
+from lightning_modules.inspections.gradients import draw as draw_gradients
 from lightning_modules.inspections.gradients import findings as gradient_findings
 from lightning_modules.inspections.inside import at_work, initial_weights, valid_batch
 from lightning_modules.inspections.weights import AT_START, Weights, draw_dropout, findings_of, normalization
@@ -373,6 +374,14 @@ def test_noise_is_no_finding() -> None:
     noise = {str(k): (torch.rand(500, generator=generator) < 0.5).float() for k in range(10)}
     found = followed(Gates(values, values), noise, tokens=True)
     assert "correlation" not in "\n".join(findings(Gates(values, values), "layer 1", found, [], {}))
+
+
+def test_names_are_drawn_as_they_stand(tmp_path: Path) -> None:
+    """Dollars begin no formula, in tokens or in the names of runs."""
+    wrong = r"$\no$"
+    draw_heatmaps(tmp_path / "gates.png", made_gates()[0], wrong, [wrong] * 4, 4)
+    draw_gradients(tmp_path / "gradients.png", [Line(wrong, torch.logspace(0, -4, 9)[None])], "steps", "norm")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("gates", "gradients"))
 
 
 def test_gates_of_a_run(language_run: Path) -> None:
