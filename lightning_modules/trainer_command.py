@@ -133,7 +133,8 @@ def spec_help(arguments: list[str]) -> str | None:
         name, _, word = option.partition("=")
         for kind in KINDS.values():
             if name == f"--model.{kind.name}.help":
-                word = word or next(iter(arguments[position + 1 :]), "")
+                following = arguments[position + 1 : position + 2]
+                word = word or next((each for each in following if not each.startswith("-")), "")
                 return describe(kind, word or ("fused" if kind is RECURRENT else "adamw"))
     return None
 
@@ -166,8 +167,12 @@ class OneSentenceParser(LightningArgumentParser):
         message = " ".join(message.split())
         unknown = re.search(r"(?:ption '|arguments: --)([\w.]+)", message)
         if unknown and "did you mean" not in message:
-            close = difflib.get_close_matches(unknown[1].rpartition(".")[2], _option_names(), n=1, cutoff=0.7)
-            message += f"; did you mean '{close[0]}'?" if close else ""
+            name, names = unknown[1].rpartition(".")[2], _option_names()
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+            if name in names:
+                message += "; it is one of another class"
+            elif close:
+                message += f"; did you mean '{close[0]}'?"
         raise ValueError(message) from ex
 
 

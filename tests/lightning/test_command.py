@@ -249,6 +249,10 @@ def test_the_configs_of_public_data_run_without_it(command: Callable[..., Result
         (["fit"], "'fit' needs a config"),
         (["fit", "-c", "no_such_config"], "want a YAML file, a run's folder or one of adding,"),
         (["fit", "-c", "char_lm", "--model.dropuot=0.1"], "Option 'dropuot' is not accepted; did you mean 'dropout'?"),
+        (
+            ["fit", "-c", "ner", "--model.label_smoothing=1"],
+            "'label_smoothing' is not accepted; it is one of another class",
+        ),
         (["fit", "-c", "char_lm", "--trainer.max_epoch=1"], "did you mean 'max_epochs'?"),
         (["fit", "-c", "char_lm", "--model.hidden_size=big"], "Expected a <class 'int'>. Got value: big"),
         (["fit", "-c", "char_lm", "--model.recurrent=grru"], "got 'grru'; did you mean 'gru'?"),
@@ -332,3 +336,9 @@ def test_a_failure_that_nobody_foresaw_is_still_one_sentence(
     monkeypatch.setattr("lightning_modules.cli._run", fail)
     assert main(["fit"]) == 1
     assert capsys.readouterr().err == "lstm-fused: error: ZeroDivisionError: division by zero (--debug shows where)\n"
+
+
+def test_the_arguments_of_a_layer_are_listed_whatever_stands_behind(command: Callable[..., Result]) -> None:
+    for words, argument in ((("-c", "char_lm"), "--zoneout"), (("gru",), "--num_layers"), ((), "--zoneout")):
+        result = command("fit", "--model.recurrent.help", *words)
+        assert (result.code, argument in result.out) == (0, True), result.err
