@@ -19,7 +19,7 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features lint format clean
+.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-compat: $(VENV)/.installed-dev
 
 features: $(VENV)/.installed-dev ## docs/features.md anew: every feature, compiled, exported, differentiated twice and so on
 	$(BIN)/python tests/features.py
+
+notebooks: $(VENV)/.installed-dev ## docs/notebooks anew: each run from top to bottom, with what it shows
+	$(BIN)/python tests/notebooks.py
 
 # No environment and no download: PYTHON is one that has torch for CUDA. ARGS=--dry-run: what can be done without a GPU.
 test-gpu: ## on a machine with a GPU: build, test, time, and report in benchmarks/results/gpu/, in under 10 minutes

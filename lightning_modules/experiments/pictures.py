@@ -29,7 +29,7 @@ def draw_curves(report: "Report", path: Path) -> bool:
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
     with mpl.rc_context(STYLE):
-        figure = new_figure(2.3 * columns + 0.8, 2.3 * rows + 0.9)
+        figure = new_figure(max(7.0, 2.3 * columns + 0.8), 2.3 * rows + 0.9)  # at least as wide as the legend
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         kinds = {"val_loss": ("validation", "-", BLUE)}
         on_train = any(ON_TRAIN in row for found in curves.values() for curve in found for row in curve)

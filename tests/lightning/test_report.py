@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made_up_plan import make_plan, write_run
 
+from lightning_modules.experiments import pictures
 from lightning_modules.experiments.ablate import Ablate
 from lightning_modules.experiments.report import Report
 from lightning_modules.experiments.statistics import paired_difference, student_cdf, student_quantile
@@ -74,6 +75,17 @@ def test_the_files(tmp_path: Path) -> None:
     for name in ("curves.png", "differences.png"):
         assert f"({name})" in page
         assert (tmp_path / "plan" / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("names", [["baseline"], ["baseline", "dropout"], ["baseline", "dropout", "a", "b"]])
+def test_the_legend_of_the_curves_is_in_the_picture(tmp_path: Path, monkeypatch: Any, names: list[str]) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    assert pictures.draw_curves(make_report(tmp_path / "plan", dict.fromkeys(names, BASELINE)), tmp_path / "x.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 @pytest.mark.parametrize(
