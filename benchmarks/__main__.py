@@ -4,7 +4,7 @@
     python -m benchmarks --scale quick        fewer shapes and rounds
     python -m benchmarks --only bfloat16 training
 
-Absolute times mean little on a shared machine; read the ratios, and the share of the matrix ceiling of the same run.
+Absolute times mean little on a shared machine; read the ratios, and the share of the multiply-add peak of the same run.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MEMORY = "memory"
 
 
 def measure(names: list[str], scale: cases.Scale) -> list[rows.Row]:
-    measure_ceiling, found = machine.ceiling(), []
+    measure_limits, found = machine.limits(), []
     for name in (name for name in GROUPS if name in names):
         if name == "threads" and machine.cores() < 2:
             print("threads is skipped: this process has one core", flush=True)
             continue
         torch.manual_seed(0)
         for case in GROUPS[name](scale):
-            found += show(rows.timed(case, scale, measure_ceiling))
+            found += show(rows.timed(case, scale, measure_limits))
     if MEMORY in names:
         for shape, mib in memory.peaks(scale):
             found += show(rows.peaks(shape, mib))
@@ -88,7 +88,7 @@ def main() -> None:
     facts = machine.facts() | {"freed memory": "kept by malloc" if kept else "as malloc does by default"}
     print(", ".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
     found = measure(names, cases.SCALES[chosen.scale])
-    reached = targets(found, accuracy(35, 20, 192))
+    reached = targets(found, accuracy(cases.SCALES[chosen.scale].accuracy), facts["instruction set"])
     if chosen.only:
         reached = [target for target in reached if target.measured != NOT_MEASURED]
     for target in reached:
@@ -96,7 +96,8 @@ def main() -> None:
         print(f"{verdict:8} {target.what}, {target.bound}: {target.measured}")
 
     chosen.out.mkdir(parents=True, exist_ok=True)
-    name = "_".join(["cpu", *([] if chosen.scale == "full" else [chosen.scale]), *(chosen.only or [])])
+    kind = facts["instruction set"].removesuffix("_bf16")  # a page for each kind of CPU
+    name = "_".join([f"cpu-{kind}", *([] if chosen.scale == "full" else [chosen.scale]), *(chosen.only or [])])
     report.write_csv(found, chosen.out / f"{name}.csv")
     report.write_markdown(found, reached, facts, chosen.out / f"{name}.md", with_picture=not chosen.only)
     if not chosen.only:

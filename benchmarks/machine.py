@@ -1,4 +1,4 @@
-"""What the figures are measured on: its description, and its matrix ceiling."""
+"""What the figures are measured on: its description, and the limits of its products."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ctypes
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,20 +17,29 @@ import torch
 import lstm_fused
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "build_backend"))
+from lstm_fused_flags import FLAGS, ISAS  # noqa: E402
 
 
-def ceiling() -> Callable[[], float]:
-    """A function that measures the matrix ceiling of one core now, in GFLOP/s: see ceiling.cpp."""
-    command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++17", "-march=native", "-ffp-contract=fast"]
-    command += ["-shared", "-fPIC", f"-I{HERE.parent / 'csrc'}"]
-    if platform.machine() == "x86_64":
-        command.append("-mprefer-vector-width=512")
+@dataclass(frozen=True)
+class Limits:
+    """Of one core, in GFLOP/s: see ceiling.cpp."""
+
+    peak: float  # of multiply-adds; no product can be faster
+    tile: float  # of the kernels' register tile on cached operands
+
+
+def limits() -> Callable[[], Limits]:
+    """A function that measures them now, compiled as the kernels in use are."""
+    flags = [*FLAGS, *ISAS[str(lstm_fused.build_info()["isa"])]]
+    command = [os.environ.get("CXX", "c++"), *flags, "-shared", "-fPIC", f"-I{HERE.parent / 'csrc'}"]
     with tempfile.TemporaryDirectory(prefix="lstm_fused_bench_") as folder:
-        library = Path(folder) / "ceiling.so"
-        subprocess.run([*command, str(HERE / "ceiling.cpp"), "-o", str(library)], check=True)
-        function = ctypes.CDLL(str(library)).ceiling_gflops  # stays loaded
-    function.restype = ctypes.c_double
-    return function
+        path = Path(folder) / "ceiling.so"
+        subprocess.run([*command, str(HERE / "ceiling.cpp"), "-o", str(path)], check=True)
+        library = ctypes.CDLL(str(path))  # stays loaded
+    for function in (library.peak_gflops, library.tile_gflops):
+        function.restype = ctypes.c_double
+    return lambda: Limits(library.peak_gflops(), library.tile_gflops())
 
 
 def cores() -> int:

@@ -22,6 +22,7 @@ NORM = "layer norm + recurrent dropout"
 FULL = "layer norm + recurrent and output dropout"
 SCRIPT = "TorchScript LN-LSTM"
 EAGER = "eager LN-LSTM"
+ONNXRUNTIME = "onnxruntime, plain"
 LAYER_NORM = "layer norm"
 COMPILED = ", compiled"
 

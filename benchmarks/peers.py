@@ -1,9 +1,13 @@
-"""What users would otherwise run: a layer-normed LSTM as a Python loop and in TorchScript, with the same parameters.
+"""What users would otherwise run: a layer-normed LSTM as a Python loop and in TorchScript, with the same parameters,
+and for inference onnxruntime.
 
-Both compute the equations of ``layer_norm="ba2016"`` with recurrent dropout on the hidden state (one mask a sequence).
+The loops compute the equations of ``layer_norm="ba2016"`` with recurrent dropout on the hidden state (one mask a
+sequence).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +61,49 @@ class LayerNormLSTM(nn.Module):
             h, c = self.cell(x, h, c, mask)
             outputs.append(h)
         return F.dropout(torch.stack(outputs), self.dropout, self.training)
+
+
+def onnxruntime_lstm(lstm: nn.LSTM) -> Callable[..., list[Tensor]]:
+    """A plain layer of one direction in onnxruntime, on one thread; called with x and, or not, the state (h, c).
+
+    ImportError where onnx and onnxruntime are not installed.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    def iofc(weight: Tensor) -> Tensor:  # the order of the gates in ONNX
+        i, f, g, o = weight.detach().chunk(4)
+        return torch.cat([i, o, f, g])
+
+    bias = torch.cat([iofc(lstm.bias_ih_l0), iofc(lstm.bias_hh_l0)])
+    constants = {"W": iofc(lstm.weight_ih_l0), "R": iofc(lstm.weight_hh_l0), "B": bias}
+    H = lstm.hidden_size
+    sizes = {"x": ["T", "B", lstm.input_size], "h": [1, "B", H], "c": [1, "B", H]}
+    results = {"y": ["T", 1, "B", H], "h_n": [1, "B", H], "c_n": [1, "B", H]}
+
+    def session(given: list[str]) -> onnxruntime.InferenceSession:
+        state = given[1:]
+        node = helper.make_node(
+            "LSTM", ["x", "W", "R", "B", *(["", *state] if state else [])], [*results], hidden_size=H
+        )
+        graph = helper.make_graph(
+            [node],
+            "lstm",
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes[name]) for name in given],
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in results.items()],
+            [numpy_helper.from_array(value[None].numpy(), name) for name, value in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    sessions = {True: session(["x", "h", "c"]), False: session(["x"])}
+
+    def run(x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+        given = {"x": x.numpy()} | ({} if state is None else {"h": state[0].numpy(), "c": state[1].numpy()})
+        y, h_n, c_n = sessions[state is not None].run(None, given)
+        return [torch.from_numpy(y).squeeze(1), torch.from_numpy(h_n), torch.from_numpy(c_n)]
+
+    return run

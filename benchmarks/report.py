@@ -22,9 +22,10 @@ the load before the run was near zero. Ratios and shares are of the best times.
 - *speed*: time of `{PEER}` over that of the candidate; more is faster.
 - *cost*: time (or memory) of the candidate over that of the one it names; less is better.
 - *GFLOP/s*: of the matrix products alone, whatever else is computed.
-- *share*: of the float32 matrix ceiling, which is measured before and after each shape: our register tile on operands
-  that stay in the second-level cache.
-- *nothing but products*: a call that made its products at that ceiling and did nothing else; no kernel can be faster.
+- *share*: of the core's float32 multiply-add peak, which is measured before and after each shape by a loop that touches
+  nothing but registers; on two threads of twice that.
+- *tile*: the share that our register tile alone reaches then, on operands that stay in the second-level cache.
+- *nothing but products*: a call that made its products at the peak and did nothing else; no kernel can be faster.
 - *faults*: page faults of a call, median. Freed memory is kept, for all candidates alike. `--freed-memory default`
   leaves it to malloc: who asks for much then pays for the faults, or does not, depending on what ran before."""
 
@@ -41,7 +42,8 @@ COLUMNS = (
     ("best ms", "best_ms", "{:.3f}"),
     ("median ms", "median_ms", "{:.3f}"),
     ("GFLOP/s", "gflops", "{:.1f}"),
-    ("share", "share_of_ceiling", "{:.3f}"),
+    ("share", "share_of_peak", "{:.3f}"),
+    ("tile", "tile_share", "{:.3f}"),
     ("speed", "speed_vs_nn_lstm", "{:.3f}"),
     ("faults", "page_faults", "{:.0f}"),
     ("peak MiB", "peak_mib", "{:.1f}"),
@@ -68,7 +70,7 @@ def write_markdown(
     rows: list[Row], targets: list[Target], facts: dict[str, str], path: Path, with_picture: bool
 ) -> None:
     verdict = {True: "yes", False: "**no**", None: "-"}
-    lines = ["# Measured on a CPU", ""]
+    lines = [f"# Measured on a CPU: {facts['instruction set']}", ""]
     lines += [f"![The results as a picture]({path.stem}.png)", ""] if with_picture else []
     lines += table(
         ["target", "bound", "measured", "met"], [[t.what, t.bound, t.measured, verdict[t.met]] for t in targets]
@@ -94,7 +96,7 @@ def group_tables(rows: list[Row]) -> list[str]:
             of_name = [row for row in rows if row.candidate == name]
             means.append([name, *(mean_text([getattr(row, field) for row in of_name]) for _, field, _ in kinds)])
         if rows[0].group in BOUND_BY_PRODUCTS:
-            bound = geometric_mean([1 / row.share_of_ceiling for row in rows if row.candidate == PEER])
+            bound = geometric_mean([1 / row.share_of_peak for row in rows if row.candidate == PEER])
             means.append(
                 ["*nothing but products*", *(f"{bound:.3f}" if heading == "speed" else "" for heading, *_ in kinds)]
             )

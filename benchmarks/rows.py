@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .cases import Case, Scale, Shape, shape_text
+from .machine import Limits
 from .memory import GROUP as MEMORY
 from .models import PEER, RECOMPUTE
 from .timing import interleaved
@@ -26,7 +27,8 @@ class Row:
     median_ms: float | None = None
     best_wall_ms: float | None = None
     gflops: float | None = None
-    share_of_ceiling: float | None = None
+    share_of_peak: float | None = None
+    tile_share: float | None = None  # what the register tile alone reaches of the peak at that time
     speed_vs_nn_lstm: float | None = None
     page_faults: float | None = None  # of one call, median
     peak_mib: float | None = None
@@ -34,14 +36,15 @@ class Row:
     cost: float | None = None
 
 
-def timed(case: Case, scale: Scale, measure_ceiling: Callable[[], float]) -> list[Row]:
+def timed(case: Case, scale: Scale, measure_limits: Callable[[], Limits]) -> list[Row]:
     """On one thread by the process's CPU time: it does not pass while another process has the core."""
     clock = "wall" if any(candidate.threads > 1 for candidate in case.candidates.values()) else "CPU"
     function = time.perf_counter if clock == "wall" else time.process_time
-    ceiling = measure_ceiling()
+    before = measure_limits()
     runs = {name: candidate.run for name, candidate in case.candidates.items()}
     timings = interleaved(runs, scale.seconds, scale.rounds, function)
-    ceiling = max(ceiling, measure_ceiling())
+    after = measure_limits()
+    peak, tile = max(before.peak, after.peak), max(before.tile, after.tile)
     rows = []
     for name, candidate in case.candidates.items():
         timing = timings[name]
@@ -56,7 +59,8 @@ def timed(case: Case, scale: Scale, measure_ceiling: Callable[[], float]) -> lis
             timing.median * 1e3,
             timing.wall * 1e3,
             gflops,
-            gflops / (ceiling * candidate.threads),
+            gflops / (peak * candidate.threads),
+            tile / peak,
             timings[PEER].best / timing.best if candidate.threads == case.candidates[PEER].threads else None,
             page_faults=timing.page_faults,
             baseline=candidate.baseline,

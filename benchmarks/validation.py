@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, reference
 
+from .cases import Shape
 from .models import DROPOUTS, RATE, RECOMPUTED, TRAINED, Layer, full, norm, plain, why_not
 from .options import Packed, half_lengths
-from .peers import LayerNormLSTM
+from .peers import LayerNormLSTM, onnxruntime_lstm
 
 SHAPES = ((5, 3, 7), (35, 20, 192))  # T, B, H
 SEED = 1
@@ -47,6 +49,14 @@ def _against_torch(x: Tensor, weight: Tensor) -> None:
         ours_cell.load_state_dict(theirs_cell.state_dict())
         state = (weight[0], weight[1])
         compare(ours_cell(x[0], state), theirs_cell(x[0], state))
+        state = (weight[:1], weight[1:2])
+        try:
+            theirs_onnx = onnxruntime_lstm(theirs)
+        except ImportError:
+            return  # and it is not timed
+        for given in ((x,), (x, state)):
+            output, states = theirs(*given)
+            compare(theirs_onnx(*given), [output, *states])
 
 
 def _against_the_reference(x: Tensor, weight: Tensor) -> None:
@@ -126,7 +136,13 @@ def _error(value: Tensor, exact: Tensor) -> float:
     return (value.detach().double() - exact.detach()).square().mean().sqrt().item()
 
 
-def accuracy(T: int, B: int, H: int) -> Accuracy:
+def accuracy(shapes: Iterable[Shape]) -> Accuracy:
+    """Of the worst shape."""
+    found = [_accuracy(*shape) for shape in shapes]
+    return Accuracy(max(each.error for each in found), all(each.same_bits for each in found))
+
+
+def _accuracy(T: int, B: int, H: int) -> Accuracy:
     x, weight = torch.randn(T, B, H), torch.randn(T, B, H)
     theirs = nn.LSTM(H, H)
     found = [results(model, x, weight) for model in (FusedLSTM.from_torch(theirs), theirs)]

@@ -50,6 +50,19 @@ def test_float32_against_nn_lstm(scale, device, record_property):
     assert max(measured.values()) < 2, measured
 
 
+def test_many_rows_in_float32_against_nn_lstm(device, record_property):
+    """4,096 rows in each sum of a weight's gradient, and 768 products in each of an input's: about nn.LSTM's error."""
+    T, B, H = 64, 64, 192
+    theirs = nn.LSTM(H, H, device=device)
+    ours = FusedLSTM.from_torch(theirs)
+    x = random(T, B, H, seed=1).to(device)
+    results = [run_module(module, x) for module in (ours, theirs)]
+    exact = run_module(theirs.double(), x)
+    measured = ratios([[errors(result, exact) for result in results]])
+    record_property("float32 error over many rows, of nn.LSTM's", measured)
+    assert max(measured.values()) < 1.5, measured
+
+
 @pytest.mark.parametrize("on", [("layer_norm",), EVERYTHING], ids=["layer_norm", "everything"])
 def test_float32_against_the_reference(on, device, record_property):
     """With options: at most twice the error of plain PyTorch in float32."""

@@ -55,6 +55,7 @@ struct BackwardScratch {
   T* row_scratch;   // [members, 6, stride], layer norm only: see layer_norm_row
   T* d_new;         // [rows, stride] gradient of h', projection only
   T* zeros;         // [stride]
+  T* sums;          // [members, kRowBlock, kPanelColumns] of the rows of a panel
   Stream* streams;  // [members]
   int64_t members;
   bool backwards;  // through the panels, at this step
@@ -75,6 +76,7 @@ struct BackwardScratch {
     row_scratch = has_layer_norm(options) ? arena.take<T>(members * 6 * stride) : nullptr;
     d_new = options.projection ? arena.take<T>(rows * stride) : nullptr;
     zeros = arena.take<T>(stride);
+    sums = arena.take<T>(members * kRowBlock * kPanelColumns<T>);
     streams = arena.take<Stream>(members);
     Stream::Range* const ranges = arena.take<Stream::Range>(members * 4 * rows);
     for (int64_t member = 0; streams && member < members; ++member) streams[member].ranges = ranges + member * 4 * rows;
@@ -199,34 +201,41 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
   T* const c_hat_row = gates_row + 4 * stride;
   T* const d_c_hat_row = gates_row + 5 * stride;
 
-  // The gates and c' again, then the gradient of the normalised c' and its two sums.
-  const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
-  Vec<T> sum_d{}, sum_d_c{};
+  // The gates and c' again.
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> z = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
     Gates<Vec<T>> gates;
-    const Vec<T> cell =
-        gates_and_cell<Extra>(in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates);
-    const Vec<T> c_hat = normalize(cell, c_mean, c_rstd);
+    store(c_hat_row + j,
+          gates_and_cell<Extra>(in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates));
+    store(gates_row + j, gates.i);
+    store(gates_row + stride + j, gates.f);
+    store(gates_row + 2 * stride + j, gates.g);
+    store(gates_row + 3 * stride + j, gates.o);
+  });
+
+  // The gradient of the normalised c' and its two sums. A loop of its own: the chain from a pre-activation to its
+  // tanh is shorter, and the processor works on several vectors at once.
+  const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
+  Vec<T> sum_d{}, sum_d_c{};
+  for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
+    const Vec<T> gate_o = load(gates_row + 3 * stride + j);
+    const Vec<T> c_hat = normalize(load(c_hat_row + j), c_mean, c_rstd);
     const Vec<T> gain = load(in.weight_ln_c + j, n);
     const Vec<T> tanh_n = tanh(c_hat * gain + load(in.bias_ln_c + j, n));
     const Vec<T> d_h = d_new_hidden(row, j, n);
-    Vec<T> d_n = d_tanh(tanh_n, d_h * gates.o), d_z_o;
+    Vec<T> d_n = d_tanh(tanh_n, d_h * gate_o), d_z_o;
     if constexpr (Extra) {
       if (task.options.layer_norm == LayerNorm::carry) d_n += d_new_cell(row, j);
-      d_z_o = d_output_gate(extras_of(in, task.options, row.m_candidate, j, n), gates.o, d_h, tanh_n);
-      if (row.unprojected) store(row.unprojected + j, gates.o * tanh_n, n);
+      d_z_o = d_output_gate(extras_of(in, task.options, row.m_candidate, j, n), gate_o, d_h, tanh_n);
+      if (row.unprojected) store(row.unprojected + j, gate_o * tanh_n, n);
     } else {
-      d_z_o = d_sigmoid(gates.o, d_h * tanh_n);
+      d_z_o = d_sigmoid(gate_o, d_h * tanh_n);
     }
     add_to<T>(row.sums + sums.ln_c_weight + j, d_n * c_hat);
     add_to<T>(row.sums + sums.ln_c_bias + j, d_n);
     const Vec<T> d_c_hat = d_n * gain;
     sum_d += d_c_hat;
     sum_d_c += d_c_hat * c_hat;
-    store(gates_row + j, gates.i);
-    store(gates_row + stride + j, gates.f);
-    store(gates_row + 2 * stride + j, gates.g);
     store(gates_row + 3 * stride + j, d_z_o);
     store(c_hat_row + j, c_hat);
     store(d_c_hat_row + j, d_c_hat);
@@ -314,8 +323,9 @@ void announce_step(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, 
     stream.add(task.grad.d_output + (t * B + b) * P, P);
     if (s > task.saved_begin) stream.add(cells_before(task, row_steps, s, b), H);
   }
-  const int64_t depth = ceil_div(active, kTileRows) * PlainColumns{P}.panels<T>() * operands<O>(4 * H);
-  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].start(depth / scratch.members);
+  const int64_t tiles = tiles_of_panel(active < kRowBlock ? active : kRowBlock, operands<O>(4 * H)) *
+                        ceil_div(active, kRowBlock) * PlainColumns{P}.panels<T>();
+  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].start(tiles / scratch.members);
 }
 
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
@@ -325,26 +335,31 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
   const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
   const bool zoneout = task.options.zoneout_h > 0;
   const PlainColumns columns{P};
-  const auto multiply_panel = [&task, &scratch, active, P, stride, depth, zoneout, columns](
-                                  int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
+  const auto multiply = [&task, &scratch, active, P, stride, depth, zoneout, columns](int64_t member, int64_t p,
+                                                                                      int64_t next) LSTM_FUSED_INLINE {
     const O* const panel = static_cast<const O*>(task.packed_hh) + p * depth * kPanelColumns<T>;
-    for_each_tile(active, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
-      constexpr int R = decltype(rows)::value;
-      gemm_tile<T, R>(
-          RowPointers<O, R>::from(scratch.a + first), depth, panel, kPanelColumns<T>,
-          [&](int, int) LSTM_FUSED_INLINE { return Vec<T>{}; },
-          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
-            const int64_t column = columns.offset<T>(p, j);
-            if (column >= P) return;
-            T* d_h = scratch.d_h + (first + i) * stride + column;
-            if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + first + i) * stride + column);
-            store(d_h, zoneout ? load(d_h) + v : v);
+    T* const sums = scratch.sums + member * kRowBlock * kPanelColumns<T>;
+    for (int64_t block = 0; block < active; block += kRowBlock) {
+      const Factor<O> factors[] = {{scratch.a + block, 0, depth}};
+      multiply_panel<T>(
+          factors, active - block < kRowBlock ? active - block : kRowBlock, panel,
+          panel + next * depth * kPanelColumns<T>, depth * kStripColumns<T>, sums,
+          [](int64_t, int64_t, int, int) LSTM_FUSED_INLINE {},
+          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
+            for (int64_t r = first; r < first + rows; ++r)
+              for (int j = vector; j < vector + vectors; ++j) {
+                const int64_t column = columns.offset<T>(p, j);
+                if (column >= P) break;
+                Vec<T> v = load(sums + r * kPanelColumns<T> + j * kLanes<T>);
+                T* const d_h = scratch.d_h + (block + r) * stride + column;
+                if (task.hidden_mask) v *= load(task.hidden_mask + (task.first + block + r) * stride + column);
+                store(d_h, zoneout ? load(d_h) + v : v);
+              }
           },
-          PrefetchAndStream{Prefetch::share(panel + next * depth * kPanelColumns<T>, depth, tile),
-                            scratch.streams + member});
-    });
+          scratch.streams + member);
+    }
   };
-  for_each_panel(task.team, columns.panels<T>(), scratch.backwards, multiply_panel);
+  for_each_panel(task.team, columns.panels<T>(), scratch.backwards, multiply);
 }
 
 // d_h' = d_h_t W_hr of all rows, d_h_t = d_h + m_y * d_y in the buffer of the chunk.
@@ -369,15 +384,16 @@ void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O
     scratch.out[r] = scratch.d_new + r * scratch.stride;
   }
   gemm_rows<T>(task.team, scratch.backwards, active, scratch.a, operands<O>(P), static_cast<const O*>(task.packed_hr),
-               operands<O>(P) * kPanelColumns<T>, PlainColumns{H}, static_cast<const T*>(nullptr), scratch.out);
+               operands<O>(P) * kPanelColumns<T>, 0, PlainColumns{H}, static_cast<const T*>(nullptr), scratch.out,
+               scratch.sums);
 }
 
 template <typename T, typename O>
 void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O>& scratch, int64_t count) {
   const int64_t depth = operands<O>(4 * task.sizes.hidden_size);
   gemm_rows<T>(task.team, false, count, scratch.a, depth, static_cast<const O*>(task.packed_ih),
-               depth * kPanelColumns<T>, PlainColumns{task.sizes.input_size}, static_cast<const T*>(nullptr),
-               scratch.out);
+               depth * kPanelColumns<T>, 0, PlainColumns{task.sizes.input_size}, static_cast<const T*>(nullptr),
+               scratch.out, scratch.sums);
 }
 
 template <typename T, typename O>

@@ -5,9 +5,9 @@
 //   c_t = zoneout(c', c_{t-1}),    h_t = zoneout(h', h_{t-1})
 //   y_t = m_y * h_t,               h~_t = m_h * h_t
 //
-// The register tiles hold the four gates of the same units. Without layer norm they become c_t and h_t while they are
-// in the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
-// tile. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of
+// The panels hold the four gates of the same units. Without layer norm their sums become c_t and h_t while they are in
+// the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
+// sums. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of
 // steps is one product then, as it is where the rows are few.
 //
 // Options that change the cell itself (lstm/cell.h: extras) and the projection h_t = W_hr h' are compiled apart
@@ -23,8 +23,7 @@
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
-constexpr int64_t kProjectionRows =
-    96;  // rows of one input projection: enough to reuse a panel, few enough to stay cached
+constexpr int64_t kProjectionRows = kRowBlock;  // rows of one input projection
 
 // Everything a step needs of one row. Tensor rows hold H (4H, P) values, scratch rows are padded.
 template <typename T>
@@ -63,7 +62,7 @@ struct ForwardScratch {
   T* gates;           // [chunk_rows, 4H], where they are not saved
   T* recurrent;       // [rows, 4H] W_hh h~, where it is not saved
   T* stats;           // [chunk_rows, 6], where they are not saved
-  T* tile;            // [members] a register tile
+  T* sums;            // [members, kRowBlock, kPanelColumns] of the rows of a panel
   T* row_scratch;     // [members, 2, stride] of one row: o and c'
   BlockMasks<T> masks;
 
@@ -89,7 +88,7 @@ struct ForwardScratch {
     gates = saves || merged ? nullptr : arena.take<T>(chunk_rows * gates_size);
     recurrent = saves && has_layer_norm(options) ? nullptr : arena.take<T>(row_count * gates_size);
     stats = saves || !has_layer_norm(options) ? nullptr : arena.take<T>(chunk_rows * 6);
-    tile = arena.take<T>(members * kTileRows * kPanelColumns<T>);
+    sums = arena.take<T>(members * kRowBlock * kPanelColumns<T>);
     row_scratch = arena.take<T>(members * 2 * stride);
     masks = take_masks<T>(arena, options, row_count, stride);
   }
@@ -168,46 +167,61 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.output) __builtin_prefetch(row.output + j, 1);
 }
 
-// plain_units of the rows of a tile. Not inlined: its constants would be kept in registers that the products need.
-template <bool Extra, typename T>
+// plain_units of the rows of a tile, from their sums of a panel and what these start from: the bias if Merged, else
+// row.gates. Not inlined: the loops over panels and tiles stay small.
+template <bool Extra, bool Merged, typename T>
 __attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const StepRow<T>* rows, int64_t count, int64_t j,
-                                          int64_t n, const T* tile) {
-  for (int64_t i = 0; i < count; ++i, tile += kPanelColumns<T>)
-    plain_units<Extra, T>(task, rows[i], j, n,
-                          {load(tile), load(tile + kLanes<T>), load(tile + 2 * kLanes<T>), load(tile + 3 * kLanes<T>)});
+                                          int64_t n, const T* sums) {
+  const int64_t H = task.sizes.hidden_size;
+  const auto run = [&](int64_t lanes) LSTM_FUSED_INLINE {
+    for (int64_t i = 0; i < count; ++i, sums += kPanelColumns<T>) {
+      const T* const start = (Merged ? task.bias : rows[i].gates) + j;
+      const auto z = [&](int gate)
+                         LSTM_FUSED_INLINE { return load(sums + gate * kLanes<T>) + load(start + gate * H, lanes); };
+      plain_units<Extra, T>(task, rows[i], j, lanes, {z(0), z(1), z(2), z(3)});
+    }
+  };
+  if (n >= kLanes<T>)
+    run(kLanes<T>);  // which the compiler sees
+  else
+    run(n);
 }
 
-// Without layer norm: the products and the gates, panel by panel. Merged: z starts as the bias and takes in W_ih x;
-// otherwise it starts as row.gates.
+// Without layer norm: the products and the gates, panel by panel.
 template <bool Extra, bool Merged, typename T, typename O>
 void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t I = operands<O>(task.sizes.input_size), P = operands<O>(task.sizes.projection_size);
   const int64_t H = task.sizes.hidden_size;
-  const int64_t panel_size = (I + P) * kPanelColumns<T>, first_row = Merged ? 0 : I, depth = I + P - first_row;
-  const auto run_panel = [&task, &scratch, active, I, P, H, panel_size, first_row, depth](
-                             int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
+  const int64_t panel_size = (I + P) * kPanelColumns<T>;
+  const auto run_panel = [&task, &scratch, active, I, P, H, panel_size](int64_t member, int64_t p,
+                                                                        int64_t next) LSTM_FUSED_INLINE {
     const int64_t j = p * kLanes<T>, n = H - j;
     const O* const panel = static_cast<const O*>(task.packed) + p * panel_size;
-    T* const z = scratch.tile + member * kTileRows * kPanelColumns<T>;
-    Vec<T> bias[kPanelVectors] = {};
-    if constexpr (Merged)
-      for (int gate = 0; gate < kPanelVectors; ++gate) bias[gate] = load(task.bias + gate * H + j, n);
-    for_each_tile(active, [&](int64_t tile_number, int64_t first, auto tile_rows) LSTM_FUSED_INLINE {
-      constexpr int R = decltype(tile_rows)::value;
-      const StepRow<T>* const rows = scratch.rows + first;
-      for (int i = 0; i < R; ++i) prefetch_units(rows[i], H, j);
-      Tile<T, R> tile;
-      for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
-                                LSTM_FUSED_INLINE { v = Merged ? bias[gate] : load(rows[i].gates + gate * H + j, n); });
-      const auto ahead = Prefetch::share(panel + next * panel_size + first_row * kPanelColumns<T>, depth, tile_number);
-      if constexpr (Merged)
-        multiply_add(tile, RowPointers<O, R>::from(scratch.a + first), I, panel, kPanelColumns<T>, ahead);
-      multiply_add(tile, RowPointers<O, R>::from(scratch.a_hidden + first), P, panel + I * kPanelColumns<T>,
-                   kPanelColumns<T>, ahead.after(Merged ? I : 0));
-      for_each_vector(tile, [&](int i, int gate, Vec<T>& v)
-                                LSTM_FUSED_INLINE { store(z + (i * kPanelVectors + gate) * kLanes<T>, v); });
-      plain_tile<Extra>(task, rows, R, j, n, z);
-    });
+    T* const sums = scratch.sums + member * kRowBlock * kPanelColumns<T>;
+    for (int64_t block = 0; block < active; block += kRowBlock) {
+      const StepRow<T>* const rows = scratch.rows + block;
+      const auto multiply = [&](const auto& factors) LSTM_FUSED_INLINE {
+        multiply_panel<T>(
+            factors, active - block < kRowBlock ? active - block : kRowBlock, panel, panel + next * panel_size,
+            panel_size / kStrips, sums,
+            [&](int64_t first, int64_t count, int vector, int vectors) LSTM_FUSED_INLINE {
+              if (vector + vectors < kPanelVectors) return;
+              for (int64_t r = first; r < first + count; ++r) prefetch_units(rows[r], H, j);
+            },
+            [&](int64_t first, int64_t count, int vector, int vectors) LSTM_FUSED_INLINE {
+              if (vector + vectors < kPanelVectors) return;
+              plain_tile<Extra, Merged>(task, rows + first, count, j, n, sums + first * kPanelColumns<T>);
+            });
+      };
+      const Factor<O> hidden = {scratch.a_hidden + block, I, I + P};
+      if constexpr (Merged) {
+        const Factor<O> factors[] = {{scratch.a + block, 0, I}, hidden};
+        multiply(factors);
+      } else {
+        const Factor<O> factors[] = {hidden};
+        multiply(factors);
+      }
+    }
   };
   for_each_panel(task.team, GateColumns{H}.panels<T>(), scratch.backwards, run_panel);
 }
@@ -215,11 +229,11 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
 // out[r] = bias + a[r] times packed panels, or the weight as it lies where nothing is packed (never for pairs).
 template <typename T, typename O, class Columns>
 LSTM_FUSED_FN void product(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
-                           const O* packed, int64_t panel_size, Columns columns, const T* weight, int64_t rows,
-                           const T* bias, T* const* out) {
+                           const O* packed, int64_t panel_size, int64_t from, Columns columns, const T* weight,
+                           int64_t rows, const T* bias, T* const* out, T* sums) {
   if constexpr (kGroup<O> == 1)
     if (!packed) return gemm_unpacked<T>(count, a, depth, weight, rows, bias, out);
-  gemm_rows<T>(team, backwards, count, a, operands<O>(depth), packed, panel_size, columns, bias, out);
+  gemm_rows<T>(team, backwards, count, a, operands<O>(depth), packed, panel_size, from, columns, bias, out, sums);
 }
 
 // W_hh h~ of all rows as whole rows.
@@ -228,10 +242,9 @@ LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T, 
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
   const int64_t first_row = operands<O>(task.sizes.input_size), panel_rows = first_row + operands<O>(P);
-  const O* const packed = static_cast<const O*>(task.packed);
-  product(task.team, scratch.backwards, active, scratch.a_hidden, P,
-          packed ? packed + first_row * kPanelColumns<T> : nullptr, panel_rows * kPanelColumns<T>, GateColumns{H},
-          task.in.weight_hh, 4 * H, static_cast<const T*>(nullptr), scratch.out);
+  product(task.team, scratch.backwards, active, scratch.a_hidden, P, static_cast<const O*>(task.packed),
+          panel_rows * kPanelColumns<T>, first_row, GateColumns{H}, task.in.weight_hh, 4 * H,
+          static_cast<const T*>(nullptr), scratch.out, scratch.sums);
 }
 
 // Without layer norm and without packed weights.
@@ -331,8 +344,8 @@ void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
     scratch.out[r] = scratch.rows[r].h;
   }
   product(task.team, scratch.backwards, active, scratch.a, H, static_cast<const O*>(task.packed_hr),
-          operands<O>(H) * kPanelColumns<T>, PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr),
-          scratch.out);
+          operands<O>(H) * kPanelColumns<T>, 0, PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr),
+          scratch.out, scratch.sums);
   for (int64_t r = 0; r < active; ++r)
     for (int64_t j = 0; j < P; j += kLanes<T>) finish_hidden(scratch.rows[r], j, P - j, load(scratch.rows[r].h + j));
 }
@@ -437,8 +450,8 @@ void forward(const ForwardTask<T>& task) {
         }
       const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
       product(task.team, false, chunk_count, scratch.a, I, static_cast<const O*>(task.packed),
-              (operands<O>(I) + operands<O>(P)) * kPanelColumns<T>, GateColumns{H}, task.in.weight_ih, 4 * H, bias,
-              scratch.out);
+              (operands<O>(I) + operands<O>(P)) * kPanelColumns<T>, 0, GateColumns{H}, task.in.weight_ih, 4 * H, bias,
+              scratch.out, scratch.sums);
     }
 
     int64_t step_row = 0;

@@ -1,11 +1,14 @@
-// Matrix products: a register tile of rows x (4 vectors) over packed panels, and the packing.
+// Matrix products: a register tile over packed panels, and the packing.
 //
-// A panel is K x (4 vectors), contiguous; K counts operands (operand.h). Two kinds:
+// A panel is K x (4 vectors); K counts operands (operand.h). It is cut into strips as wide as a register tile, each
+// contiguous: [strip][K][kTileVectors vectors]. Two kinds:
 //   plain  panel p holds columns [4Lp, 4L(p+1)) of a [K, N] matrix                          (L = lanes of a vector)
 //   gates  panel p holds hidden units [Lp, L(p+1)) of the four gates side by side, of W^T with W [4H, K]:
-//          one register tile then has i, f, g, o of the same units, and the gates need no second pass
-// Each element of a product is one chain of multiply-adds over ascending operands, whatever the tile: its bits do not
-// depend on how rows are grouped, hence not on the number of threads.
+//          a panel's sums are i, f, g, o of the same units, and the gates need no second pass
+// Each element of a product is the sum of blocks of at most kDepthBlock operands, and each block one chain of
+// multiply-adds over ascending operands, whatever the tile: its bits do not depend on how rows are grouped, hence not
+// on the number of threads. One long chain would lose more bits, and a block of a strip stays in the first-level cache
+// while all rows pass by.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -14,70 +17,61 @@
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 constexpr int kPanelVectors = 4;
-// Rows of the register tile: tile rows x 4 accumulators, 4 vectors of the panel and a broadcast fit the registers.
+// The register tile: its sums, the vectors of a strip and a broadcast fit the registers. Tall, because each tile reads
+// the strip once: the cache has to feed it.
+constexpr int kTileRows = 6;
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 6;  // 32 registers
+constexpr int kTileVectors = 4;  // 32 registers
 #else
-constexpr int kTileRows = 3;  // 16 registers
+constexpr int kTileVectors = 2;  // 16 registers
 #endif
+constexpr int kStrips = kPanelVectors / kTileVectors;
+constexpr int kWideRows = kTileRows / kStrips;  // so few rows take all strips of a panel at once
+constexpr int64_t kDepthBlock = 192;
+// Rows that pass by a strip: enough to reuse it, few enough for their sums to stay cached.
+constexpr int64_t kRowBlock = 96;
 
 template <typename T>
 constexpr int64_t kPanelColumns = kPanelVectors * kLanes<T>;
+template <typename T>
+constexpr int64_t kStripColumns = kTileVectors * kLanes<T>;
 
-// Asks for a share of the panel that follows, one cache line a step over k, so that its first tile does not wait for
-// the third-level cache. Beyond the last panel it asks for nothing useful, and harms nothing.
-struct Prefetch {
-  const char* next;
+// Where vector j of a panel starts in it.
+template <typename T>
+LSTM_FUSED_FN int64_t vector_offset(int j, int64_t strip_size) {
+  return j / kTileVectors * strip_size + j % kTileVectors * kLanes<T>;
+}
 
-  template <typename T>
-  LSTM_FUSED_INLINE static Prefetch share(const T* next_panel, int64_t depth, int64_t tile) {
-    constexpr int64_t kLine = 64, kLines = kPanelVectors * LSTM_FUSED_VECTOR_BYTES / kLine;  // of a panel for each k
-    return {reinterpret_cast<const char*>(next_panel) + tile % kLines * depth * kLine};
-  }
-  LSTM_FUSED_INLINE void operator()(int64_t k) const { __builtin_prefetch(next + k * 64, 0, 2); }
-  LSTM_FUSED_INLINE Prefetch after(int64_t k) const { return {next + k * 64}; }
-};
-
-// Asks for memory that the next step will touch, a cache line at a time in the course of a product: all at once would
-// wait for one another. On a cache line of its own: each member of a team writes to its own at every few k.
+// Asks for memory that the next step will touch, some cache lines before each tile of a product: all at once would wait
+// for one another. On a cache line of its own: each member of a team writes to its own at every tile.
 struct alignas(64) Stream {
   struct Range {
     const char *begin, *end;
   };
   Range* ranges;
-  int64_t count = 0;     // of ranges
-  int64_t next = 0;      // range
-  int64_t interval = 1;  // a line every so many k, a power of two
+  int64_t count = 0;  // of ranges
+  int64_t next = 0;   // range
+  int64_t lines = 0;  // at each tile
   const char* line = nullptr;
 
   template <typename T>
   LSTM_FUSED_INLINE void add(const T* p, int64_t values) {
     ranges[count++] = {reinterpret_cast<const char*>(p), reinterpret_cast<const char*>(p + values)};
   }
-  // From the first range on, spread over `steps` values of k.
-  void start(int64_t steps) {
+  // From the first range on, spread over so many tiles.
+  void start(int64_t tiles) {
     next = 0;
     line = count > 0 ? ranges[0].begin : nullptr;
-    int64_t lines = 1;
-    for (int64_t k = 0; k < count; ++k) lines += (ranges[k].end - ranges[k].begin) / 64 + 1;
-    for (interval = 1; 2 * interval * lines <= steps; interval *= 2) {
+    int64_t all = 0;
+    for (int64_t k = 0; k < count; ++k) all += (ranges[k].end - ranges[k].begin) / 64 + 1;
+    lines = tiles > 0 ? ceil_div(all, tiles) : all;
+  }
+  LSTM_FUSED_INLINE void ask() {
+    for (int64_t k = 0; k < lines && next != count; ++k) {
+      __builtin_prefetch(line, 0, 2);
+      line += 64;
+      if (line >= ranges[next].end && ++next < count) line = ranges[next].begin;
     }
-  }
-  LSTM_FUSED_INLINE void operator()(int64_t k) {
-    if ((k & (interval - 1)) != 0 || next == count) return;
-    __builtin_prefetch(line, 0, 2);
-    line += 64;
-    if (line >= ranges[next].end && ++next < count) line = ranges[next].begin;
-  }
-};
-
-// Both of them.
-struct PrefetchAndStream {
-  Prefetch prefetch;
-  Stream* stream;
-  LSTM_FUSED_INLINE void operator()(int64_t k) const {
-    prefetch(k);
-    (*stream)(k);
   }
 };
 
@@ -87,58 +81,14 @@ LSTM_FUSED_FN void prefetch_row(const T* p, int64_t n) {
   for (int64_t k = 0; k < n; k += 64 / sizeof(T)) __builtin_prefetch(p + k, 0, 2);
 }
 
-struct NoPrefetch {
-  LSTM_FUSED_INLINE void operator()(int64_t) const {}
-};
-
-// The accumulators of a register tile. Code that uses one is inlined, or it would live in memory.
-template <typename T, int Rows>
-struct Tile {
-  Vec<T> acc[Rows][kPanelVectors];
-};
-
-// f(i, j, tile.acc[i][j]) for every accumulator.
-template <typename T, int Rows, class F>
-LSTM_FUSED_FN void for_each_vector(Tile<T, Rows>& tile, F f) {
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kPanelVectors; ++j) f(i, j, tile.acc[i][j]);
-}
-
-// acc[i][j] += sum_k a(i, k) * b[k * ldb + j * lanes + lane].
-template <typename T, typename O, int Rows, class A, class Ahead = NoPrefetch>
-LSTM_FUSED_FN void multiply_add(Tile<T, Rows>& tile, A a, int64_t depth, const O* b, int64_t ldb, Ahead ahead = {}) {
-  for (int64_t k = 0; k < depth; ++k, b += ldb) {
-    decltype(load_operands(b)) panel[kPanelVectors];
-    ahead(k);
-#pragma GCC unroll 4
-    for (int j = 0; j < kPanelVectors; ++j) panel[j] = load_operands(b + j * kLanes<T>);
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) {
-      const auto x = broadcast_operand(a(i, k));
-#pragma GCC unroll 4
-      for (int j = 0; j < kPanelVectors; ++j) add_product(tile.acc[i][j], x, panel[j]);
-    }
-  }
-}
-
-// acc[i][j] = init(i, j) + sum_k a(i, k) * b[k * ldb + j * lanes + lane]; then done(i, j, acc[i][j]).
-template <typename T, int Rows, typename O, class A, class Init, class Done, class Ahead = NoPrefetch>
-LSTM_FUSED_FN void gemm_tile(A a, int64_t depth, const O* b, int64_t ldb, Init init, Done done, Ahead ahead = {}) {
-  Tile<T, Rows> tile;
-  for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { v = init(i, j); });
-  multiply_add(tile, a, depth, b, ldb, ahead);
-  for_each_vector(tile, [&](int i, int j, Vec<T>& v) LSTM_FUSED_INLINE { done(i, j, v); });
-}
-
 // The left operand as one pointer a row (rows anywhere in memory), or packed as [K][Rows].
 template <typename O, int Rows>
 struct RowPointers {
   const O* row[Rows];
-  LSTM_FUSED_FN RowPointers from(const O* const* rows) {
+  LSTM_FUSED_FN RowPointers from(const O* const* rows, int64_t first) {
     RowPointers a;
-    for (int i = 0; i < Rows; ++i) a.row[i] = rows[i];
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) a.row[i] = rows[i] + first;
     return a;
   }
   LSTM_FUSED_INLINE O operator()(int i, int64_t k) const { return row[i][k]; }
@@ -150,13 +100,51 @@ struct PackedRows {
   LSTM_FUSED_INLINE O operator()(int i, int64_t k) const { return data[k * Rows + i]; }
 };
 
+// The sums of a register tile. Code that uses one is inlined, or it would live in memory.
+template <typename T, int Rows, int Vectors>
+struct Tile {
+  Vec<T> acc[Rows][Vectors] = {};
+
+  // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. Meanwhile it asks for
+  // the cache lines from `ahead` on, one a step over k, if Asks.
+  template <bool Asks, typename O, class A>
+  LSTM_FUSED_INLINE void multiply_add(A a, int64_t depth, const O* b, int64_t ldb, int64_t strip_size,
+                                      const char* ahead) {
+    for (int64_t k = 0; k < depth; ++k, b += ldb) {
+      if constexpr (Asks) __builtin_prefetch(ahead + k * 64, 0, 2);
+      decltype(load_operands(b)) strip[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) strip[j] = load_operands(b + vector_offset<T>(j, strip_size));
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i) {
+        const auto x = broadcast_operand(a(i, k));
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) add_product(acc[i][j], x, strip[j]);
+      }
+    }
+  }
+
+  // To sums[i * stride + j * lanes + lane]: stored, or added to what is there.
+  LSTM_FUSED_INLINE void store_to(T* sums, int64_t stride, bool add) {
+    if (add)
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) acc[i][j] += load(sums + i * stride + j * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) store(sums + i * stride + j * kLanes<T>, acc[i][j]);
+  }
+};
+
 template <int N>
 struct Constant {
   static constexpr int value = N;
 };
 
-// f(Constant<rows>) for rows in 1..kTileRows.
-template <class F, int N = kTileRows>
+// f(Constant<rows>) for rows in 1..N.
+template <int N = kTileRows, class F>
 LSTM_FUSED_FN void with_rows(int64_t rows, F f) {
   if constexpr (N == 1) {
     f(Constant<1>{});
@@ -164,19 +152,92 @@ LSTM_FUSED_FN void with_rows(int64_t rows, F f) {
     if (rows == N)
       f(Constant<N>{});
     else
-      with_rows<F, N - 1>(rows, f);
+      with_rows<N - 1>(rows, f);
   }
 }
 
-// f(tile, first, Constant<rows>) over tiles of nearly equal height that cover rows 0..count-1.
-template <class F>
-LSTM_FUSED_FN void for_each_tile(int64_t count, F f) {
-  const int64_t tiles = ceil_div(count, kTileRows);
-  for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
-    const int64_t rows = ceil_div(count - first, tiles - tile);
-    with_rows(rows, [&](auto constant) LSTM_FUSED_INLINE { f(tile, first, constant); });
-    first += rows;
-  }
+// A left operand, one pointer a row, and the rows of the panel that it is multiplied with. Several that follow one
+// another make one sum, like [x | h~] times [W_ih W_hh]^T.
+template <typename O>
+struct Factor {
+  const O* const* rows;
+  int64_t begin, end;
+};
+
+// sums[i] (+)= rows [begin, end) of the strip times the factors' rows [first, first + Rows). Not inlined: the loops get
+// all registers, wherever they are used.
+template <typename T, typename O, int Rows, int Vectors>
+__attribute__((noinline)) void multiply_rows(const Factor<O>* factor, int64_t first, int64_t begin, int64_t end,
+                                             const O* strip, int64_t strip_size, bool add, T* sums, const char* ahead) {
+  Tile<T, Rows, Vectors> tile;
+  const auto multiply = [&](auto asks) LSTM_FUSED_INLINE {
+    constexpr bool kAsks = decltype(asks)::value != 0;
+    for (int64_t k = begin; k < end; ++factor) {
+      const int64_t stop = factor->end < end ? factor->end : end;
+      if (stop <= k) continue;
+      const auto a = RowPointers<O, Rows>::from(factor->rows + first, k - factor->begin);
+      tile.template multiply_add<kAsks>(a, stop - k, strip + k * kStripColumns<T>, kStripColumns<T>, strip_size,
+                                        kAsks ? ahead + (k - begin) * 64 : nullptr);
+      k = stop;
+    }
+  };
+  if (ahead)
+    multiply(Constant<1>{});
+  else
+    multiply(Constant<0>{});
+  tile.store_to(sums, kPanelColumns<T>, add);
+}
+
+// Of nearly equal size, and one where there is nothing to multiply.
+LSTM_FUSED_FN int64_t depth_blocks(int64_t depth) { return depth > 0 ? ceil_div(depth, kDepthBlock) : 1; }
+
+// sums [count][kPanelColumns] = the factors' rows [0, count) times the panel, whose strips are strip_size apart; count
+// is at most kRowBlock. Tile by tile before(r, rows, vector, vectors) is called ahead of its last products, and
+// after(r, rows, vector, vectors) when its sums are complete. Meanwhile it asks for the strip that follows, at last for
+// the first one of next_panel, so that its first tile does not wait for the third-level cache, and for what the stream
+// holds. Beyond the last panel it asks for nothing useful, and harms nothing.
+template <typename T, typename O, int Factors, class Before, class After>
+LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t count, const O* panel,
+                                  const O* next_panel, int64_t strip_size, T* sums, Before before, After after,
+                                  Stream* stream = nullptr) {
+  const int64_t from = factors[0].begin, depth = factors[Factors - 1].end - from, blocks = depth_blocks(depth);
+  const auto multiply_strip = [&](int vector, auto vectors, auto most_rows) LSTM_FUSED_INLINE {
+    constexpr int V = decltype(vectors)::value, M = decltype(most_rows)::value;
+    constexpr int64_t kLines = kStripColumns<T> * sizeof(O) / 64;  // of a strip for each k
+    const O* const strip = panel + vector / kTileVectors * strip_size;
+    const O* const next_strip = vector + V < kPanelVectors ? strip + strip_size : next_panel;
+    const int64_t tiles = ceil_div(count, M);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t begin = from + depth * block / blocks, end = from + depth * (block + 1) / blocks;
+      const char* const ahead = reinterpret_cast<const char*>(next_strip + begin * kStripColumns<T>);
+      const bool last = block + 1 == blocks;
+      for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
+        const int64_t rows = ceil_div(count - first, tiles - tile);
+        if (last) before(first, rows, vector, V);
+        if (stream) stream->ask();
+        // Few rows take their time from the cache, which foresees by itself what comes next.
+        const bool asks = V == kTileVectors && tile < kLines;
+        with_rows<M>(rows, [&](auto constant) LSTM_FUSED_INLINE {
+          multiply_rows<T, O, decltype(constant)::value, V>(factors, first, begin, end, strip, strip_size, block > 0,
+                                                            sums + first * kPanelColumns<T> + vector * kLanes<T>,
+                                                            asks ? ahead + tile * (end - begin) * 64 : nullptr);
+        });
+        if (last) after(first, rows, vector, V);
+        first += rows;
+      }
+    }
+  };
+  if (kStrips > 1 && count <= kWideRows)
+    multiply_strip(0, Constant<kPanelVectors>{}, Constant<kWideRows>{});
+  else
+    for (int strip = 0; strip < kStrips; ++strip)
+      multiply_strip(strip * kTileVectors, Constant<kTileVectors>{}, Constant<kTileRows>{});
+}
+
+// How many tiles multiply_panel makes of one panel.
+LSTM_FUSED_FN int64_t tiles_of_panel(int64_t count, int64_t depth) {
+  const bool wide = kStrips > 1 && count <= kWideRows;
+  return depth_blocks(depth) * (wide ? 1 : kStrips * ceil_div(count, kTileRows));
 }
 
 // Where vector j of panel p lies in a row, and how many of its lanes are real.
@@ -244,12 +305,13 @@ LSTM_FUSED_FN void for_each_row(const Team& team, int64_t count, int64_t togethe
   });
 }
 
-// out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size; bias: null or a row laid out
-// like an output row.
+// out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size, the rows wanted at its row
+// `from`; bias: null or a row laid out like an output row; sums: [members][kRowBlock][kPanelColumns].
 template <typename T, typename O, class Columns>
 LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
-                             const O* packed, int64_t panel_size, Columns columns, const T* bias, T* const* out) {
-  const auto multiply_panel = [=](int64_t, int64_t p, int64_t next) LSTM_FUSED_INLINE {
+                             const O* packed, int64_t panel_size, int64_t from, Columns columns, const T* bias,
+                             T* const* out, T* all_sums) {
+  const auto multiply = [=](int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
     Vec<T> bias_vectors[kPanelVectors] = {};
     int64_t offsets[kPanelVectors], lanes[kPanelVectors];
     for (int j = 0; j < kPanelVectors; ++j) {
@@ -257,21 +319,32 @@ LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, co
       lanes[j] = columns.template lanes<T>(p, j);
       if (bias && lanes[j] > 0) bias_vectors[j] = load(bias + offsets[j], lanes[j]);
     }
+    const bool whole = lanes[0] >= kLanes<T> && lanes[kPanelVectors - 1] >= kLanes<T>;
     const O* const panel = packed + p * panel_size;
-    for_each_tile(count, [&](int64_t tile, int64_t first, auto rows) LSTM_FUSED_INLINE {
-      constexpr int R = decltype(rows)::value;
-      for (int i = 0; i < R; ++i)
-        for (int j = 0; j < kPanelVectors; ++j) __builtin_prefetch(out[first + i] + offsets[j], 1);
-      gemm_tile<T, R>(
-          RowPointers<O, R>::from(a + first), depth, panel, kPanelColumns<T>,
-          [&](int, int j) LSTM_FUSED_INLINE { return bias_vectors[j]; },
-          [&](int i, int j, Vec<T> v) LSTM_FUSED_INLINE {
-            if (lanes[j] > 0) store(out[first + i] + offsets[j], v, lanes[j]);
+    T* const sums = all_sums + member * kRowBlock * kPanelColumns<T>;
+    for (int64_t block = 0; block < count; block += kRowBlock) {
+      T* const* const to = out + block;
+      const Factor<O> factors[] = {{a + block, from, from + depth}};
+      multiply_panel<T>(
+          factors, count - block < kRowBlock ? count - block : kRowBlock, panel, panel + next * panel_size,
+          panel_size / kStrips, sums,
+          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
+            for (int64_t r = first; r < first + rows; ++r)
+              for (int j = vector; j < vector + vectors; ++j) __builtin_prefetch(to[r] + offsets[j], 1);
           },
-          Prefetch::share(panel + next * panel_size, depth, tile));
-    });
+          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
+            for (int64_t r = first; r < first + rows; ++r)
+              for (int j = vector; j < vector + vectors; ++j) {
+                const Vec<T> v = load(sums + r * kPanelColumns<T> + j * kLanes<T>) + bias_vectors[j];
+                if (whole)
+                  store(to[r] + offsets[j], v);
+                else if (lanes[j] > 0)
+                  store(to[r] + offsets[j], v, lanes[j]);
+              }
+          });
+    }
   };
-  for_each_panel(team, columns.template panels<T>(), backwards, multiply_panel);
+  for_each_panel(team, columns.template panels<T>(), backwards, multiply);
 }
 
 // The sums of the lanes of L vectors, as one vector: lane r is the sum of rows[r].
@@ -353,16 +426,17 @@ template <typename T, typename O>
 void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, void* packed) {
   for (int64_t k = 0; k < depth; k += kGroup<O>)
     for (int64_t p = first; p < last; ++p) {
-      const int64_t group = k / kGroup<O>;
-      O* const to = static_cast<O*>(packed) + (p * operands<O>(depth) + group) * kPanelColumns<T>;
+      const int64_t strip_size = operands<O>(depth) * kStripColumns<T>;
+      O* const panel = static_cast<O*>(packed) + p * kStrips * strip_size + k / kGroup<O> * kStripColumns<T>;
       for (int j = 0; j < kPanelVectors; ++j) {
         const int64_t column = p * kPanelColumns<T> + j * kLanes<T>, lanes = columns - column;
-        if (lanes < kLanes<T>) std::memset(to + j * kLanes<T>, 0, sizeof(O) * kLanes<T>);
+        O* const to = panel + vector_offset<T>(j, strip_size);
+        if (lanes < kLanes<T>) std::memset(to, 0, sizeof(O) * kLanes<T>);
         if (lanes <= 0) continue;
         const T* rows[kGroup<O>];
         for (int64_t row = 0; row < kGroup<O>; ++row)
           rows[row] = k + row < depth ? matrix + (k + row) * columns + column : nullptr;
-        store_group(rows, lanes, to + j * kLanes<T>);
+        store_group(rows, lanes, to);
       }
     }
 }
@@ -374,25 +448,26 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
   constexpr int64_t L = kLanes<T>, G = kGroup<O>;
   for (int64_t p = first; p < last; ++p)
     for (int j = 0; j < kPanelVectors; ++j) {
-      O* const to = packed + p * panel_size + j * L;
+      O* const to = packed + p * panel_size + vector_offset<T>(j, panel_size / kStrips);
       const T* const from = weight + columns.template offset<T>(p, j) * depth;
       const int64_t left = columns.template lanes<T>(p, j), units = left < L ? left : L;
       // The vector after this one; beyond the last it asks for nothing useful.
       const bool ends_panel = j + 1 == kPanelVectors;
       const T* const next_from = weight + columns.template offset<T>(p + ends_panel, ends_panel ? 0 : j + 1) * depth;
-      const O* const next_to = ends_panel ? packed + (p + 1) * panel_size : to + L;
+      const O* const next_to =
+          packed + (p + ends_panel) * panel_size + vector_offset<T>(ends_panel ? 0 : j + 1, panel_size / kStrips);
       int64_t k = 0;  // operands
       if (units == L)
         for (; (k + L) * G <= depth; k += L) {
-          prefetch_squares(next_from + k * G, depth, next_to + k * kPanelColumns<T>, kPanelColumns<T>);
-          transpose_operands(from + k * G, depth, to + k * kPanelColumns<T>, kPanelColumns<T>);
+          prefetch_squares(next_from + k * G, depth, next_to + k * kStripColumns<T>, kStripColumns<T>);
+          transpose_operands(from + k * G, depth, to + k * kStripColumns<T>, kStripColumns<T>);
         }
       for (; k < operands<O>(depth); ++k)
         for (int64_t lane = 0; lane < L; ++lane) {
           const int64_t numbers = depth - k * G < G ? depth - k * G : G;
           O buffer{};
           if (lane < units) buffer = *operand_row(from + lane * depth + k * G, numbers, &buffer, 0);
-          to[k * kPanelColumns<T> + lane] = buffer;
+          to[k * kStripColumns<T> + lane] = buffer;
         }
     }
 }
@@ -401,7 +476,7 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
 template <typename T, typename O>
 void pack_gates(const T* weight, int64_t hidden_size, int64_t depth, int64_t first, int64_t last, void* packed,
                 int64_t panel_size, int64_t row) {
-  pack_weight(weight, GateColumns{hidden_size}, depth, first, last, static_cast<O*>(packed) + row * kPanelColumns<T>,
+  pack_weight(weight, GateColumns{hidden_size}, depth, first, last, static_cast<O*>(packed) + row * kStripColumns<T>,
               panel_size);
 }
 

@@ -36,8 +36,6 @@ int64_t plain_panels(int64_t columns) {
 
 template <typename T, typename O>
 constexpr Kernels<T> make_table() {
-  void (*group)(const T*, int64_t, int64_t, int64_t, int64_t, void*) = nullptr;
-  if constexpr (kGroup<O> > 1) group = group_rows<T, O>;
   return {kGroup<O>,
           forward_scratch<T, O>,
           forward<T, O>,
@@ -52,11 +50,12 @@ constexpr Kernels<T> make_table() {
           pack_plain<T, O>,
           drop_weights<T>,
           scratch_stride,
+          kPassRows,
           kGradientBlock,
           gradient_stride<T>,
           parameter_sums<T>,
           pack_transposed<T, O>,
-          group,
+          kPassOperands<T, O>,
           weight_gradient<T, O>,
           unpack_gradient<T>,
           apply_sigmoid<T>,

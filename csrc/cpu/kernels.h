@@ -84,14 +84,15 @@ struct BackwardTask {
 template <typename T>
 struct WeightGradientTask {
   int64_t input_columns, hidden_columns;
-  int64_t stride;  // of the gradients and of the sums: gradient_stride
+  int64_t stride;  // of the gradients: gradient_stride
   int64_t rows;    // of the chunk
   int64_t first, last;
   const void* packed_input;  // by pack_transposed
   const void* packed_hidden;
-  const void* d_gates_ih;  // as they lie, or by group_rows
-  const void* d_gates_hh;
-  T* sums;  // [input_columns + hidden_columns, stride], accumulated over the chunks
+  const T* d_gates_ih;
+  const T* d_gates_hh;  // the same without layer norm
+  void* scratch;        // gradient_scratch operands
+  T* sums;              // of x, then from input_columns * stride on of h~: see weight_gradient.h; over the chunks
   bool first_chunk;
 };
 
@@ -122,17 +123,17 @@ struct Kernels {
 
   void (*drop_weights)(const LayerOptions&, const T* from, int64_t columns, int64_t first, int64_t last, T* to);
   int64_t (*scratch_stride)(const LayerSizes&);
-  int64_t gradient_block;  // rows of a chunk that are packed together
+  int64_t most_chunk_rows;  // steps x rows whose gate gradients are kept at a time, at most
+  int64_t gradient_block;   // rows of a chunk that are packed together
   int64_t (*gradient_stride)(int64_t columns);
   ParameterSums (*parameter_sums)(int64_t hidden_size, const LayerOptions&);
   // Rows [first, first + count) given by pointer, each times its mask where there is one, packed as the transposed left
   // operand; first is a multiple of gradient_block.
   void (*pack_transposed)(const T* const* rows, const T* const* masks, int64_t first, int64_t count, int64_t columns,
                           void* packed);
-  // Groups [first, last) of rows of gradients as the right operand; null where an operand is one number.
-  void (*group_rows)(const T* gradients, int64_t rows, int64_t stride, int64_t first, int64_t last, void* grouped);
+  int64_t gradient_scratch;  // operands that a task of weight_gradient needs
   void (*weight_gradient)(const WeightGradientTask<T>&);
-  // d_weight [rows, columns], its rows of panels [first, last), from sums [columns, gradient_stride(rows)].
+  // d_weight [rows, columns], its rows of panels [first, last), from the sums of weight_gradient.
   void (*unpack_gradient)(const T* sums, int64_t rows, int64_t columns, int64_t first, int64_t last, T* d_weight);
 
   // For tests of the mathematics alone.

@@ -15,8 +15,8 @@ namespace lstm_fused::cpu {
 namespace {
 
 // Steps x rows whose gate gradients are kept at a time: few stay in the second-level cache, many share one pass over
-// the sums of the weight gradients. Twice the hidden size, within these bounds.
-constexpr int64_t kLeastChunkRows = 256, kMostChunkRows = 1024;
+// the sums of the weight gradients. Twice the hidden size, within this bound and the kernels' own.
+constexpr int64_t kLeastChunkRows = 256;
 constexpr int64_t kUnpackedRows = 8;       // steps x rows up to which the forward pass uses the weights as they lie
 constexpr int64_t kMergedRows = 16;        // sequences from which a step makes both products at once ...
 constexpr int64_t kMergedRowsOfSmall = 4;  // ... and when the weights are small:
@@ -38,10 +38,18 @@ const T* sum_of_biases(const LayerInputs<T>& in, int64_t gates, Workspace& works
   return bias;
 }
 
-// f(first, last) over shares of [0, count).
+// How many shares of [0, count) there are.
+int64_t shares(const Executor& executor, int64_t count) { return std::min(executor.threads, count); }
+
+// f(number, first, last) over shares of [0, count).
+void share_numbered(const Executor& executor, int64_t count, const std::function<void(int64_t, int64_t, int64_t)>& f) {
+  const int64_t tasks = shares(executor, count);
+  if (tasks > 0) executor.run(tasks, [&](int64_t task) { f(task, count * task / tasks, count * (task + 1) / tasks); });
+}
+
+// f(first, last) over them.
 void share(const Executor& executor, int64_t count, const std::function<void(int64_t, int64_t)>& f) {
-  const int64_t tasks = std::min(executor.threads, count);
-  if (tasks > 0) executor.run(tasks, [&](int64_t task) { f(count * task / tasks, count * (task + 1) / tasks); });
+  share_numbered(executor, count, [&](int64_t, int64_t first, int64_t last) { f(first, last); });
 }
 
 // Zeroes the rows past the lengths of a [T, B, width] tensor.
@@ -101,16 +109,6 @@ Plan make_plan(const LayerSizes& sizes, const LayerOptions& options, const int64
   return Plan(sizes, lengths, executor.threads, weight_bytes, packs(sizes) ? k.plain_panels(P) : 1);
 }
 
-// The gradients of a chunk as weight_gradient wants them.
-template <typename T>
-const void* right_operand(const Kernels<T>& k, const T* gradients, int64_t rows, int64_t stride, void* grouped,
-                          const Executor& executor) {
-  if (!k.group_rows) return gradients;
-  share(executor, operands(k, rows),
-        [&](int64_t first, int64_t last) { k.group_rows(gradients, rows, stride, first, last, grouped); });
-  return grouped;
-}
-
 // The backward pass of h_t = W_hr h', over the chunks of a call. Without a projection all is null and nothing happens.
 template <typename T>
 struct Projection {
@@ -120,12 +118,12 @@ struct Projection {
   T* d_hidden = nullptr;      // [rows of the chunk, stride]
   T* unprojected = nullptr;   // [rows of the chunk, H] h'; null where no weight gradients are wanted, like the next two
   void* packed_unprojected = nullptr;
-  void* grouped = nullptr;  // d_hidden by group_rows
-  T* sums = nullptr;        // [H, stride]
+  T* gradient_scratch = nullptr;
+  T* sums = nullptr;  // [H, stride]
   std::vector<const T*> rows;
 
   Projection(const Kernels<T>& kernels, const LayerSizes& sizes, const LayerOptions& options, int64_t chunk_rows,
-             bool want_weights, Workspace& workspace)
+             bool want_weights, Workspace& workspace, const Executor& executor)
       : k(kernels),
         hidden_size(sizes.hidden_size),
         projection_size(sizes.projection_size),
@@ -139,7 +137,7 @@ struct Projection {
     if (!want_weights) return;
     unprojected = workspace.take<T>(chunk_rows * hidden_size);
     packed_unprojected = workspace.take<T>(operands(k, chunk_rows) * hidden_size);
-    grouped = workspace.take<T>(k.group_rows ? operands(k, chunk_rows) * stride : 0);
+    gradient_scratch = workspace.take<T>(shares(executor, k.plain_panels(projection_size)) * k.gradient_scratch);
     sums = workspace.take<T>(hidden_size * stride);
     for (int64_t row = 0; row < chunk_rows; ++row) rows.push_back(unprojected + row * hidden_size);
   }
@@ -161,10 +159,9 @@ struct Projection {
                           packed_unprojected);
       }
     });
-    const void* const right = right_operand(k, d_hidden, count, stride, grouped, executor);
-    share(executor, k.plain_panels(projection_size), [&](int64_t first, int64_t last) {
-      k.weight_gradient(
-          {hidden_size, 0, stride, count, first, last, packed_unprojected, nullptr, right, right, sums, first_chunk});
+    share_numbered(executor, k.plain_panels(projection_size), [&](int64_t number, int64_t first, int64_t last) {
+      k.weight_gradient({hidden_size, 0, stride, count, first, last, packed_unprojected, nullptr, d_hidden, d_hidden,
+                         gradient_scratch + number * k.gradient_scratch, sums, first_chunk});
     });
   }
 
@@ -360,7 +357,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
 
   if (max_steps > 0) {
     const int64_t stride = k.gradient_stride(4 * H);
-    const int64_t chunk_rows_wanted = std::min(kMostChunkRows, std::max(kLeastChunkRows, 2 * H));
+    const int64_t chunk_rows_wanted = std::min(k.most_chunk_rows, std::max(kLeastChunkRows, 2 * H));
     const int64_t chunk_steps = std::min(max_steps, std::max<int64_t>(1, chunk_rows_wanted / B));
     const int64_t chunk_rows = chunk_steps * B;
     const int64_t gate_panels = k.plain_panels(4 * H);
@@ -371,7 +368,7 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
     share(executor, k.plain_panels(P),
           [&](int64_t first, int64_t last) { k.pack_plain(in.weight_hh, 4 * H, P, first, last, packed_hh); });
-    Projection<T> projection(k, sizes, options, chunk_rows, want_weights, workspace);
+    Projection<T> projection(k, sizes, options, chunk_rows, want_weights, workspace, executor);
     projection.pack(in.weight_hr, executor);
     if (grad.d_input)
       share(executor, k.plain_panels(I),
@@ -391,9 +388,8 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
     const int64_t row_groups = want_weights ? operands(k, chunk_rows) : 0;
     void* const packed_input = workspace.take<T>(row_groups * I);
     void* const packed_hidden = workspace.take<T>(row_groups * P);
-    void* const grouped_ih = workspace.take<T>(k.group_rows ? row_groups * stride : 0);
-    void* const grouped_hh =
-        d_gates_hh == d_gates_ih ? grouped_ih : workspace.take<T>(k.group_rows ? row_groups * stride : 0);
+    T* const gradient_scratch =
+        workspace.take<T>(want_weights ? shares(executor, gate_panels) * k.gradient_scratch : 0);
     T* const weight_sums = workspace.take<T>(want_weights ? (I + P) * stride : 0);
     T* const zeros = workspace.take<T>(in.reset ? P : 0);  // h_{t-1} after a reset
     zero(zeros, P);
@@ -486,12 +482,9 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
           k.pack_transposed(hiddens.data(), hidden_mask ? masks.data() : nullptr, row, count, P, packed_hidden);
         }
       });
-      const void* const right_ih = right_operand(k, d_gates_ih, rows, stride, grouped_ih, executor);
-      const void* const right_hh =
-          d_gates_hh == d_gates_ih ? right_ih : right_operand(k, d_gates_hh, rows, stride, grouped_hh, executor);
-      share(executor, gate_panels, [&](int64_t first, int64_t last) {
-        k.weight_gradient({I, P, stride, rows, first, last, packed_input, packed_hidden, right_ih, right_hh,
-                           weight_sums, step_end == max_steps});
+      share_numbered(executor, gate_panels, [&](int64_t number, int64_t first, int64_t last) {
+        k.weight_gradient({I, P, stride, rows, first, last, packed_input, packed_hidden, d_gates_ih, d_gates_hh,
+                           gradient_scratch + number * k.gradient_scratch, weight_sums, step_end == max_steps});
       });
       projection.add_weight_gradient(rows, step_end == max_steps, executor);
     }

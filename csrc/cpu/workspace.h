@@ -8,6 +8,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace lstm_fused::cpu {
 
 // On cache lines, not initialised, kept from call to call: fresh pages from the operating system cost a call of a small
@@ -47,7 +51,7 @@ class Workspace {
   };
 
  private:
-  static constexpr int64_t kLine = 64, kSmallestBlock = 1 << 16;
+  static constexpr int64_t kLine = 64, kSmallestBlock = 1 << 16, kHugePage = 1 << 21;
   static constexpr int64_t kKept = int64_t{256} << 20;  // bytes at most
   struct Free {
     void operator()(char* p) const { std::free(p); }
@@ -55,7 +59,13 @@ class Workspace {
 
   static std::unique_ptr<char, Free> new_block(int64_t size) {
     void* block = nullptr;
-    if (posix_memalign(&block, kLine, size) != 0) throw std::bad_alloc();
+    const bool large = size >= 2 * kHugePage;
+    if (posix_memalign(&block, large ? kHugePage : kLine, size) != 0) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    // A product reads from all over the block: with small pages most reads would miss the table of pages. A wish, which
+    // the system may not grant.
+    if (large) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
     return std::unique_ptr<char, Free>(static_cast<char*>(block));
   }
 
