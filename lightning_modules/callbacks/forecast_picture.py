@@ -28,13 +28,22 @@ class ForecastPicture(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if trainer.is_global_zero and trainer.world_size == 1:
-            examples, forecast, truth = pl_module.predict_step(batch, 0)
-            persistence = trainer.datamodule.unscaled(batch.persistence.double())
-            self._batches.append(tuple(x.cpu() for x in (examples, forecast[0], truth[0], persistence[0])))
+        if trainer.world_size == 1:
+            self._add(batch, pl_module, trainer.datamodule)
+
+    def _add(self, batch: Any, pl_module: LightningModule, data: Any) -> None:
+        examples, forecast, truth = pl_module.predict_step(batch, 0)
+        persistence = data.unscaled(batch.persistence.double())
+        self._batches.append(tuple(x.cpu() for x in (examples, forecast[0], truth[0], persistence[0])))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = folder_of(trainer)
+        if trainer.is_global_zero and trainer.world_size > 1:  # whose batches were shares
+            with torch.inference_mode():
+                for batch in trainer.datamodule.test_dataloader().whole():
+                    self._add(
+                        pl_module.transfer_batch_to_device(batch, pl_module.device, 0), pl_module, trainer.datamodule
+                    )
         if self._batches and folder is not None and trainer.loggers:
             self.draw(folder / "forecast.png", trainer.datamodule)
 

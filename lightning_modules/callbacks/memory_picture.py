@@ -30,7 +30,7 @@ class MemoryPicture(Callback):
         if not trainer.is_global_zero or folder is None:
             return
         split = "test" if data.has_test() else "valid"
-        loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+        loader = (data.test_dataloader() if split == "test" else data.val_dataloader()).whole()
         was_training = pl_module.training
         pl_module.eval()
         with torch.inference_mode():

@@ -99,6 +99,11 @@ class ExampleLoader:
     def _cut(self, order: list[int]) -> list[list[int]]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
+    def whole(self) -> "ExampleLoader":
+        """This loader, but that it gives whole batches, not a rank's share: for what one process does with all."""
+        self.rank, self.world_size = 0, 1
+        return self
+
     def restart(self) -> None:
         """Lets the next epoch begin with the first batch, whatever state was loaded."""
         self.next_batch = self._given = 0

@@ -126,6 +126,11 @@ def test_the_shares_of_two_processes_weigh_what_they_hold(name: str, tmp_path: P
     task, data = built(name, tmp_path)
     whole = list(of_processes(data, "train", 0, 1))
     shares = list(zip(*(of_processes(data, "train", rank, 2) for rank in range(2)), strict=True))
+    for loader in (data.train_dataloader(), data.val_dataloader()):  # data.trainer is the last rank of the two
+        assert loader.world_size == 2
+        whole_again = list(loader.whole())
+    assert len(whole_again) == len(list(of_processes(data, "valid", 0, 1)))
+    assert NoShare not in map(type, whole_again)
     unequal = False
     batches = list(zip(whole, shares, strict=True))
     for batch, parts in [*batches[:3], *(pair for pair in batches if isinstance(pair[1][1], NoShare))]:
