@@ -28,7 +28,9 @@ def run(page: Path) -> NotebookNode:
     Raises nbclient's ``CellExecutionError`` where a cell does.
     """
     notebook = nbformat.read(page, as_version=4)
-    client = NotebookClient(notebook, timeout=1800, startup_timeout=600, kernel_name="python3", record_timing=False)
+    client = NotebookClient(
+        notebook, timeout=1800, startup_timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
     client.execute()
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
