@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_modules.experiments.report import BETTER, NOT_TOLD_APART, WORSE, number
+from lightning_modules.experiments.report import AT_END, BETTER, NOT_TOLD_APART, WORSE, number
 from lightning_modules.inspections.report import BLUE, RED, new_figure, save_figure
 from lightning_modules.runs import ON_TRAIN
 
@@ -69,12 +69,13 @@ def _draw_curve(axes: "Axes", curve: list[dict[str, float]], kinds: dict[str, tu
 
 
 def draw_differences(report: "Report", path: Path) -> bool:
-    """A panel a main figure: each variant's difference to the baseline; whether there is anything to draw."""
+    """A panel a main figure of the best weights: each variant's difference to the baseline; whether there is anything to draw."""
     import matplotlib as mpl
 
     figures = {
         figure: [row for v in report.variants if (row := report.row(v, figure)).difference is not None]
         for figure in report.main_figures
+        if not figure.endswith(AT_END)
     }
     figures = {figure: rows for figure, rows in figures.items() if rows}
     if not figures:

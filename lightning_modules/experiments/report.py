@@ -19,6 +19,8 @@ from lightning_modules.runs import ON_TRAIN, read_summary
 if TYPE_CHECKING:
     from lightning_modules.experiments.base import Experiment
 
+AT_END = "_at_end"  # of a figure's name: it is of the last weights
+
 # The words for a difference, and what is not known.
 BETTER, WORSE, NOT_TOLD_APART, ONE_PAIR = "better", "worse", "not told apart", "a single seed, no interval"
 
@@ -45,14 +47,16 @@ class Result:
         """Figures by name, those that are finite; none of them is a time.
 
         ``val_...`` are of the best weights, as are ``test_...`` and ``gap``, the validation loss less the loss on train
-        data; ``gap_at_end`` is of the last weights that were validated.
+        data; ``..._at_end`` is of the last weights that were validated.
         """
         summary, best = self.summary, self.summary.get("best") or {}
         found = {name: value for name, value in best.items() if name.startswith("val_")}
         if ON_TRAIN in found:
             found["gap"] = gap(found)
             ends = [row for row in self.curve if ON_TRAIN in row]
-            found["gap_at_end"] = gap(ends[-1]) if ends else None
+            found[f"gap{AT_END}"] = gap(ends[-1]) if ends else None
+        monitor = summary.get("monitor")
+        found[f"{monitor}{AT_END}"] = next((row[monitor] for row in reversed(self.curve) if monitor in row), None)
         found |= summary.get("test") or {}
         found |= self.more
         found["train_loss_at_end"] = next(
@@ -155,13 +159,15 @@ class Report:
     def main_figures(self) -> list[str]:
         """Those that the variants are compared by."""
         wanted = [self.monitor, self.monitor.replace("val_", "test_", 1), "gap"]
+        wanted += [f"{name}{AT_END}" for name in (self.monitor, "gap")]
         return [name for name in dict.fromkeys(wanted) if any(name in r.figures for r in self.results)]
 
     def direction(self, figure: str) -> int:
         """1 where more is better, -1 where less is, 0 where neither can be said."""
+        figure = figure.removesuffix(AT_END)
         if figure.partition("_")[2] == self.monitor.partition("_")[2]:
             return 1 if self.mode == "max" else -1
-        return -1 if figure.endswith("loss") or figure in ("gap", "gap_at_end") else 0
+        return -1 if figure.endswith("loss") or figure == "gap" else 0
 
     def verdict(self, row: Row) -> str | None:
         """What the difference to the baseline comes to, in a word; ``None`` where there is none."""
@@ -299,7 +305,7 @@ class Report:
             return ""
         return (
             "The gap is the validation loss less the loss on train data, both measured alike (without dropout); "
-            "gap_at_end is that of the last weights."
+            "What ends with at_end is of the last weights."
         )
 
     def overview(self) -> str:

@@ -106,7 +106,8 @@ def test_the_gap_in_words(tmp_path: Path) -> None:
     """It is less that is better, and what becomes of it after the best epoch is said as it is."""
     small = {seed: row | {"val_loss": 0.42} for seed, row in BETTER.items()}
     report = make_report(tmp_path / "a", {"baseline": BASELINE, "regularized": small})
-    gap, change = Ablate().findings(report)[-2:]
+    gap, at_end, change = Ablate().findings(report)[-3:]
+    assert at_end.startswith("gap_at_end (less is better), against baseline with 0.5000: better: regularized -0.0800")
     assert gap.startswith("gap (less is better), against baseline with 0.1000: better: regularized -0.0800")
     assert "grows from 0.1000 to 0.5000 in baseline and grows from 0.0200 to 0.4200 in regularized" in change
     for version in (tmp_path / "a").glob("regularized/*/version_0"):
