@@ -92,7 +92,7 @@ def milliseconds(runs: dict[str, Callable[[], None]], device: str, seconds: floa
     """Of single calls, turn by turn for about `seconds`, at least 5 of each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        for _ in range(3):  # TorchScript optimises at the second
+        for _ in range(3):  # TorchScript optimizes at the second
             run()
     start = time.perf_counter()
     while len(next(iter(times.values()))) < 5 or time.perf_counter() - start < seconds:
@@ -209,7 +209,7 @@ def write(rows: list[Row], left_out: list[str], told: dict[str, str], folder: Pa
         (folder / "gpu.svg").write_text(picture(rows, told))
 
 
-COLOURS = {STEPS: "#1b6ca8", FULL: "#5f8f1a", SCRIPT: "#9a9a9a"}
+COLORS = {STEPS: "#1b6ca8", FULL: "#5f8f1a", SCRIPT: "#9a9a9a"}
 LEFT, TOP, COLUMN, PANEL, BELOW = 100, 70, 36, 170, 110  # pixels
 
 
@@ -227,21 +227,21 @@ def picture(rows: list[Row], told: dict[str, str]) -> str:
     parts = [
         text(10, 20, f"Training step on {told['GPU']}, torch {told['torch']}: speed, {PEER} = 1", 'font-size="14"')
     ]
-    for k, (name, colour) in enumerate(COLOURS.items()):
-        parts.append(text(10 + 300 * k, 42, f"\u25cf {name}", f'fill="{colour}"'))
+    for k, (name, color) in enumerate(COLORS.items()):
+        parts.append(text(10 + 300 * k, 42, f"\u25cf {name}", f'fill="{color}"'))
     for k, group in enumerate(groups):
         top = TOP + k * (PANEL + 20)
         parts.append(text(LEFT, top - 4, group.partition(", ")[2]))
         for power in range(low, high + 1):
             y = top + PANEL * (high - power) / (high - low)
-            colour = "#444444" if power == 0 else "#dddddd"
-            parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y:.0f}" y2="{y:.0f}" stroke="{colour}"/>')
+            color = "#444444" if power == 0 else "#dddddd"
+            parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y:.0f}" y2="{y:.0f}" stroke="{color}"/>')
             parts.append(text(LEFT - 6, y + 4, f"{2.0**power:g}", 'text-anchor="end"'))
         for row in rows:
-            if row.group == group and row.candidate in COLOURS:
+            if row.group == group and row.candidate in COLORS:
                 x = LEFT + COLUMN * (shapes.index(row.shape) + 0.5)
                 y = top + PANEL * (high - math.log2(row.speed_vs_nn_lstm)) / (high - low)
-                parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{COLOURS[row.candidate]}"/>')
+                parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{COLORS[row.candidate]}"/>')
     for k, shape in enumerate(shapes):
         x, y = LEFT + COLUMN * (k + 0.5), height - BELOW + 6
         parts.append(text(x, y, shape, f'text-anchor="end" transform="rotate(-50 {x:.0f} {y})"'))

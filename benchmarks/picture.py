@@ -36,13 +36,13 @@ def picture(rows: list[Row], facts: dict[str, str], path: Path) -> None:
         each.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{facts['CPU']}, {facts['instruction set']}, one thread, torch {facts['torch']}", fontsize=11)
     measured = {row.candidate for row in rows}
-    handles = [Patch(color=colour, label=name) for name, colour in TRAINED.items() if name in measured]
+    handles = [Patch(color=color, label=name) for name, color in TRAINED.items() if name in measured]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) or 1, fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def bars(axes: Axes, rows: list[Row], field: str, colours: dict[str, str], names: Iterable[str]) -> None:
+def bars(axes: Axes, rows: list[Row], field: str, colors: dict[str, str], names: Iterable[str]) -> None:
     """A bar a candidate, side by side for each shape."""
     values = {name: {row.shape: getattr(row, field) for row in rows if row.candidate == name} for name in names}
     values = {name: by_shape for name, by_shape in values.items() if by_shape}
@@ -51,7 +51,7 @@ def bars(axes: Axes, rows: list[Row], field: str, colours: dict[str, str], names
     for index, (name, by_shape) in enumerate(values.items()):
         offset = (index - (len(values) - 1) / 2) * width
         places = [shapes.index(shape) + offset for shape in by_shape]
-        axes.bar(places, list(by_shape.values()), width, label=name, color=colours[name])
+        axes.bar(places, list(by_shape.values()), width, label=name, color=colors[name])
     axes.set_xticks(range(len(shapes)), [shape.replace(" H", "\nH") for shape in shapes], fontsize=9)
 
 

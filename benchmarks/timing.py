@@ -41,7 +41,7 @@ def interleaved(
     """Time the calls turn by turn for about `seconds`, at least `rounds` times each."""
     calls = {}
     for name, run in runs.items():
-        run()  # whatever is made ready at the first call; TorchScript optimises at the second
+        run()  # whatever is made ready at the first call; TorchScript optimizes at the second
         calls[name] = calls_of_a_sample(run)
     times: dict[str, list[float]] = {name: [] for name in runs}
     walls: dict[str, list[float]] = {name: [] for name in runs}

@@ -2,7 +2,7 @@
 
 import sysconfig
 
-# -fno-math-errno and -fno-trapping-math let GCC vectorise the activations. Never -ffast-math: linking with it switches
+# -fno-math-errno and -fno-trapping-math let GCC vectorize the activations. Never -ffast-math: linking with it switches
 # the whole process to flush-to-zero. -g0: some Pythons add -g, which makes the wheel twenty times larger.
 FLAGS = [
     *("-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

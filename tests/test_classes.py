@@ -1,6 +1,6 @@
 """What the class of a module decides elsewhere: who is an nn.LSTM, and what tools that ask do to whom.
 
-FusedLSTM is none: torch.compile compiles no nn.LSTM, initialisation that sets every vector would harm its norms, and a
+FusedLSTM is none: torch.compile compiles no nn.LSTM, initialization that sets every vector would harm its norms, and a
 tool that makes another module of an nn.LSTM would drop the options. LSTM, which has no options, is one.
 """
 
@@ -37,7 +37,7 @@ NEW = pytest.mark.parametrize("kinds", [FUSED, DROP_IN], ids=["fused", "drop_in"
 
 
 def by_class(module):
-    """What most code that asks for the class does: initialise."""
+    """What most code that asks for the class does: initialize."""
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         for name, parameter in module.named_parameters():
             nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
@@ -69,7 +69,7 @@ def test_who_is_what():
 
 
 @pytest.mark.parametrize("init", [by_class, by_class_and_dimension, by_name_of_the_class])
-def test_initialisation_by_class(init):
+def test_initialization_by_class(init):
     """The same numbers in the drop-in as in torch's modules; nothing in the others, whose norms it would harm."""
     states = []
     for kinds in (THEIRS, DROP_IN):
@@ -86,7 +86,7 @@ def test_initialisation_by_class(init):
         assert_same_bits(model.apply(init).lstm.state_dict(), before)
 
 
-def test_initialisation_of_what_nn_lstm_has():
+def test_initialization_of_what_nn_lstm_has():
     """The way that README names for every class and option."""
 
     def init(module):
@@ -108,7 +108,7 @@ def test_initialisation_of_what_nn_lstm_has():
             assert_close(hh.T @ hh, torch.eye(hh.shape[1]))
 
 
-def test_initialisation_by_name_stops_at_a_vector():
+def test_initialization_by_name_stops_at_a_vector():
     """It is loud, as it is with an nn.LayerNorm in the model."""
 
     def init(module):

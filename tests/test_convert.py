@@ -81,7 +81,7 @@ def test_keras(use_bias):
 
 
 def carry_step(weight_ih, weight_hh, gains, biases, eps, bias=0.0):
-    """The normalised cell is carried on, and the hidden state sees it. Rows of [4H, in], in the order i, f, g, o."""
+    """The normalized cell is carried on, and the hidden state sees it. Rows of [4H, in], in the order i, f, g, o."""
 
     def norm(x, k):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * gains[k] + biases[k]

@@ -49,7 +49,7 @@ def test_weight_tying(pair):
 
 
 def test_a_weight_may_be_replaced(pair):
-    """By another parameter, or by a tensor made from one, as code that drops or normalises weights does."""
+    """By another parameter, or by a tensor made from one, as code that drops or normalizes weights does."""
     results = []
     for module in pair(1):
         module.weight_hh_l0 = nn.Parameter(2 * module.weight_hh_l0.detach())
@@ -339,7 +339,7 @@ def test_what_torch_does_to_parameters(change, pair):
     assert_close(results[1], results[0])
 
 
-def test_initialisation_is_skipped():
+def test_initialization_is_skipped():
     """By torch's own function, which nn.LSTM is too old for."""
     for kind in (FusedLSTM, LSTM, FusedLSTMCell, LSTMCell):
         before = torch.get_rng_state()
@@ -414,15 +414,15 @@ def test_threads_of_the_caller():
 
 
 def test_a_subclass_of_tensor_goes_through(pair):
-    class Labelled(torch.Tensor):
+    class Labeled(torch.Tensor):
         pass
 
     for module in pair():
-        assert type(module(x().as_subclass(Labelled))[0]) is Labelled
+        assert type(module(x().as_subclass(Labeled))[0]) is Labeled
 
 
 def test_subclasses():
-    """Which call the constructor and forward of what they extend, and initialise in their own way."""
+    """Which call the constructor and forward of what they extend, and initialize in their own way."""
     results = []
     for kind in (nn.LSTM, FusedLSTM, LSTM):
 

@@ -167,7 +167,7 @@ def test_compiled_the_module_keeps_every_32nd_state():
 
 MODULES = {
     "plain": {},
-    "regularised": {"num_layers": 2, "layer_norm": True, "dropout": 0.3, "recurrent_dropout": 0.3, "zoneout": 0.2},
+    "regularized": {"num_layers": 2, "layer_norm": True, "dropout": 0.3, "recurrent_dropout": 0.3, "zoneout": 0.2},
     "others": {
         "bidirectional": True,
         "num_layers": 2,

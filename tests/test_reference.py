@@ -103,8 +103,8 @@ def by_hand(on, open_gates=0):
     def norm(x, gain, bias):
         if gain not in t:
             return x
-        centred = x - x.mean()
-        return centred / (centred.square().mean() + 1e-5).sqrt() * t[gain] + t.get(bias, 0)
+        centered = x - x.mean()
+        return centered / (centered.square().mean() + 1e-5).sqrt() * t[gain] + t.get(bias, 0)
 
     z = norm(t["weight_ih"] @ x, "weight_ln_ih", "bias_ln_ih") + norm(t["weight_hh"] @ h, "weight_ln_hh", "bias_ln_hh")
     z = z + t.get("bias_ih", 0) + t.get("bias_hh", 0)

@@ -1,4 +1,4 @@
-"""Tools that count, profile, summarise and prune see in a FusedLSTM what they see in an nn.LSTM."""
+"""Tools that count, profile, summarize and prune see in a FusedLSTM what they see in an nn.LSTM."""
 
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_the_profiler_names_what_runs():
     assert names >= ours | {"FusedLSTM", "FusedLSTMBackward"}
 
 
-def test_lightning_summarises_it():
+def test_lightning_summarizes_it():
     lightning = pytest.importorskip("lightning", reason="the extra train")
     from lightning.pytorch.utilities.model_summary import ModelSummary
 
@@ -152,7 +152,7 @@ def test_lightning_summarises_it():
     assert "FusedLSTM" in str(ours[0])
 
 
-def test_torchinfo_summarises_it():
+def test_torchinfo_summarizes_it():
     torchinfo = pytest.importorskip("torchinfo", reason="a development dependency")
     columns = ("input_size", "output_size", "num_params", "mult_adds", "trainable")
     theirs, *ours = (

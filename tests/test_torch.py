@@ -118,7 +118,7 @@ def example(device, dtype=torch.float32, **options):
 
 OPTIONS = {
     "plain": {},
-    "regularised": {"layer_norm": True, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": 0.1},
+    "regularized": {"layer_norm": True, "dropout": 0.2, "recurrent_dropout": 0.2, "zoneout": 0.1},
     "others": {
         "layer_norm": "carry",
         "proj_size": 2,
@@ -169,7 +169,7 @@ def test_compile_draws_seeds(device):
 
 
 def test_compile_with_dynamic_sizes(device):
-    module, _ = example(device, **OPTIONS["regularised"])
+    module, _ = example(device, **OPTIONS["regularized"])
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for T, B in [(4, 3), (7, 2), (5, 6)]:
         x = random(T, B, 3, seed=1).float().to(device)
@@ -190,7 +190,7 @@ GIVEN = {
 @pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_new_sizes_hardly_ever_compile_anew(given, training, device):
     """20 different (T, B): the first as they are, the second with dynamic sizes, which serve all others."""
-    module, _ = example(device, **OPTIONS["regularised"])
+    module, _ = example(device, **OPTIONS["regularized"])
     module.train(training)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter)
@@ -249,7 +249,7 @@ def test_export_with_dynamic_sizes(options, device):
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_program_is_saved_and_trained(strict, device):
     """In training, too: the program draws masks, and its gradients are those of the module."""
-    module, x = example(device, **OPTIONS["regularised"], batch_first=True)
+    module, x = example(device, **OPTIONS["regularized"], batch_first=True)
     sizes = {"input": {0: torch.export.Dim("B", max=1000), 1: torch.export.Dim("T", max=1000)}}
     file = io.BytesIO()
     torch.export.save(torch.export.export(module, (x,), dynamic_shapes=sizes, strict=strict), file)
@@ -268,7 +268,7 @@ def test_an_exported_program_is_saved_and_trained(strict, device):
 @pytest.mark.slow
 def test_ahead_of_time_compilation(tmp_path):
     """AOTInductor: a package that calls the op, at any sizes."""
-    module, x = example("cpu", **OPTIONS["regularised"])
+    module, x = example("cpu", **OPTIONS["regularized"])
     sizes = {"input": {0: torch.export.Dim("T", min=1, max=1000), 1: torch.export.Dim("B", min=1, max=1000)}}
     program = torch.export.export(module.eval(), (x,), dynamic_shapes=sizes)
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
@@ -340,7 +340,7 @@ def test_meta_tensors():
 
 def test_selective_checkpointing():
     """What a policy keeps of the ops is not computed again."""
-    module, x = example("cpu", **OPTIONS["regularised"])
+    module, x = example("cpu", **OPTIONS["regularized"])
 
     def policy(context, op, *arguments, **options):
         ours = op.namespace == "lstm_fused"

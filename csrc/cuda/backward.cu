@@ -237,7 +237,7 @@ template <typename T, bool kRegisters>
 __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_constant__ BackwardStep<T> step) {
   using A = Accumulator<T>;
   // What is kept of a unit: W_ih x, W_hh h~, first the gates and then the gradients of the pre-activations; c', the
-  // gradient of its normalised value, c_{t-1}, the candidate's mask, and the two parts of d_c_t.
+  // gradient of its normalized value, c_{t-1}, the candidate's mask, and the two parts of d_c_t.
   constexpr int V = kLanes<T>, kX = 0, kH = 4, kGates = 8, kCell = 12, kDCell = 13, kPrevious = 14, kMask = 15,
                 kRest = 16, kPassed = 17;
   const LayerOptions& options = step.options;
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
 #pragma unroll
   for (int k = 0; k < 6; ++k) stats[k] = step.stats[b * 6 + k];
 
-  // The gates and c' again, then the gradient of the normalised c' and its two sums.
+  // The gates and c' again, then the gradient of the normalized c' and its two sums.
   A cell_sums[2] = {};
   for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
     const bool aligned = step.aligned && n >= V;

@@ -1,4 +1,4 @@
-// Numbers on the device: what is stored, what is computed with, and how a few neighbours move between the two.
+// Numbers on the device: what is stored, what is computed with, and how a few neighbors move between the two.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,7 +31,7 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::Type;
 
-// Neighbouring units that one thread takes: 128 bits of float32 or float64. Half types move 64 bits: a step is bound by
+// Neighboring units that one thread takes: 128 bits of float32 or float64. Half types move 64 bits: a step is bound by
 // its latency, which grows with the units a thread computes one after the other, and one Philox draw serves four.
 template <typename T>
 constexpr int kLanes = sizeof(T) == 8 ? 2 : 4;

@@ -12,7 +12,7 @@ from lightning_modules.runs import ON_TRAIN
 class TrainFigures(Callback):
     """Logs ``val_loss_on_train`` with every validation: the loss on as many batches of the train split.
 
-    The difference to ``val_loss`` is what has been learnt by heart. The running ``train_loss`` does not tell it: it is
+    The difference to ``val_loss`` is what has been learned by heart. The running ``train_loss`` does not tell it: it is
     that of weights before the epoch's end, with dropout, and with the penalties and label smoothing that are on.
     """
 

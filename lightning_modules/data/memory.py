@@ -297,7 +297,7 @@ class AddingDataModule(MemoryDataModule):
     Args:
         length: steps of a sequence, T.
         train_lengths: of the train sequences, where these are to take turns in being of other lengths: long sequences
-            are learnt sooner beside short ones. Valid and test are of ``length`` alone.
+            are learned sooner beside short ones. Valid and test are of ``length`` alone.
         train_size: sequences of an epoch; no epoch has those of another.
         valid_size: sequences of the valid split.
         test_size: sequences of the test split.

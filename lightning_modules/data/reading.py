@@ -114,7 +114,7 @@ class DataFiles:
       not test, there is no test.
     - Where valid or test is named but not train, files of the same suffix that name no split are train; without any,
       there is no train.
-    - Beside named train files, files that name no split are not read. Beside anything else, READMEs, licences and
+    - Beside named train files, files that name no split are not read. Beside anything else, READMEs, licenses and
       their like are not read, nor what is no data; but where all files of a split are no data, it is an error.
 
     ``train``, ``valid`` or ``test`` as a single file is that file, whatever its name; as a folder or a glob, those of

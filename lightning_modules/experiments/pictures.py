@@ -69,7 +69,7 @@ def _draw_curve(axes: "Axes", curve: list[dict[str, float]], kinds: dict[str, tu
 
 
 def draw_differences(report: "Report", path: Path) -> bool:
-    """A panel a main figure of the best weights: each variant's difference to the baseline; whether there is anything to draw."""
+    """Each variant's difference to the baseline, a panel a main figure of the best weights; whether there is any."""
     import matplotlib as mpl
 
     figures = {

@@ -50,7 +50,7 @@ def to_torch(lstm: FusedLSTM) -> nn.LSTM:
     return made.train(lstm.training)
 
 
-# What changes the numbers. eps acts with layer norm only, forget_bias at initialisation only, recurrent_dropout_on with
+# What changes the numbers. eps acts with layer norm only, forget_bias at initialization only, recurrent_dropout_on with
 # recurrent_dropout only.
 _NEW_OPTIONS = {
     "layer_norm", "variational", "recurrent_dropout", "zoneout", "weight_dropout", "peephole",

@@ -12,7 +12,7 @@ from .lstm import FusedLSTM, FusedLSTMCell
 class LSTM(FusedLSTM, nn.LSTM):
     """:class:`FusedLSTM` without options, and an ``nn.LSTM``: for code in which nothing but the import changes.
 
-    Code that asks ``isinstance(module, nn.LSTM)`` most often initialises its weights, and finds here what it expects,
+    Code that asks ``isinstance(module, nn.LSTM)`` most often initializes its weights, and finds here what it expects,
     parameter by parameter. A tool that replaces an ``nn.LSTM`` by another module of the same weights may do so here,
     where there is no option that it would drop; that is why FusedLSTM itself is none.
 

@@ -1,4 +1,4 @@
-"""FusedLSTM and FusedLSTMCell: ``nn.LSTM`` and ``nn.LSTMCell`` with every regulariser inside the recurrence."""
+"""FusedLSTM and FusedLSTMCell: ``nn.LSTM`` and ``nn.LSTMCell`` with every regularizer inside the recurrence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .trace import Recorder, Trace
 
 State = tuple[Tensor, Tensor]
 
-# One layer's parameters in the order in which an op takes them, and in which nn.LSTM registers and initialises its own.
+# One layer's parameters in the order in which an op takes them, and in which nn.LSTM registers and initializes its own.
 _WEIGHTS = ("weight_ih", "weight_hh")
 _BIASES = ("bias_ih", "bias_hh")
 _NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")
@@ -32,7 +32,7 @@ _GATE_BITS = {"i": 1, "f": 2, "o": 4}  # of the ops' open_gates
 
 
 class _FusedBase(nn.Module):
-    """What the layer stack and the cell share: arguments, parameters and their initialisation, the seed."""
+    """What the layer stack and the cell share: arguments, parameters and their initialization, the seed."""
 
     _OPACUS: str  # its module that takes the place
 
@@ -107,7 +107,7 @@ class _FusedBase(nn.Module):
         return [[own[name] if name in own else getattr(self, name) for name in names] for names in self._names]
 
     def reset_parameters(self) -> None:
-        """Initialise again: uniform as ``nn.LSTM``, norms as the identity, the forget gate's bias if one was given."""
+        """Initialize again: uniform as ``nn.LSTM``, norms as the identity, the forget gate's bias if one was given."""
         bound = 1 / math.sqrt(self.hidden_size)
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         for suffix in self._suffixes():
@@ -212,16 +212,16 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 class FusedLSTM(_FusedBase):
-    """``nn.LSTM`` with regularisation inside the recurrence, one op a layer and direction.
+    """``nn.LSTM`` with regularization inside the recurrence, one op a layer and direction.
 
-    Arguments, initialisation, state dict and results are those of ``nn.LSTM``; the keyword-only arguments are new. The
+    Arguments, initialization, state dict and results are those of ``nn.LSTM``; the keyword-only arguments are new. The
     equations stand in :func:`lstm_fused.reference.lstm_cell`.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as in
             ``nn.LSTM`` (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
         layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016); ``"carry"``:
-            the normalised cell is carried to the next step, and the norms of the products have biases, in place of
+            the normalized cell is carried to the next step, and the norms of the products have biases, in place of
             ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
         variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
         recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one
@@ -240,7 +240,7 @@ class FusedLSTM(_FusedBase):
             to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
         eps: of the layer norms.
 
-    It is no ``nn.LSTM`` for ``isinstance``: see :class:`lstm_fused.LSTM`, and for initialisation :attr:`all_weights`.
+    It is no ``nn.LSTM`` for ``isinstance``: see :class:`lstm_fused.LSTM`, and for initialization :attr:`all_weights`.
 
     On the CPU, in all dtypes but float32 and with a projection, the output of a training step may be changed in place
     before the backward pass, as that of ``nn.LSTM`` may. It is a copy, unless ``bidirectional`` or ``recompute`` makes
@@ -341,7 +341,7 @@ class FusedLSTM(_FusedBase):
         """
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
-    # Private in nn.LSTM too, but read by much code that initialises weights, and the biases of forget gates: so these
+    # Private in nn.LSTM too, but read by much code that initializes weights, and the biases of forget gates: so these
     # name matrices, and vectors [4H] of all four gates, and nothing else.
     @property
     def _all_weights(self) -> list[list[str]]:

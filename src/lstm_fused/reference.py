@@ -138,7 +138,7 @@ def lstm_cell(
 
     Layer norm is on when ``weight_ln_ih``, ``weight_ln_hh``, ``weight_ln_c`` and ``bias_ln_c`` are given ("ba2016"); it
     is the other model in use ("carry": PyTorch's ``custom_lstms.py``, TensorFlow Addons) when ``bias_ln_ih`` and
-    ``bias_ln_hh`` are given too. They take the place of ``b_ih`` and ``b_hh``, and the normalised cell is carried:
+    ``bias_ln_hh`` are given too. They take the place of ``b_ih`` and ``b_hh``, and the normalized cell is carried:
     ``c_t = zoneout(n, c_{t-1})``. The peephole of o sees c' in both.
 
     ``open_gates``, a sum of :data:`GATES`: gates that are 1, whatever their z, which has no gradient then.

@@ -240,7 +240,7 @@ def test_the_language_model_trains_to_the_loss_of_the_cpu(precision, tolerance, 
         assert main([*arguments, f"--trainer.accelerator={device}", f"--trainer.precision={kind}"]) == 0
         with Path("runs", "char_lm", f"version_{version}", "metrics.csv").open() as file:
             losses.append([float(row["val_loss"]) for row in csv.DictReader(file) if row.get("val_loss")][-1])
-    assert losses[0] < 3.6  # something was learnt: it starts at 4.2, the logarithm of the vocabulary
+    assert losses[0] < 3.6  # something was learned: it starts at 4.2, the logarithm of the vocabulary
     assert abs(losses[1] - losses[0]) < tolerance * losses[0]
 
 

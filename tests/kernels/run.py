@@ -4,7 +4,7 @@
 
 In a fourth, the package's own, the quick tests run it: test_kernels_alone.py.
 
-- address: under the address and undefined-behaviour sanitizers;
+- address: under the address and undefined-behavior sanitizers;
 - thread: under the thread sanitizer, the test's tasks being real threads;
 - arm64: cross-compiled and run under an emulator (Debian: g++-aarch64-linux-gnu and qemu-user).
 

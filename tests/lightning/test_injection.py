@@ -214,8 +214,8 @@ def test_any_optimizer_of_torch_decays_weights_alone(name: str) -> None:
     optimizer = task.configure_optimizers()["optimizer"]
     assert type(optimizer).__name__ == name
     partition = task.decay_partition()
-    optimised = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(optimised) == sorted(id(p) for p in task.parameters())
+    optimized = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(optimized) == sorted(id(p) for p in task.parameters())
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
     if "weight_decay" in optimizer.defaults:
         by_parameter = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

@@ -209,7 +209,7 @@ def test_steps_of_unequal_sequences_count_alike() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that has learnt to tell the first character after 0 and 2 steps, and hardly more."""
+    """The folder of a run that has learned to tell the first character after 0 and 2 steps, and hardly more."""
     runs = tmp_path_factory.mktemp("runs")
     sizes = ("--data.train_size=1200", "--data.valid_size=60", "--data.test_size=90", "--data.symbols=3")
     options = ("--data.distances=[0,2,30]", "--model.lr=0.02", "--trainer.max_epochs=2", f"--runs={runs}")

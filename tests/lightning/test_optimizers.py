@@ -32,8 +32,8 @@ def test_every_parameter_is_in_exactly_one_part(
     assert set(partition.spared) == NORMS | BIASES | (set() if decay_embeddings else embedding)
 
     groups = task_optimizer(task).param_groups
-    optimised = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(optimised) == sorted(id(parameter) for parameter in task.parameters())
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(optimized) == sorted(id(parameter) for parameter in task.parameters())
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
 
 

@@ -46,7 +46,7 @@ CITIES = ("Oslo", "Paris", "Rome", "New York", "San Jose")
 
 
 def make_conll(count: int, seed: int) -> str:
-    """Sentences about people (PER) and cities (LOC), which their neighbours and capitals tell."""
+    """Sentences about people (PER) and cities (LOC), which their neighbors and capitals tell."""
     draw = random.Random(seed)
     lines: list[str] = []
     for _ in range(count):
