@@ -305,7 +305,7 @@ class Report:
             return ""
         return (
             "The gap is the validation loss less the loss on train data, both measured alike (without dropout); "
-            "What ends with at_end is of the last weights."
+            "what ends with at_end is of the last weights."
         )
 
     def overview(self) -> str:
