@@ -50,10 +50,18 @@ def weights_of(run: LoadedRun, label: str) -> Weights:
     return Weights(label, by_group(dict(run.task.named_parameters())), decayed, run.task.hparams.weight_decay)
 
 
+def names_of_folders(folders: list[Path]) -> list[str]:
+    """The end of each path: two parts, and as many more as tell different folders apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    count = 2
+    while count < max(map(len, paths)) and len({path[-count:] for path in paths}) < len(set(paths)):
+        count += 1
+    return ["/".join(path[-count:]) for path in paths]
+
+
 def labels_of(runs: list[LoadedRun]) -> list[str]:
     """What tells the runs apart: the options of the model in which they differ, or their folders."""
-    folders = [run_folder(run.checkpoint) for run in runs]
-    names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    names = names_of_folders([run_folder(run.checkpoint) for run in runs])
     options = [dict(run.task.hparams) for run in runs]
     differing = [name for name in options[0] if len({str(some.get(name)) for some in options}) > 1]
     if not differing or len(differing) > 3:

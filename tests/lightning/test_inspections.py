@@ -28,7 +28,14 @@ from lightning_modules.inspections.gradients import Line, finding_of_inputs, flo
 from lightning_modules.inspections.gradients import draw as draw_gradients
 from lightning_modules.inspections.gradients import findings as gradient_findings
 from lightning_modules.inspections.inside import at_work, initial_weights, valid_batch
-from lightning_modules.inspections.weights import AT_START, Weights, draw_dropout, findings_of, normalization
+from lightning_modules.inspections.weights import (
+    AT_START,
+    Weights,
+    draw_dropout,
+    findings_of,
+    names_of_folders,
+    normalization,
+)
 from lightning_modules.loading import load_run
 from lightning_modules.runs import read_summary
 from lstm_fused import LSTM, FusedLSTM
@@ -288,6 +295,14 @@ def test_the_weights_at_the_start_are_made_again(tmp_path: Path, config: str) ->
     assert torch.equal(torch.get_rng_state(), generator)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_runs_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """Those of a plan end alike."""
+    folders = [tmp_path / end for end in ("a/seed_1/version_0", "b/seed_1/version_0", "a/seed_1/version_1")]
+    assert names_of_folders(folders[:2]) == ["a/seed_1/version_0", "b/seed_1/version_0"]
+    assert names_of_folders(folders[::2]) == ["seed_1/version_0", "seed_1/version_1"]
+    assert names_of_folders([folders[0]] * 2) == ["seed_1/version_0"] * 2
 
 
 def test_findings_about_weights_are_computed() -> None:
