@@ -65,8 +65,9 @@ def growing_gaps(report: "Report") -> list[str]:
     for variant in ("baseline", "regularized"):
         best, end = (report.row(variant, figure) for figure in ("gap", "gap_at_end"))
         if variant in report.variants and best.values and end.values:
-            change = "grows" if end.mean > best.mean else "shrinks" if end.mean < best.mean else "stays"
-            parts.append(f"{change} from {number(best.mean)} to {number(end.mean)} in {variant}")
+            first, last = number(best.mean), number(end.mean)
+            change = f"{'grows' if end.mean > best.mean else 'shrinks'} from {first} to {last}"
+            parts.append(f"{change if first != last else f'stays at {first}'} in {variant}")
     if not parts:
         return []
     return [f"From the best weights to the last ones the gap {' and '.join(parts)}."]

@@ -114,6 +114,9 @@ def test_the_gap_in_words(tmp_path: Path) -> None:
         (version / "epochs.csv").write_text("step,val_loss,val_loss_on_train\n10,0.5,0.49\n")
     change = Ablate().findings(Report(Ablate(), report.plan))[-1]
     assert "and shrinks from 0.0200 to 0.0100 in regularized" in change
+    for version in (tmp_path / "a").glob("regularized/*/version_0"):
+        (version / "epochs.csv").write_text("step,val_loss,val_loss_on_train\n10,0.50001,0.48\n")
+    assert "and stays at 0.0200 in regularized" in Ablate().findings(Report(Ablate(), report.plan))[-1]
 
 
 def test_what_is_missing_is_said_and_not_counted(tmp_path: Path) -> None:
