@@ -213,7 +213,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     store(gates_row + 3 * stride + j, gates.o);
   });
 
-  // The gradient of the normalised c' and its two sums. A loop of its own: the chain from a pre-activation to its
+  // The gradient of the normalized c' and its two sums. A loop of its own: the chain from a pre-activation to its
   // tanh is shorter, and the processor works on several vectors at once.
   const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
   Vec<T> sum_d{}, sum_d_c{};

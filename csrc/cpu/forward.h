@@ -288,7 +288,7 @@ LSTM_FUSED_FN void row_stats(const T* x, int parts, int64_t H, double eps, T* st
   stats[1] = 1 / __builtin_sqrt(variance + static_cast<T>(eps));
 }
 
-// The normalised pre-activation of one gate: N(W_ih x) + N(W_hh h~) + b for lanes [j, j + n) of a [4H] row.
+// The normalized pre-activation of one gate: N(W_ih x) + N(W_hh h~) + b for lanes [j, j + n) of a [4H] row.
 template <typename T>
 LSTM_FUSED_FN Vec<T> normalized_gate(const LayerInputs<T>& in, const T* bias, const T* input, const T* recurrent,
                                      const T* stats, int64_t j, int64_t n) {

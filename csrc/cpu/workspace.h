@@ -14,7 +14,7 @@
 
 namespace lstm_fused::cpu {
 
-// On cache lines, not initialised, kept from call to call: fresh pages from the operating system cost a call of a small
+// On cache lines, not initialized, kept from call to call: fresh pages from the operating system cost a call of a small
 // layer a tenth of its time. What a call takes is given back as it ends.
 class Workspace {
  public:
