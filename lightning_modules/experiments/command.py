@@ -1,7 +1,9 @@
 """``lstm-fused ablate`` and its kin: a plan is made, run and reported on."""
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from lightning_modules.arguments import CommandParser
 from lightning_modules.cli import INTERRUPTED, TERMINATED
 from lightning_modules.experiments import VERBS
 from lightning_modules.experiments.base import Config, Experiment
-from lightning_modules.experiments.plan import Plan, config_names, end_of_configs, name_of_configs
+from lightning_modules.experiments.plan import Plan, Run, config_names, end_of_configs, logs_to_wandb, name_of_configs
 from lightning_modules.experiments.running import Runner
 
 # Options of a fit that an experiment sets for each of its runs.
@@ -47,22 +49,42 @@ def new_parser(experiment: Experiment) -> CommandParser:
 def run(verb: str, arguments: list[str]) -> int:
     experiment = new_experiment(verb)
     parser = new_parser(experiment)
-    options, of_fit = parser.parse_known_args(arguments)
+    options, of_fit = parse(parser, arguments)
+    if options.report and options.only is not None:
+        raise ValueError("--only is of what is run, and --report runs nothing: --variants are what is reported on")
     plan = _plan(experiment, options, of_fit)
+    runs = _runs(experiment, plan, options.only)
+    from lightning_modules.experiments.report import Report
+
     if options.list:
         plan.write()
-        print("\n".join(plan.list()))
+        needless = Report(experiment, plan).needless
+        for run in runs:
+            if run.state != "finished" and run not in needless:
+                print(shlex.join(run.command()))
         return 0
     code = 0
     if not options.report:
-        code = _run(experiment, plan, options)
+        code = _run(experiment, plan, runs, options)
     if options.only is None:
-        from lightning_modules.experiments.report import Report
-
         report = Report(experiment, plan)
         if report.results or options.report:
             print(report.write())
     return code
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The experiment's own options, and the others in their order.
+
+    (argparse takes an unknown ``--data.path=my file.csv`` for a value, because of the space: of ``--variants``, say.)
+    """
+    ours = {f"--{name}" for name in vars(parser.parse_args([]))}
+    hidden = [
+        word.replace(" ", "\0") if word.startswith("--") and word.partition("=")[0] not in ours else word
+        for word in arguments
+    ]
+    options, others = parser.parse_known_args(hidden)
+    return options, [word.replace("\0", " ") for word in others]
 
 
 def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]) -> Plan:
@@ -85,9 +107,10 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
     if not config_names(of_fit):
         raise ValueError(f"'{experiment.verb}' needs a config: -c sentiment, or a YAML file of your own")
     ours = [*experiment.common, *(experiment.quick if options.quick else ())]
-    ours += [f"--trainer.logger.group={experiment.verb}/{name}"] if "wandb" in config_names(of_fit) else []
     end = end_of_configs(of_fit)  # a config would win over what stands before it
     of_all = [*of_fit[:end], *ours, *of_fit[end:]]
+    if logs_to_wandb(of_fit) and "--trainer.logger.group" not in given:
+        of_all.append(f"--trainer.logger.group={experiment.verb}/{name}")
     return Plan.make(
         folder,
         experiment.verb,
@@ -99,16 +122,22 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
     )
 
 
-def _run(experiment: Experiment, plan: Plan, options: argparse.Namespace) -> int:
-    """Runs the plan; the exit code."""
+def _runs(experiment: Experiment, plan: Plan, only: Sequence[str] | None) -> list[Run]:
+    """In the order in which they are to be run; of ``only`` these names, if there are any."""
+    runs = sorted(plan.runs(), key=experiment.turn)
+    if only is None:
+        return runs
+    by_name = {run.name: run for run in runs}
+    if unknown := [name for name in only if name not in by_name]:
+        raise ValueError(f"--only must name runs such as {runs[0].name}, got '{unknown[0]}'")
+    return [by_name[name] for name in dict.fromkeys(only)]
+
+
+def _run(experiment: Experiment, plan: Plan, runs: Sequence[Run], options: argparse.Namespace) -> int:
+    """Runs what is not finished of ``runs``; the exit code."""
     from lightning_modules.experiments.report import Report
 
-    runs = sorted(plan.runs(), key=experiment.turn)
     if options.only is not None:
-        by_name = {run.name: run for run in runs}
-        if unknown := [name for name in options.only if name not in by_name]:
-            raise ValueError(f"--only must name runs such as {runs[0].name}, got '{unknown[0]}'")
-        runs = [by_name[name] for name in options.only]
         plan.write()
         runner = Runner(runs, options.jobs)
         runner.run()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_modules.experiments.base import Config, Experiment
@@ -158,6 +159,7 @@ class Memory(Experiment):
         return [("accuracy_over_distance.png", "Accuracy over distance: mean, least and most of the seeds")]
 
 
+@lru_cache(maxsize=1)  # a report asks once for every run that is missing
 def remembered(report: "Report") -> dict[str, dict[int, Remembered]]:
     """By cell and distance, of the learning rate with the best mean validation accuracy."""
     found: dict[str, dict[int, Remembered]] = {}

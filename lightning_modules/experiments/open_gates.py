@@ -71,9 +71,14 @@ def which_matters(costs: dict[str, Difference], sign: int, figure: str) -> str:
     order = sorted(costs, key=lambda gate: costs[gate].mean * sign)
     first, second = order[:2]
     told = ", ".join(f"{gate} {format_difference(costs[gate])}" for gate in order)
-    harmful = costs[first].is_told_apart and costs[first].mean * sign < 0
+    harmful = [gate for gate in order if costs[gate].is_told_apart and costs[gate].mean * sign < 0]
     if not harmful:
         return f"No gate's loss can be told from the whole cell by {figure}: {told}."
+    if first not in harmful:
+        return (
+            f"Which gate matters most by {figure} cannot be told: the {GATES[first]} gate costs most in the mean, but "
+            f"its interval has 0 in it: held open, {told}."
+        )
     apart = (costs[first].high < costs[second].low) or (costs[first].low > costs[second].high)
     words = "by far" if apart else "though the intervals overlap"
     agrees = (

@@ -88,7 +88,7 @@ def draw_differences(report: "Report", path: Path) -> bool:
         None: ("D", GRAY, "a single seed"),
     }
     with mpl.rc_context(STYLE):
-        figure = new_figure(2.7 * len(figures) + 1.9, 0.38 * len(names) + 1.6)
+        figure = new_figure(2.7 * len(figures) + 1.9, 0.38 * len(names) + 1.8)
         grid = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for axes, (name, rows) in zip(grid, figures.items(), strict=True):
             axes.axvline(0, color="black", linewidth=1)
@@ -103,7 +103,8 @@ def draw_differences(report: "Report", path: Path) -> bool:
                 )  # fmt: skip
             base = report.row(report.baseline, name).mean
             words = {1: "more is better", -1: "less is better", 0: ""}[report.direction(name)]
-            axes.set_xlabel(f"{name} less that of\n{report.baseline}, {number(base)} ({words})", fontsize=10)
+            value = f"{number(base)} {report.unit(name)}".strip()
+            axes.set_xlabel(f"{name} less that of\n{report.baseline}, {value}\n({words})", fontsize=10)
             axes.set_yticks(range(len(names)), names)
             axes.tick_params(axis="x", labelsize=9)
             axes.locator_params(axis="x", nbins=4)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_modules.files import replaced
 from lightning_modules.runs import config_file, read_summary
 
 Variants = dict[str, list[str]]  # of each variant, by name, the arguments that its runs have and others have not
@@ -65,11 +66,12 @@ class Run:
 
     def command(self) -> list[str]:
         """What runs it from where it is: ``lstm-fused`` and its arguments."""
+        place = [f"--runs={self.folder}", f"--name={self.name}"]
         for version in self.versions():
-            if (version / "checkpoints" / "last.ckpt").is_file():
-                return ["lstm-fused", "fit", "-c", str(version), "--ckpt_path", "last"]
-        place = [f"--runs={self.folder}", f"--name={self.name}", f"--seed_everything={self.seed}"]
-        return ["lstm-fused", "fit", *self.arguments, *place, "--trainer.enable_progress_bar=false"]
+            if (version / "checkpoints" / "last.ckpt").is_file():  # the place is told: the folder may have been moved
+                return ["lstm-fused", "fit", "-c", str(version), "--ckpt_path", "last", *place]
+        seed = f"--seed_everything={self.seed}"
+        return ["lstm-fused", "fit", *self.arguments, *place, seed, "--trainer.enable_progress_bar=false"]
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,11 @@ class Plan:
             for variant in self.chosen
         ]
 
-    def list(self) -> list[str]:
-        """A shell command for every run that is not finished."""
-        return [shlex.join(run.command()) for run in self.runs() if run.state != "finished"]
-
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in vars(self).items() if name != "folder"}
-        unfinished = self.folder / ".plan.json"
-        unfinished.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.folder / "plan.json")
+        with replaced(self.folder / "plan.json") as path:
+            path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
@@ -213,11 +210,25 @@ def _configs(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def name_of_configs(arguments: Sequence[str]) -> str:
     """The ``name`` of the last config that has one."""
-    name = "run"
-    for given in config_names(arguments):
-        config: Any = yaml.safe_load(config_file(given).read_text(encoding="utf-8"))
-        name = config.get("name", name) if isinstance(config, dict) else name
-    return str(name)
+    names = [config["name"] for config in _read_configs(arguments) if config.get("name")]
+    return str(names[-1]) if names else "run"
+
+
+def logs_to_wandb(arguments: Sequence[str]) -> bool:
+    """Whether the last logger that is given is the one of W&B, which takes a group then."""
+    trainers = [config.get("trainer") for config in _read_configs(arguments)]
+    loggers = [trainer["logger"] for trainer in trainers if isinstance(trainer, dict) and "logger" in trainer]
+    for position, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == "--trainer.logger":
+            loggers.append(value if equals else "".join(arguments[position + 1 : position + 2]))
+    logger = loggers[-1] if loggers else None
+    return str(logger.get("class_path") if isinstance(logger, dict) else logger).endswith("WandbLogger")
+
+
+def _read_configs(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    configs = [yaml.safe_load(config_file(given).read_text(encoding="utf-8")) for given in config_names(arguments)]
+    return [config for config in configs if isinstance(config, dict)]
 
 
 def digest(path: Path) -> str:

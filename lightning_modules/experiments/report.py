@@ -169,6 +169,10 @@ class Report:
             return 1 if self.mode == "max" else -1
         return -1 if figure.endswith("loss") or figure == "gap" else 0
 
+    def unit(self, figure: str) -> str:
+        """That of the losses and of what is made of them; nothing of others."""
+        return self.loss_unit if figure.removesuffix(AT_END).endswith(("loss", "gap")) else ""
+
     def verdict(self, row: Row) -> str | None:
         """What the difference to the baseline comes to, in a word; ``None`` where there is none."""
         if row.difference is None:

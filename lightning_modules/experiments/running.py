@@ -24,9 +24,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Runner:
     """Runs what is not finished, ``jobs`` at a time.
 
-    A run that fails is told, and the others go on; but where the first ones fail before any has succeeded, no more are
-    begun. At Ctrl-C or SIGTERM every process is told to end after its batch, and keeps what it has; a second one ends
-    them at once. However this process ends, theirs end too (on Linux).
+    A run that fails is told, and the others go on; but where the first ones fail and none has ever succeeded, no more
+    are begun. At Ctrl-C or SIGTERM every process is told to end after its batch, and keeps what it has; a second one
+    ends them at once. However this process ends, theirs end too (on Linux).
 
     Args:
         runs: of a plan.
@@ -58,7 +58,7 @@ class Runner:
 
     def run(self) -> None:
         waiting = [run for run in self.runs if run.state != "finished"]
-        self._done = len(self.runs) - len(waiting)
+        self._done = self._succeeded = len(self.runs) - len(waiting)
         if self._done:
             self._say(f"{self._done} of {len(self.runs)} runs are finished already")
         with self._signals():
@@ -88,7 +88,7 @@ class Runner:
         run.log.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
         if self.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // self.jobs)))
         with open(run.log, "a", encoding="utf-8") as log:
             # A session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
             self._running[run] = subprocess.Popen(
@@ -100,6 +100,8 @@ class Runner:
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
+        if self.stopped_by is not None:  # told while the process was made, which was not among those running yet
+            self._running[run].send_signal(signal.SIGTERM)
         self._begun[run] = time.monotonic()
 
     def _end(self, run: Run, code: int) -> None:
@@ -110,7 +112,8 @@ class Runner:
             return
         self._done += 1
         if folder is None:
-            self.failed[run.name] = last_line(run) or f"it ended with the code {code}"
+            by_signal = f"a signal ended it: {signal.strsignal(-code)}" if code < 0 else None  # it could not say so
+            self.failed[run.name] = by_signal or last_line(run) or f"it ended with the code {code}"
             self._say(f"[{self._done}/{len(self.runs)}] {run.name} failed: {self.failed[run.name]}")
             return
         self._succeeded += 1
@@ -160,6 +163,11 @@ class Runner:
         if self._shown:
             print(f"\r{' ' * len(self._shown)}\r", end="", file=self.out)
             self._shown = ""
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use: of a machine that a scheduler shares out, not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -11,7 +11,7 @@ from small_runs import SMALL, Result
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
 from lightning_modules.experiments.compare import CELLS, Compare
-from lightning_modules.experiments.memory import Memory
+from lightning_modules.experiments.memory import Memory, remembered
 from lightning_modules.experiments.open_gates import OpenGates, which_matters
 from lightning_modules.experiments.plan import Plan, Variants
 from lightning_modules.experiments.report import Report
@@ -98,6 +98,13 @@ def test_time_and_parameters_in_words(tmp_path: Path) -> None:
     assert parameters == "Parameters: lstm 110, gru 2,010."
 
 
+def test_a_gate_of_which_nothing_is_known_is_not_said_to_cost_nothing() -> None:
+    """The forget gate's interval has 0 in it, the input gate's has not: no gate is named, and not that none matters."""
+    costs = {"f": difference(0.3, half=0.5), "i": difference(0.1), "o": difference(0.0)}
+    said = which_matters(costs, -1, "val_loss")
+    assert said.startswith("Which gate matters most by val_loss cannot be told: the forget gate costs most in the mean")
+
+
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +155,7 @@ def test_memory_is_a_plan_of_cells_distances_and_learning_rates(command: Callabl
     for cell in ("lstm", "rnn"):
         assert f"1 not needed, because {cell} is right in" in told.out or f"{cell}/distance_50/lr_0.01" in told.out
     assert "rnn falls below 90 % at 5 steps" in told.out
+    assert not [line for line in command(*given, "--list").out.splitlines() if "rnn/" in line]  # as memory would run it
     assert "needs data over a distance" in command("memory", "-c", "adding", "--list").error
     plan = Plan.read(Path("runs/memory/remember-quick"))
     assert len(plan.variants) == 6 * 8 * 2
@@ -166,7 +174,9 @@ def test_memory_tries_no_distance_beyond_the_one_that_a_cell_fails_at(tmp_path: 
     made = make_plan(tmp_path / "plan", figures, seeds=2)
     longer: Variants = {f"{cell}/distance_50/lr_0.01": [] for cell in ("lstm", "rnn", "gru")}
     plan = Plan(**vars(made) | {"variants": made.variants | longer, "chosen": (*longer, *made.chosen)})
+    looks = remembered.cache_info().misses
     report = Report(Memory(), plan)
+    assert remembered.cache_info().misses == looks + 1  # not one for each run that is missing
     reason = "rnn is right in 82.5% after 20 steps"
     assert {run.name: why for run, why in report.needless.items()} == {
         f"rnn/distance_50/lr_0.01/seed_{seed}": reason for seed in (1, 2)

@@ -5,12 +5,14 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_plan import make_plan, write_run
@@ -21,7 +23,8 @@ from lightning_modules.cli import main
 from lightning_modules.experiments import running
 from lightning_modules.experiments.ablate import REGULARIZERS, Ablate
 from lightning_modules.experiments.base import Config
-from lightning_modules.experiments.plan import Plan, Run
+from lightning_modules.experiments.command import new_parser, parse
+from lightning_modules.experiments.plan import Plan, Run, logs_to_wandb, name_of_configs
 from lightning_modules.experiments.running import Runner
 from lightning_modules.injection import is_off
 
@@ -71,7 +74,7 @@ def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[
     assert {"report.md", "table.csv", "curves.png", "differences.png"} <= {path.name for path in folder.iterdir()}
 
     # All is done: nothing is run again, and another experiment is not mixed with this one.
-    assert command(*TWO, *TINY, "--list").out.strip() == ""
+    assert command(*TWO, *TINY, "--list").out == ""  # no empty line either, which would be one more job
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed_1/version_*/*")}
     assert "2 of 2 runs are finished already" in command(*TWO, *TINY).out
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/seed_1/version_*/*")}
@@ -121,6 +124,7 @@ def test_the_variants_are_the_configs_regularizers(command: Callable[..., Result
         (["ablate", "-c", "sentiment", "--ckpt_path", "last"], "goes on by itself"),
         (["ablate", "-c", "sentiment", "--report"], "there is no experiment in 'runs/ablate/sentiment'"),
         (["ablate", "-c", "made_up"], "there is no config 'made_up'"),
+        (["ablate", "--report", "--only", "baseline/seed_1"], "--only is of what is run, and --report runs nothing"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(command: Callable[..., Result], arguments: list[str], message: str) -> None:
@@ -130,6 +134,27 @@ def test_what_is_wrong_is_one_sentence(command: Callable[..., Result], arguments
 def test_what_is_wrong_with_the_fits_is_told_before_any_is_run(command: Callable[..., Result], tmp_path: Path) -> None:
     assert "did you mean 'dropout'" in command(*TWO, "--model.dropuot=0.1").error
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_option_with_a_space_is_no_value_of_the_option_before_it() -> None:
+    given = ["--variants", "a", "b", "--data.path=my file.csv", "--name=my name", "-c", "x", "--model.l2", "1e-5"]
+    options, others = parse(new_parser(Ablate()), given)
+    assert (options.variants, options.name) == (["a", "b"], "my name")
+    assert others == ["--data.path=my file.csv", "-c", "x", "--model.l2", "1e-5"]
+
+
+def test_names_and_loggers_are_those_of_the_last_config_that_has_one(tmp_path: Path) -> None:
+    logger = {"class_path": "lightning_modules.loggers.WandbLogger"}
+    for name, config in {"a": {"name": "x", "trainer": {"logger": logger}}, "b": {"trainer": {"logger": True}}}.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config))
+    a, b = (str(tmp_path / f"{name}.yaml") for name in "ab")
+    assert name_of_configs(["-c", "sentiment", f"--config={a}", "-c", b]) == "x"
+    assert name_of_configs(["-c", b]) == "run"
+    assert logs_to_wandb(["-c", "sentiment", "-c", a])
+    assert logs_to_wandb(["-c", "wandb", "-c", "sentiment"])
+    assert logs_to_wandb(["-c", b, "--trainer.logger", "lightning_modules.loggers.WandbLogger"])
+    assert not logs_to_wandb(["-c", a, "-c", b])
+    assert not logs_to_wandb(["-c", a, "--trainer.logger=false"])
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
@@ -146,7 +171,9 @@ def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> Non
     for number in (2, 10):
         (folder / f"version_{number}/checkpoints").mkdir()
         (folder / f"version_{number}/checkpoints/last.ckpt").touch()
-    assert run.command() == ["lstm-fused", "fit", "-c", str(folder / "version_10"), "--ckpt_path", "last"]
+    goes_on = ["lstm-fused", "fit", "-c", str(folder / "version_10"), "--ckpt_path", "last"]
+    # It is told its place, whatever its config says: the plan's folder may have been moved since.
+    assert run.command() == [*goes_on, f"--runs={tmp_path / 'plan'}", "--name=baseline/seed_1"]
 
 
 def test_a_plan_is_the_one_that_its_folder_was_made_with(tmp_path: Path) -> None:
@@ -265,10 +292,49 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(program: tuple[str, str],
     assert [run.state for run in plan.runs()] == ["finished", "unfinished", "finished"]
     assert "fails/seed_1 failed: it is not to be" in capsys.readouterr().out
     # What fails from the first run on would fail a hundred times.
-    runner = Runner(new_plan(Path("other"), ["fails", "a"], 2).runs())
+    other = new_plan(Path("other"), ["fails", "a"], 2).runs()
+    runner = Runner(other)
     runner.run()
     assert list(runner.failed) == ["fails/seed_1"]
     assert len(begun()) == 4
+    # But one that has succeeded in an earlier process is a success too.
+    Runner(other[1:2]).run()
+    shutil.rmtree("other/fails")
+    runner = Runner(other)
+    runner.run()
+    assert list(runner.failed) == ["fails/seed_1", "fails/seed_2"]
+    assert other[3].state == "finished"
+
+
+def test_what_a_signal_has_ended_is_said_to_be(program: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what it printed last, which is that all is well."""
+    kills_itself = "import os, signal; print('epoch 3: fine', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(running, "PROGRAM", (sys.executable, "-c", kills_itself))
+    runner = Runner(new_plan(Path("plan"), ["a"], 1).runs())
+    runner.run()
+    assert runner.failed == {"a/seed_1": "a signal ended it: Killed"}
+
+
+def test_jobs_share_the_cpus_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler gives a process a few of a machine's CPUs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8}, raising=False)
+    assert running.usable_cpus() == 3
+
+
+def test_a_process_that_is_being_made_when_all_are_stopped_is_told_too(
+    program: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(subprocess.Popen):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            os.kill(os.getpid(), signal.SIGINT)  # before the runner knows this process
+
+    monkeypatch.setattr(running.subprocess, "Popen", Slow)
+    [run] = new_plan(Path("plan"), ["long"], 1).runs()
+    runner = Runner([run])
+    runner.run()
+    assert runner.stopped_by == signal.SIGINT
+    assert run.state != "finished"
 
 
 def test_a_run_that_others_have_made_needless_is_not_run(

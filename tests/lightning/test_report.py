@@ -88,6 +88,16 @@ def test_the_legend_of_the_curves_is_in_the_picture(tmp_path: Path, monkeypatch:
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
+def test_the_axes_of_the_differences_have_units(tmp_path: Path, monkeypatch: Any) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    report = make_report(tmp_path / "plan", {"baseline": BASELINE, "dropout": BETTER})
+    assert pictures.draw_differences(report, tmp_path / "x.png")
+    labels = [axes.get_xlabel() for axes in drawn[0].axes]
+    assert labels[0] == "val_accuracy less that of\nbaseline, 0.7100\n(more is better)"
+    assert labels[-1] == "gap less that of\nbaseline, 0.1000 nats an example\n(less is better)"
+
+
 @pytest.mark.parametrize(
     ("others", "words"),
     [
