@@ -65,7 +65,11 @@ class Runner:
             while self._running or (waiting and not self._stops()):
                 while waiting and len(self._running) < self.jobs and not self._stops():
                     run = waiting.pop(0)
-                    if (reason := self.needless(run)) is not None:
+                    if run.state == "finished":  # by another process, in the meantime
+                        self._done += 1
+                        self._succeeded += 1
+                        self._say(f"[{self._done}/{len(self.runs)}] {run.name} is finished already")
+                    elif (reason := self.needless(run)) is not None:
                         self._done += 1
                         self._say(f"[{self._done}/{len(self.runs)}] {run.name} is not needed: {reason}")
                     else:

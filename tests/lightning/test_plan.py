@@ -354,6 +354,17 @@ def test_a_run_that_others_have_made_needless_is_not_run(
     assert lines[-1].startswith("[3/3] c/seed_1")
 
 
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_run(program: tuple[str, str]) -> None:
+    plan = new_plan(Path("plan"), ["a", "b"], 1)
+
+    def needless(run: Run) -> None:  # asked when it is a's turn
+        write_run(plan.folder / "b/seed_1/version_0", {})
+
+    Runner(plan.runs(), needless=needless).run()
+    assert len(begun()) == 1
+    assert [run.state for run in plan.runs()] == ["finished", "finished"]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_is_stopped_its_processes_end(program: tuple[str, str], signum: int) -> None:
     if signum == signal.SIGKILL and sys.platform != "linux":
