@@ -82,7 +82,7 @@ def which_matters(costs: dict[str, Difference], sign: int, figure: str) -> str:
     apart = (costs[first].high < costs[second].low) or (costs[first].low > costs[second].high)
     words = "by far" if apart else "though the intervals overlap"
     agrees = (
-        f"as {PUBLISHED} found"
+        f"as {PUBLISHED} found (the former not in language models)"
         if first == "f"
         else f"while {PUBLISHED} found the forget gate to matter most (the former not in language models)"
     )
