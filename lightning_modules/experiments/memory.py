@@ -146,7 +146,8 @@ class Memory(Experiment):
                 distances = sorted(by_distance)
                 means = [by_distance[d].accuracy for d in distances]
                 lows, highs = ([end(by_distance[d].accuracies) for d in distances] for end in (min, max))
-                axes.plot(distances, means, STYLES[k % 7], color=COLORS[k % 7], marker="osD^v"[k % 5], label=cell)
+                style = {"linestyle": STYLES[k % 7], "color": COLORS[k % 7], "marker": "osD^v"[k % 5]}
+                axes.plot(distances, means, label=cell, **style)
                 axes.fill_between(distances, lows, highs, color=COLORS[k % 7], alpha=0.15, linewidth=0)
             axes.axhline(ENOUGH, color="gray", linestyle="--", linewidth=1, label="90 %")
             axes.set(xlabel="distance (steps of noise)", ylabel="test accuracy", xscale="log", ylim=(0, 1.04))

@@ -11,6 +11,7 @@ from small_runs import SMALL, Result
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
 from lightning_modules.experiments.compare import CELLS, Compare
+from lightning_modules.experiments.memory import CELLS as CELLS_OF_MEMORY
 from lightning_modules.experiments.memory import Memory, remembered
 from lightning_modules.experiments.open_gates import OpenGates, which_matters
 from lightning_modules.experiments.plan import Plan, Variants
@@ -138,6 +139,7 @@ def test_the_distance_at_which_a_cell_forgets(tmp_path: Path, rnn_at_20: float, 
         "rnn/distance_20/lr_0.01": accuracy(rnn_at_20),
         "rnn/distance_200/lr_0.01": accuracy(0.13),
     }
+    figures |= {f"{cell}/distance_20/lr_0.01": accuracy(0.4) for cell in CELLS_OF_MEMORY if cell not in ("lstm", "rnn")}
     report = Report(Memory(), make_plan(tmp_path / "plan", figures))
     told = report.write()
     assert "lstm is right in 97.0% after 200 steps, the most that was tried." in told
