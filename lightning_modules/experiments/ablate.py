@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from lightning_modules.experiments.base import Config, Experiment
 from lightning_modules.experiments.plan import Variants
 from lightning_modules.experiments.report import number
-from lightning_modules.injection import is_off
 
 if TYPE_CHECKING:
     from lightning_modules.experiments.report import Report
@@ -75,6 +74,8 @@ def growing_gaps(report: "Report") -> list[str]:
 
 def switches(config: Config) -> Variants:
     """Of each regularizer that is on, the arguments that put it out."""
+    from lightning_modules.injection import is_off  # imports torch
+
     hparams: Any = config.task.hparams
     of_layer = hparams.recurrent["init_args"]
     found: Variants = {}

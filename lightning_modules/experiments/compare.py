@@ -1,13 +1,14 @@
 """``lstm-fused compare``: LSTM, layer-normed LSTM, GRU, plain RNN and other shapes of the LSTM on the same data."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lightning_modules.experiments.base import Config, Experiment, count_parameters
 from lightning_modules.experiments.plan import Variants
 from lightning_modules.experiments.report import number
 from lightning_modules.experiments.statistics import mean
-from lightning_modules.injection import is_off
 
 if TYPE_CHECKING:
     from lightning_modules.experiments.report import Report
@@ -36,6 +37,8 @@ class Compare(Experiment):
     shows_samples = True
 
     def variants(self, config: Config) -> Variants:
+        from lightning_modules.injection import is_off  # imports torch
+
         off = []
         for name in ("recurrent_dropout", "zoneout"):
             if not is_off(config.task.hparams[name]):
@@ -58,8 +61,9 @@ class Compare(Experiment):
         tied = bool(lstm.hparams.get("tied"))  # the embedding is as large as the layer then
         variants = dict(cells)
         for name, words in cells.items():
-            task = Config([*config.arguments, *words]).task
+            task = lstm if name == "lstm" else Config([*config.arguments, *words]).task
 
+            @cache
             def count(size: int, task: "RecurrentTask" = task) -> int:
                 changed = {"hidden_size": size} | ({"embedding_size": size} if tied else {})
                 return count_parameters(task, **sizes | changed)
@@ -95,11 +99,16 @@ class Compare(Experiment):
 
 
 def size_for(count: Callable[[int], int], target: int, guess: int) -> int:
-    """The hidden size at which ``count`` is nearest to ``target``; it grows with the size."""
+    """The hidden size at which ``count`` is nearest to ``target``; it grows with the size, about as its square.
+
+    A net is built for every count: the square roots, which are nearly a line, say where to look.
+    """
     low, high = 1, max(guess, 2)
     while count(high) < target:
         low, high = high, 2 * high
     while high - low > 1:
-        middle = (low + high) // 2
+        at_low, at_high, wanted = (math.sqrt(number) for number in (count(low), count(high), target))
+        middle = low + round((high - low) * (wanted - at_low) / max(at_high - at_low, 1e-9))
+        middle = min(max(middle, low + 1), high - 1)
         low, high = (middle, high) if count(middle) < target else (low, middle)
     return min((low, high), key=lambda size: abs(count(size) - target))

@@ -10,7 +10,7 @@ from small_runs import SMALL, Result
 
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
-from lightning_modules.experiments.compare import CELLS, Compare
+from lightning_modules.experiments.compare import CELLS, Compare, size_for
 from lightning_modules.experiments.memory import CELLS as CELLS_OF_MEMORY
 from lightning_modules.experiments.memory import Memory, remembered
 from lightning_modules.experiments.open_gates import OpenGates, which_matters
@@ -57,6 +57,19 @@ def test_cells_are_compared_at_the_same_size_and_at_equal_parameters(experiment:
     assert (deeper.hparams.num_layers, deeper.hparams.hidden_size < 12) == (2, True)
     built = Config([*plan.arguments, *plan.variants["lstm"]]).built_task
     assert count_parameters(built) == sum(p.numel() for p in built.net.parameters()) == lstm
+
+
+@pytest.mark.parametrize("target", [1, 700, 2 * 10**6, 2 * 10**6 + 1999])
+def test_a_size_for_so_many_parameters_is_found_with_few_nets(target: int) -> None:
+    asked: list[int] = []
+
+    def count(size: int) -> int:
+        asked.append(size)
+        return 8 * size * size + 600 * size + 65
+
+    found = size_for(count, target, guess=200)
+    assert len(set(asked)) < 8
+    assert found == min(range(1, 1000), key=lambda size: abs(count(size) - target))
 
 
 def test_a_gate_is_held_open(experiment: Callable[..., str]) -> None:

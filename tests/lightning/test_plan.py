@@ -20,13 +20,14 @@ from small_runs import Result
 from testing import PATIENCE
 
 from lightning_modules.cli import main
-from lightning_modules.experiments import running
+from lightning_modules.experiments import VERBS, running
 from lightning_modules.experiments.ablate import REGULARIZERS, Ablate
 from lightning_modules.experiments.base import Config
-from lightning_modules.experiments.command import new_parser, parse
-from lightning_modules.experiments.plan import Plan, Run, logs_to_wandb, name_of_configs
+from lightning_modules.experiments.command import new_experiment, new_parser, parse
+from lightning_modules.experiments.plan import Plan, Run, Variants, digest, logs_to_wandb, name_of_configs
 from lightning_modules.experiments.running import Runner
 from lightning_modules.injection import is_off
+from lightning_modules.runs import config_file
 
 TINY = (
     "--model.hidden_size=8",
@@ -81,6 +82,26 @@ def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[
     error = command(*TWO, *TINY, "--trainer.max_epochs=3").error
     assert error.startswith("the runs in 'runs/ablate/sentiment' were made with nothing where there is now --trainer.m")
     assert "give another --name" in error
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_plan_that_is_there_is_listed_at_once(verb: str, tmp_path: Path) -> None:
+    """What takes seconds is not imported: a scheduler may ask for every run of a hundred."""
+    experiment = new_experiment(verb)
+    variants: Variants = {"lstm/distance_5/lr_0.01": [], "lstm/distance_10/lr_0.01": []}
+    given = ("-c", "sentiment", *experiment.common)
+    path = config_file("sentiment")
+    Plan(tmp_path / f"runs/{verb}/x", verb, given, {"sentiment": digest(path)}, variants, tuple(variants), 1).write()
+    hide = "import sys; sys.modules['torch'] = sys.modules['lightning'] = sys.modules['matplotlib'] = None; "
+    asked = [verb, "-c", "sentiment", "--name=x", "--seeds=2", f"--variants={next(iter(variants))}", "--list"]
+    result = subprocess.run(
+        [sys.executable, "-c", f"{hide}from lightning_modules.cli import main; sys.exit(main({asked!r}))"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert [line.partition("seed_everything=")[2][:2] for line in result.stdout.splitlines()] == ["1 ", "2 "], (
+        result.stderr
+    )
 
 
 def test_the_variants_are_the_configs_regularizers(command: Callable[..., Result]) -> None:
