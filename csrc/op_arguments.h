@@ -1,6 +1,7 @@
 // The arguments of an op, for every backend: checked, and made contiguous. A wrong one is an error of one sentence.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -62,6 +63,26 @@ template <typename... Parts>
 template <typename... Parts>
 void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);
+}
+
+// What torch says of the error that a function of its C interface has just returned. torch 2.13 and later can be asked;
+// before, it goes to the standard error and nowhere else.
+inline std::string reason_of_torch() {
+  using What = const char* (*)();
+  static const auto what =
+      reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));  // null: there is none
+  const char* const text = what ? what() : nullptr;
+  return text && *text ? std::string(": ") + text : " (torch has printed why to the standard error)";
+}
+
+// f(), a call of torch's; one that fails is told with its reason.
+template <class F>
+auto reasoned(const char* what, F f) {
+  try {
+    return f();
+  } catch (const std::runtime_error&) {  // which says where in torch's headers it was thrown
+    fail("torch could not ", what, reason_of_torch());
+  }
 }
 
 // Statistics and cell state are of this type.
@@ -146,8 +167,11 @@ struct Arguments {
     const auto sizes = tensor.sizes();
     if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()))
       fail(name, " must have shape ", letters, " = ", to_text(shape), ", got ", to_text(sizes));
-    const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-    return wanted == type && type != computed ? torch::stable::to(contiguous, computed) : contiguous;
+    if (tensor.is_contiguous() && (wanted != type || type == computed)) return tensor;
+    return reasoned("allocate a copy of an argument", [&] {
+      const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+      return wanted == type && type != computed ? torch::stable::to(contiguous, computed) : contiguous;
+    });
   }
   Tensor checked(const char* name, const Tensor& tensor, Sizes shape, const char* letters) const {
     return checked(name, tensor, shape, letters, type);
@@ -186,9 +210,9 @@ struct Arguments {
   Tensor empty(Sizes shape, ScalarType of) const {
     int32_t number = of == computed ? 0 : torch::stable::detail::to<int32_t>(torch::stable::detail::from(of));
     AtenTensorHandle tensor = nullptr;
-    check(aoti_torch_aten_new_empty(input->get(), shape.begin(), static_cast<int64_t>(shape.size()),
-                                    of == computed ? nullptr : &number, nullptr, nullptr, 0, nullptr, &tensor) == 0,
-          "torch could not allocate a tensor");
+    if (aoti_torch_aten_new_empty(input->get(), shape.begin(), static_cast<int64_t>(shape.size()),
+                                  of == computed ? nullptr : &number, nullptr, nullptr, 0, nullptr, &tensor) != 0)
+      fail("torch could not allocate a tensor of shape ", to_text(shape), reason_of_torch());
     return Tensor(tensor);
   }
 

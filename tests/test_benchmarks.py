@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks import machine, memory
+from benchmarks import gpu, machine, memory
 from benchmarks.__main__ import GROUPS
 from benchmarks.models import FULL, ONNXRUNTIME, PEER, PLAIN
 from benchmarks.picture import picture
@@ -133,3 +133,24 @@ def test_csv(tmp_path):
     write_csv([replace(ROW, best_ms=1.23456789)], tmp_path / "table.csv")
     (row,) = csv.DictReader((tmp_path / "table.csv").open())
     assert (row["candidate"], row["best_ms"], row["peak_mib"]) == (PEER, "1.2346", "")
+
+
+def test_what_fails_on_a_gpu_costs_its_shape_alone(tmp_path, monkeypatch):
+    """And everything that was measured until then is written, whatever comes after."""
+
+    def measured(numbers, shape, plan):
+        if shape == BIG:
+            raise RuntimeError("torch could not allocate a tensor of shape [9]: CUDA out of memory.\nmore")
+        if numbers == "float16":
+            raise KeyboardInterrupt
+        return [replace(ROW, group=numbers, median_ms=1.0, speed_vs_nn_lstm=1.0)]
+
+    BIG, small = (9, 9, 9), (1, 1, 1)
+    monkeypatch.setattr(gpu, "measure_shape", measured)
+    plan = gpu.Plan("cpu", (BIG, small), (), 0.0, 1e9)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure(plan, lambda rows, left_out: gpu.write(rows, left_out, {"GPU": "none", "torch": "2"}, tmp_path))
+    page = (tmp_path / "gpu.md").read_text()
+    assert "- float32, T=9 B=9 H=9: torch could not allocate a tensor of shape [9]: CUDA out of memory.\n" in page
+    assert "## Bfloat16" in page
+    assert len((tmp_path / "gpu.csv").read_text().splitlines()) == 3

@@ -1,6 +1,8 @@
 """Bad input: one sentence that names the argument, what it got and what it wanted; never a crash."""
 
 import re
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from lstm_fused import FusedLSTM, FusedLSTMCell, convert, ops
 
 NAN = float("nan")
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 
 def one_sentence(error: BaseException) -> bool:
@@ -375,3 +378,18 @@ def test_no_tensor_crashes_an_op(kind, on):
                 except (RuntimeError, NotImplementedError):
                     refused += 1
         assert refused > 5 * len(tensors), op
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory cannot be limited here")
+def test_what_does_not_fit_into_memory_is_told_with_torchs_reason():
+    lstm, x = FusedLSTM(1, 1024), torch.zeros(2**18, 4, 1)  # its output: 4 GiB
+    used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) << 10
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    try:
+        with pytest.raises(RuntimeError) as error:
+            lstm(x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    reason = r": .*can't allocate memory" if TORCH >= (2, 13) else r" \(torch has printed why to the standard error\)"
+    assert re.match(r"torch could not allocate a tensor of shape \[262144, 4, 1024\]" + reason, str(error.value))

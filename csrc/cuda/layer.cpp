@@ -1,5 +1,7 @@
 #include "cuda/layer.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <array>
 #include <initializer_list>
@@ -24,7 +26,7 @@ T* pointer(const MaybeTensor& tensor) {
 Tensor view_of(const Tensor& tensor, std::array<int64_t, 2> sizes, std::array<int64_t, 2> strides, int64_t first) {
   AtenTensorHandle view = nullptr;
   if (aoti_torch__reinterpret_tensor(tensor.get(), 2, sizes.data(), strides.data(), first, &view) != 0)
-    fail("torch could not make a view of a tensor");
+    fail("torch could not make a view of a tensor", reason_of_torch());
   return Tensor(view);
 }
 
@@ -38,13 +40,36 @@ Tensor transposed(const Tensor& tensor, int64_t rows, int64_t columns) {
   return view_of(tensor, {columns, rows}, {1, columns}, 0);
 }
 
+// aten::mm.out of CUDA as a C function. A call by the dispatcher, which looks for the operator by its name and packs
+// its arguments, takes a microsecond more, at every step. torch promises nothing about this function: where it has
+// none, the dispatcher does it.
+using MmOut = AOTITorchError (*)(AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b);
+MmOut mm_out() {
+  static const auto found = reinterpret_cast<MmOut>(dlsym(RTLD_DEFAULT, "aoti_torch_cuda_mm_out"));
+  return by_dispatcher ? nullptr : found;
+}
+
+[[noreturn]] void fail_to_multiply() { fail("torch could not multiply two matrices", reason_of_torch()); }
+
 // out = a b, on torch's current stream.
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (const MmOut direct = mm_out()) {
+    if (direct(out.get(), a.get(), b.get()) != 0) fail_to_multiply();
+    return;
+  }
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
-  if (torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) != 0)
-    fail("torch could not multiply two matrices");
+  if (torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) != 0) fail_to_multiply();
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back the reference to `out`
+}
+
+// out = a b, in float32 of what is in half precision: cuBLAS may otherwise add parts of long sums in half precision.
+void multiply_in(ScalarType accumulator, const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (a.scalar_type() == accumulator) return multiply(out, a, b);
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(accumulator), torch::stable::detail::from(out)};
+  if (torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION) != 0) fail_to_multiply();
+  torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Whether rows of P and of H units, at these addresses, can be moved in whole vectors.
@@ -267,27 +292,31 @@ class Replay {
 // A weight's gradient: the product of one segment, or the sum of those of several, in the accumulator's type.
 class WeightGradient {
  public:
-  WeightGradient(const Arguments& arguments, const MaybeTensor& out, int64_t segments) : out_(out) {
-    if (out && segments > 1) product_ = arguments.empty({out->size(0), out->size(1)});
-    if (out && segments == 0) torch::stable::zero_(*out_);
+  WeightGradient(const Arguments& arguments, const MaybeTensor& out, int64_t segments)
+      : accumulator_(accumulator_of(arguments.type)), out_(out) {
+    if (!out) return;
+    if (segments == 0) torch::stable::zero_(*out_);
+    const bool own = segments > 0 && accumulator_ != arguments.type;
+    sum_ = own ? arguments.empty_accumulators({out->size(0), out->size(1)}) : out;
+    if (segments > 1) product_ = arguments.empty_accumulators({out->size(0), out->size(1)});
   }
 
   void add(const Tensor& a, const Tensor& b) {
-    multiply(product_ ? *product_ : *out_, a, b);
-    if (!product_) return;
-    const ScalarType type = product_->scalar_type(), accumulator = accumulator_of(type);
-    if (sum_)
-      sum_ = torch::stable::subtract(*sum_, *product_, -1);
-    else
-      sum_ = type == accumulator ? torch::stable::clone(*product_) : torch::stable::to(*product_, accumulator);
+    const bool first = !any_;
+    any_ = true;
+    multiply_in(accumulator_, first ? *sum_ : *product_, a, b);
+    if (first) return;
+    sum_ = reasoned("allocate a gradient", [&] { return torch::stable::subtract(*sum_, *product_, -1); });
   }
 
   void finish() {
-    if (sum_) torch::stable::copy_(*out_, *sum_);
+    if (any_ && sum_->get() != out_->get()) torch::stable::copy_(*out_, *sum_);
   }
 
  private:
-  MaybeTensor out_, product_, sum_;
+  const ScalarType accumulator_;
+  MaybeTensor out_, sum_, product_;
+  bool any_ = false;
 };
 
 }  // namespace
@@ -345,7 +374,9 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
   const int64_t sums = wants_weights ? unit_sums(options) : 0;
   if (sums > 0) {
     const int64_t shape[] = {B, sums, H};
-    row_sums = torch::stable::new_zeros(*arguments.input, {shape, 3}, accumulator_of(arguments.type));
+    row_sums = reasoned("allocate a tensor", [&] {
+      return torch::stable::new_zeros(*arguments.input, {shape, 3}, accumulator_of(arguments.type));
+    });
   }
   if (options.zoneout_h > 0 || (options.reverse && call.sequence.lengths))
     passed = arguments.empty_accumulators({B, P});

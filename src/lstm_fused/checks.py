@@ -232,7 +232,7 @@ def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
         raise TypeError(f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= index < 2**63:
         raise ValueError(f"seed must fit in a signed 64-bit integer, got {index}")
-    return torch.tensor(index, dtype=torch.int64, device=device)
+    return torch.full((), index, dtype=torch.int64, device=device)  # on a GPU no copy, which the host would wait for
 
 
 def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Tensor:
@@ -244,7 +244,7 @@ def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Ten
             raise TypeError(f"lengths must be an integer tensor or a list of ints, got {lengths.dtype}")
         if lengths.is_meta and device.type != "meta":
             raise RuntimeError(f"lengths must have values, on {device} or another device, got a tensor on meta")
-        return lengths.to(device, torch.int64)
+        return to_device(lengths.to(torch.int64), device)
     if not isinstance(lengths, (list, tuple, range)):
         raise TypeError(f"lengths must be an integer tensor or a list of ints, got {type(lengths).__name__}")
     values = [None if isinstance(value, bool) else _index(value) for value in lengths]
@@ -253,7 +253,12 @@ def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Ten
             raise TypeError(f"lengths must be an integer tensor or a list of ints, got {given!r} in the list")
         if not 0 <= value < 2**63:
             raise RuntimeError(f"lengths must be in 0..T, got {value} in the list")
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return to_device(torch.tensor(values, dtype=torch.int64), device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """From the host to a GPU without waiting for it: CUDA takes what is not pinned before the call returns."""
+    return values.to(device, non_blocking=values.is_cpu)
 
 
 def step_number(value: SupportsIndex) -> int:
@@ -264,7 +269,10 @@ def step_number(value: SupportsIndex) -> int:
 
 
 def packed(value: PackedSequence) -> None:
-    """What ``pad_packed_sequence`` takes for granted: a damaged one made by hand would crash it."""
+    """What ``pad_packed_sequence`` takes for granted: a damaged one made by hand would crash it.
+
+    Indices on a GPU are not read: the host would wait for it.
+    """
     if torch._C._get_tracing_state() is not None:  # a graph would keep the sizes of this one
         return
     sizes, data = value.batch_sizes, value.data
@@ -276,5 +284,8 @@ def packed(value: PackedSequence) -> None:
             f"its rows of data, got {counts or sizes} for data of shape {list(data.shape)}"
         )
     for name, indices in (("sorted_indices", value.sorted_indices), ("unsorted_indices", value.unsorted_indices)):
-        if indices is not None and sorted(indices.tolist()) != list(range(counts[0])):
+        if indices is None:
+            continue
+        read = indices.is_cpu
+        if sorted(indices.tolist()) != list(range(counts[0])) if read else list(indices.shape) != counts[:1]:
             raise RuntimeError(f"input must be a PackedSequence whose {name} order its {counts[0]} sequences")

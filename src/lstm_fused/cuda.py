@@ -1,17 +1,35 @@
-"""CUDA tensors: whether this build has kernels for them, and which road a layer takes, our kernels' or cuDNN's.
+"""CUDA tensors: whether this build has kernels for them, and which backend a layer runs on, our kernels or cuDNN.
 
-The rule, ``road``: cuDNN takes a layer that ``nn.LSTM`` could have computed too, in eager mode: no layer norm, no mask,
-no zoneout, no peephole, no open gate, no projection, no recomputation, no lengths, no resets, forward direction. Our
-step kernels take everything else, and everything that is compiled, exported or under ``torch.func``.
-``LSTM_FUSED_CUDNN=0`` (or ``use_cudnn("0")``) keeps all layers here, which double backward needs: cuDNN has none. ``1``
-gives every layer that could go to cuDNN to it, ``auto``, the default, does the same: cuDNN keeps a plain layer's
-weights on the chip for the whole sequence, and step kernels cannot match that. ``last_road`` tells what ran.
+The rule, ``backend``: in eager mode cuDNN takes a layer that ``nn.LSTM`` could have computed too: no layer norm, no
+mask, no zoneout, no peephole, no open gate, no projection, no recomputation, no lengths, no resets, forward direction.
+Our step kernels, one matrix product and one kernel a step, take everything else, and everything that is compiled,
+exported or under ``torch.func``.
+
+cuDNN is not one algorithm. torch lets it keep the weights on the chip for a whole sequence ("persistent") for up to 128
+hidden units, and in float16 where H and I are multiples of 128, H at most 1024 and B a multiple of 8 and at most 128,
+on large GPUs. In float32 and bfloat16 with more than 128 units, and in float64, it runs a product and a kernel a step,
+as ours do (its forward pass alone is persistent up to 192 units). bfloat16 goes to cuDNN 9.13 and later only: with
+another one ``nn.LSTM`` runs one cell after the other, and such a layer stays here.
+
+``auto``, the default, gives cuDNN every layer that it computes, so that a plain layer takes the time that ``nn.LSTM``
+takes; that one of ours is faster somewhere has not been measured. ``LSTM_FUSED_CUDNN=0`` (or ``use_cudnn("0")``) keeps
+all layers here, which double backward needs: cuDNN has none. ``1`` is what ``auto`` does now, and will stay so.
+``last_backend`` tells what ran.
+
+TF32: torch allows it to cuDNN (``torch.backends.cudnn.allow_tf32``) and not to the products of our kernels
+(``torch.backends.cuda.matmul.allow_tf32``). So with torch's defaults a plain float32 layer multiplies numbers with
+10 bits of fraction, as ``nn.LSTM`` does, and one with an option multiplies float32. Set both alike to compare the two.
+
+Half precision: products round their results to the tensors' type, and sum in float32 before, unless
+``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` (or ``allow_fp16_...``) lets cuBLAS add parts of
+them in half precision; that of the weights' gradients, over all steps and sequences, is in float32 always.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +66,24 @@ if missing is not None:
     for _name in _OPS:
         _library.impl(_name, _refuse, "CUDA")
 
+_NO_MEMORY = ("out of memory", "torch could not allocate")  # before torch 2.13 our ops are not told the reason
+
+
+def out_of_memory_as_torch(op: Callable[..., Any]) -> Callable[..., Any]:
+    """``op``, whose want of the GPU's memory is torch's own exception: training loops catch that."""
+
+    def call(*tensors: Any, **options: Any) -> Any:
+        try:
+            return op(*tensors, **options)
+        except RuntimeError as error:
+            on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in tensors)
+            if on_gpu and type(error) is RuntimeError and any(part in str(error) for part in _NO_MEMORY):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
+
+    return call
+
+
 _MODES = ("auto", "0", "1")
 _mode: str | None = None  # what use_cudnn set, which has its way over the environment
 
@@ -72,8 +108,9 @@ _PLAIN_TENSORS = 7  # input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh
 _HARMLESS = {"variational", "training", "eps", "stream"}  # without a rate or a norm they change nothing
 
 
-def road(device: torch.device | str, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> str:
-    """What a call of ``ops.lstm_layer`` runs in eager mode: "cpu", "steps" (our CUDA kernels) or "cudnn".
+def backend(device: torch.device | str, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> str:
+    """What a call of ``ops.lstm_layer`` runs on in eager mode: "cpu", "steps" (our CUDA kernels), "cudnn" or
+    "cudnn-persistent" (a training step with the weights on the chip).
 
     ``tensors``: its tensor arguments in their order, the seed last; ``options``: its other arguments that are given.
     """
@@ -82,8 +119,33 @@ def road(device: torch.device | str, tensors: tuple[Tensor | None, ...], options
     seed_too = len(tensors) - 1
     plain = all(x is None for x in tensors[_PLAIN_TENSORS:seed_too])
     plain = plain and all(not value for name, value in options.items() if name not in _HARMLESS)
-    cudnn = torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()
-    return "cudnn" if _cudnn_mode() != "0" and plain and cudnn and _well_formed(*tensors[:_PLAIN_TENSORS]) else "steps"
+    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:_PLAIN_TENSORS])):
+        return "steps"
+    input, h_0 = tensors[:2]
+    if not _cudnn_computes(input.dtype):
+        return "steps"
+    return "cudnn-persistent" if _is_persistent(device, input, h_0) else "cudnn"
+
+
+_CUDNN_WITH_BFLOAT16 = 91300
+
+
+def _cudnn_computes(dtype: torch.dtype) -> bool:
+    cudnn = torch.backends.cudnn
+    if not (cudnn.enabled and cudnn.is_available()):
+        return False
+    return dtype != torch.bfloat16 or (cudnn.version() or 0) >= _CUDNN_WITH_BFLOAT16
+
+
+def _is_persistent(device: torch.device | str, input: Tensor, h_0: Tensor) -> bool:
+    """Whether torch asks cuDNN for a persistent algorithm, forward and backward."""
+    I, (B, H) = input.shape[2], h_0.shape  # noqa: E741
+    if input.dtype != torch.float64 and H <= 128:
+        return True
+    if input.dtype != torch.float16 or H % 128 or I % 128 or H > 1024 or B % 8 or B > 128:
+        return False
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.major >= 8 and gpu.minor != 6 and gpu.multi_processor_count >= 98
 
 
 def _well_formed(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor | None) -> bool:
@@ -97,25 +159,25 @@ def _well_formed(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor | Non
     return fits and all(x.shape == shape and x.dtype == input.dtype and x.device == input.device for x, shape in given)
 
 
-_last_road: str | None = None
+_last_backend: str | None = None
 
 
 def takes_cudnn(tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
-    """Whether this call of a layer with CUDA tensors goes to cuDNN; :func:`last_road` will tell.
+    """Whether this call of a layer with CUDA tensors goes to cuDNN; :func:`last_backend` will tell.
 
     None does without our kernels: that a layer works until an option is switched on would be no help.
     """
-    global _last_road
-    _last_road = road("cuda", tensors, options) if missing is None else None
-    return _last_road == "cudnn"
+    global _last_backend
+    _last_backend = backend(tensors[0].device, tensors, options) if missing is None else None
+    return _last_backend in ("cudnn", "cudnn-persistent")
 
 
-def last_road() -> str | None:
-    """What the last layer that ran on a GPU in eager mode took: "steps" or "cudnn"; ``None``: no such layer ran yet.
+def last_backend() -> str | None:
+    """What the last layer that ran on a GPU in eager mode ran on, as :func:`backend`; ``None``: no such layer ran yet.
 
-    What is compiled or exported takes "steps".
+    What is compiled or exported runs on "steps".
     """
-    return _last_road
+    return _last_backend
 
 
 # torch would have the weights in one block, as nn.LSTM keeps them; ours are copied into one, which is little beside a

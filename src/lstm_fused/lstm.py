@@ -467,16 +467,22 @@ class FusedLSTM(_FusedBase):
         parameters = self._all_parameters()
         weight = parameters[0][0]
         checks.packed(input)
-        padded, lengths = pad_packed_sequence(input)  # [T, B, I]; lengths on the CPU, [B]
+        # [T, B, I], the longest first, and lengths on the CPU, [B]. They are put in the caller's order here, for which
+        # torch would wait for a GPU.
+        padded, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
         if padded.dim() != 3:
             raise RuntimeError(f"input must be a PackedSequence of 2-D data, got {input.data.dim()}-D")
         checks.input_tensor(padded, self.input_size, (2, 3), weight)
         checks.state(hx, (len(parameters), padded.shape[1]), (self._output_size, self.hidden_size), weight)
         if reset is not None:
             checks.reset_tensor(reset, tuple(padded.shape[:2]), padded.device)
-        output, state = self._run(padded, hx, parameters, lengths.to(padded.device), reset, seed, run_layer)
+        real = checks.to_device(lengths, padded.device)
+        if input.unsorted_indices is not None:
+            padded = padded.index_select(1, input.unsorted_indices)
+            real = real.index_select(0, input.unsorted_indices)
+        output, state = self._run(padded, hx, parameters, real, reset, seed, run_layer)
         if input.sorted_indices is not None:
-            output, lengths = output[:, input.sorted_indices], lengths[input.sorted_indices.cpu()]
+            output = output.index_select(1, input.sorted_indices)
         packed = pack_padded_sequence(output, lengths)
         return input._replace(data=packed.data, batch_sizes=packed.batch_sizes), state
 

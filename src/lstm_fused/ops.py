@@ -253,6 +253,8 @@ def _call(
             return _by_reference(reference, tensors, options)
     elif not compiling and op is _LAYER and tensors[0].is_cuda and cuda.takes_cudnn(tensors, options):
         return cuda.cudnn_layer(tensors)
+    if not compiling and tensors[0].is_cuda:
+        op, inference = cuda.out_of_memory_as_torch(op), cuda.out_of_memory_as_torch(inference)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return op(*tensors, **options)
     if tracing:  # what torch.jit.trace records may train
@@ -467,7 +469,8 @@ def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None,
     gradients = _zeros_for_none(d_results[:3], like)
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
-    results = _OPS.lstm_layer_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
+    backward = cuda.out_of_memory_as_torch(_OPS.lstm_layer_backward)
+    results = backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results)
 
 
@@ -477,7 +480,8 @@ def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, 
     gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (c_0, c_0.shape)))
     if torch.is_grad_enabled():
         return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
-    results = _OPS.lstm_cell_backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
+    backward = cuda.out_of_memory_as_torch(_OPS.lstm_cell_backward)
+    results = backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results)
 
 

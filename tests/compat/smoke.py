@@ -60,12 +60,12 @@ def has_cuda_kernels() -> str:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lstm_fused::{name}", "CUDA"), name
     if torch.version.cuda is None:
         return "this torch has none"
-    assert lstm_fused.cuda.last_road() is None
+    assert lstm_fused.cuda.last_backend() is None
     with FakeTensorMode():
         module = lstm_fused.FusedLSTM(5, 7, layer_norm=True, recurrent_dropout=0.3, device="cuda")
         output, _ = module(torch.empty(6, 3, 5, device="cuda"))
     assert output.is_cuda
-    assert lstm_fused.cuda.last_road() == "steps"
+    assert lstm_fused.cuda.last_backend() == "steps"
     try:
         lstm_fused.FusedLSTM(5, 7, layer_norm=True, device="cuda")(torch.zeros(6, 3, 5, device="cuda"))
     except (RuntimeError, AssertionError) as error:

@@ -112,11 +112,17 @@ def main() -> int:
     for case in cases():
         for seed in arguments.seeds:
             emulator.schedule(seed)
+            emulator.use_dispatcher(seed % 2 == 1)
             count += 1
-            before = emulator.launches()
+            launches, (direct, wide) = emulator.launches(), emulator.products()
             try:
                 check(case)
-                assert emulator.launches() > before or not case.tensors["input"].numel(), "no kernel was run"
+                something, half = case.tensors["input"].numel() > 0, case.dtype.itemsize == 2
+                assert emulator.launches() > launches or not something, "no kernel was run"
+                now_direct, now_wide = emulator.products()
+                if something:
+                    assert (now_direct > direct) == (seed % 2 == 0), "products did not go the way they should"
+                    assert (now_wide > wide) == half, "weight gradients are summed in the wrong precision"
             except AssertionError as error:
                 failed.append(f"{case.name}, schedule {seed}: {error}")
     print("\n\n".join(failed))

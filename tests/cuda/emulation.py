@@ -67,7 +67,8 @@ class Emulator:
     def __init__(self, library: Path) -> None:
         torch.ops.load_library(str(library))
         self.library = ctypes.CDLL(str(library))
-        self.library.lstm_fused_emulator_launches.restype = ctypes.c_int64
+        for count in ("launches", "direct_products", "wide_products"):
+            getattr(self.library, f"lstm_fused_emulator_{count}").restype = ctypes.c_int64
         self.library.lstm_fused_emulator_chunk(ctypes.c_int64(128))  # one step, two or all of them
 
     def schedule(self, seed: int) -> None:
@@ -77,6 +78,14 @@ class Emulator:
     def launches(self) -> int:
         """Kernels run so far."""
         return self.library.lstm_fused_emulator_launches()
+
+    def products(self) -> tuple[int, int]:
+        """Matrix products so far: without the dispatcher, and of half precision in float32."""
+        return self.library.lstm_fused_emulator_direct_products(), self.library.lstm_fused_emulator_wide_products()
+
+    def use_dispatcher(self, always: bool) -> None:
+        """For matrix products, as on a torch that has no other way."""
+        self.library.lstm_fused_emulator_by_dispatcher(always)
 
 
 def sanitizer_environment() -> dict[str, str]:

@@ -4,6 +4,7 @@
 GPU they are skipped; in its dry run those that need no more than the kernels run on emulated ones.
 """
 
+import contextlib
 import csv
 import os
 import re
@@ -18,6 +19,7 @@ import test_masks
 import torch
 from testing import DTYPES, EVERYTHING, EVERYTHING_ELSE, assert_close, assert_same_bits, label, layer_case, random, run
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_fused import FusedLSTM, build_info, cuda, ops
 
@@ -96,16 +98,79 @@ def test_a_call_can_be_captured_in_a_graph(on):
         assert_same_bits(replayed, [x.detach() for x in step()])
 
 
+@contextlib.contextmanager
+def no_waiting():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @needs_gpu
 @ALL_ON
 def test_nothing_waits_for_the_device(on):
     step, _ = training_step(on)
     step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step()
+
+
+@needs_gpu
+def test_a_module_does_not_wait_for_lengths_a_seed_or_a_packed_sequence():
+    lstm = FusedLSTM(3, 5, 2, recurrent_dropout=0.2, dropout=0.1, device=DEVICE)
+    x, lengths = torch.randn(4, 3, 3, device=DEVICE), [2, 4, 1]
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    calls = {
+        "a list": lambda: lstm(x, lengths=lengths, seed=7)[0],
+        "a tensor": lambda: lstm(x, lengths=torch.tensor(lengths), seed=7)[0],
+        "packed": lambda: lstm(packed, seed=7)[0].data,
+    }
+    expected = {name: call() for name, call in calls.items()}
+    with no_waiting():
+        results = {name: call() for name, call in calls.items()}
+    assert_same_bits(results, expected)
+
+
+@needs_gpu
+@ALL_ON
+def test_a_gpu_that_is_not_the_current_one(on):
+    """Kernels and products run where the tensors are."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        with torch.cuda.device(0):
+            results.append(run(ops.lstm_layer, *layer_case(on, T=5, B=4, I=3, H=12, device=device)))
+            assert torch.cuda.current_device() == 0
+    assert_same_bits({name: x.cpu() for name, x in results[1].items()}, {k: x.cpu() for k, x in results[0].items()})
+
+
+@needs_gpu
+def test_out_of_memory_is_torchs_own_exception():
+    free, _ = torch.cuda.mem_get_info()
+    lstm = FusedLSTM(1, 4096, layer_norm=True, device=DEVICE)
+    x = torch.zeros(2 * free // (4096 * 4) + 1, 1, 1, device=DEVICE)  # whose output takes twice what there is
+    with pytest.raises(torch.OutOfMemoryError, match="torch could not allocate a tensor of shape"):
+        lstm(x)
+    lstm(x[:3])[0].sum().backward()
+
+
+@needs_gpu
+def test_half_precision_sums_weight_gradients_in_float32():
+    """Whatever torch allows cuBLAS to do with the sums of half precision."""
+    T, B, I, H = 512, 64, 64, 64  # noqa: E741
+    tensors, options = layer_case((), T=T, B=B, I=I, H=H, dtype=torch.bfloat16, device=DEVICE)
+    matmul = torch.backends.cuda.matmul
+    before, results = matmul.allow_bf16_reduced_precision_reduction, []
+    try:
+        for allowed in (True, False):
+            matmul.allow_bf16_reduced_precision_reduction = allowed
+            gradients = run(ops.lstm_layer, tensors, options)
+            results.append(gradients["d_weight_ih"])
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        matmul.allow_bf16_reduced_precision_reduction = before
+    assert_close(*results, 2**-8)
 
 
 @needs_gpu
@@ -273,8 +338,8 @@ def test_compute_sanitizer(tool):
             tool,
             "--error-exitcode",
             "1",
-            "--kernel-regex",
-            "kns=lstm_fused",
+            "--kernel-name",
+            "kernel_substring=lstm_fused",
             sys.executable,
             "-c",
             SANITIZED,
