@@ -19,7 +19,7 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks lint format clean
+.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks docs lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ features: $(VENV)/.installed-dev ## docs/features.md anew: every feature, compil
 
 notebooks: $(VENV)/.installed-dev ## docs/notebooks anew: each run from top to bottom, with what it shows
 	$(BIN)/python tests/notebooks.py
+
+docs: $(VENV)/.installed-docs ## the documentation site, in build/site; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d build/site_cache . build/site
+	cp build/site/README.html build/site/index.html
 
 # No environment and no download: PYTHON is one that has torch for CUDA. ARGS=--dry-run: what can be done without a GPU.
 test-gpu: ## on a machine with a GPU: build, test, time, and report in benchmarks/results/gpu/, in under 10 minutes

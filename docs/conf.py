@@ -1,0 +1,44 @@
+"""Sphinx's configuration. `make docs` builds the site; any warning is an error there.
+
+The source folder is the repository itself: README, the pages beside it and those of docs/ are parts of the site where
+they lie, so that a link is the same in the files and on the site. Docstrings are reStructuredText, as torch's, and need
+no translation.
+"""
+
+from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+project = "lstm_fused"
+author = "lstm_fused developers"
+release = metadata.version("lstm-fused")
+root_doc = "README"
+include_patterns = ["*.md", "docs/**", "benchmarks/results/*.md"]
+exclude_patterns = ["docs/navigation.md"]  # becomes a part of README
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_heading_anchors = 4  # the anchors that forges make
+nb_execution_mode = "off"  # `make notebooks` runs them
+highlight_language = "none"  # of blocks that name no language: output, equations
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_class_signature = "separated"
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style"), ("Variables", "params_style")]
+napoleon_use_rtype = False
+
+html_theme = "furo"  # light and dark, narrow and wide; fonts are those of the reader's system, nothing is loaded
+html_title = f"lstm_fused {release}"
+html_copy_source = False
+html_theme_options = {"sidebar_hide_name": False}
+
+
+def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
+    """The tree of pages, which on a forge nobody wants to see, goes to the end of the front page."""
+    if name == root_doc:
+        source[0] += "\n\n" + Path(app.confdir, "navigation.md").read_text(encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_navigation)
