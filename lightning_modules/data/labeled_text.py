@@ -1,7 +1,10 @@
 """Texts with a label each: tables (TSV, CSV) and folders of text files."""
 
+import re
+import sys
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,6 +272,24 @@ def split_words(text: str) -> list[str]:
             start -= 1
         words += filter(None, (word[:start], word[start:end], word[end:]))
     return words
+
+
+@cache
+def word_pattern() -> str:
+    """The regular expression that finds the words of :func:`split_words`, for programs without this package."""
+    ranges: list[list[str]] = []  # of punctuation and symbols, first and last
+    for character in map(chr, range(sys.maxunicode + 1)):
+        if _is_punctuation(character):
+            if ranges and ord(character) == ord(ranges[-1][1]) + 1:
+                ranges[-1][1] = character
+            else:
+                ranges.append([character, character])
+    marks = "".join(re.escape(first) + (f"-{re.escape(last)}" if last > first else "") for first, last in ranges)
+    letter = rf"[^\s{marks}]"
+    word = rf"{letter}(?:\S*{letter})?"
+    apart = rf"[{marks}]"
+    with_apostrophe = rf"['\u2019]{word}(?!\S)"
+    return f"{apart}+?(?={with_apostrophe})|{with_apostrophe}|{apart}+|{word}"
 
 
 def _is_punctuation(character: str) -> bool:

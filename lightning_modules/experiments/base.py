@@ -95,6 +95,9 @@ class Experiment:
         "--trainer.limit_test_batches=20",
     )
 
+    def check(self, arguments: Sequence[str]) -> None:
+        """Raises ValueError where these arguments of a fit, without those of the experiment, are none for it."""
+
     def variants(self, config: Config) -> Variants:
         """All variants of a config; the first one is the baseline."""
         raise NotImplementedError

@@ -11,12 +11,21 @@ from lightning_modules.arguments import CommandParser
 from lightning_modules.cli import INTERRUPTED, TERMINATED
 from lightning_modules.experiments import VERBS
 from lightning_modules.experiments.base import Config, Experiment
-from lightning_modules.experiments.plan import Plan, Run, config_names, end_of_configs, logs_to_wandb, name_of_configs
+from lightning_modules.experiments.plan import (
+    Plan,
+    Run,
+    Variants,
+    config_names,
+    end_of_configs,
+    logs_to_wandb,
+    name_of_configs,
+)
 from lightning_modules.experiments.running import Runner
 
 # Options of a fit that an experiment sets for each of its runs.
 OURS = {
     "--seed_everything": "the seeds are 1 to N: --seeds N",
+    "--seed": "the seeds are 1 to N: --seeds N",
     "--ckpt_path": "a run that was stopped goes on by itself",
 }
 
@@ -36,7 +45,9 @@ def new_parser(experiment: Experiment) -> CommandParser:
     )
     parser.add_argument("--name", help="of the folder; that of the config if not given")
     parser.add_argument("--runs", default="runs", help="the folder that holds all runs")
-    parser.add_argument("--seeds", type=int, help=f"how many: 1 to N, never chosen ({experiment.seeds})")
+    parser.add_argument(
+        "--seeds", nargs="+", metavar="N", help=f"how many: they are 1 to N, never chosen ({experiment.seeds})"
+    )
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="these alone; the first is the baseline")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--quick", action="store_true", help="minutes: few steps and 2 seeds")
@@ -87,11 +98,18 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     return options, [word.replace("\0", " ") for word in others]
 
 
+def number_of_seeds(words: Sequence[str] | None) -> int | None:
+    if words is None:
+        return None
+    if len(words) > 1 or not words[0].isdecimal() or int(words[0]) < 1:
+        raise ValueError(f"--seeds must be a number from 1, how many: the seeds are 1 to N, got {' '.join(words)}")
+    return int(words[0])
+
+
 def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]) -> Plan:
-    for name in ("seeds", "jobs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    seeds = number_of_seeds(options.seeds)
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
     given = [word.partition("=")[0] for word in of_fit]
     for name, instead in OURS.items():
         if name in given:
@@ -103,7 +121,7 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
         chosen = tuple(options.variants or plan.chosen)
         if unknown := [name for name in chosen if name not in plan.variants]:
             raise ValueError(f"--variants must be among {', '.join(plan.variants)}, got '{unknown[0]}'")
-        return Plan(**vars(plan) | {"chosen": chosen, "seeds": options.seeds or plan.seeds})
+        return Plan(**vars(plan) | {"chosen": chosen, "seeds": seeds or plan.seeds})
     if not config_names(of_fit):
         raise ValueError(f"'{experiment.verb}' needs a config: -c sentiment, or a YAML file of your own")
     ours = [*experiment.common, *(experiment.quick if options.quick else ())]
@@ -111,14 +129,19 @@ def _plan(experiment: Experiment, options: argparse.Namespace, of_fit: list[str]
     of_all = [*of_fit[:end], *ours, *of_fit[end:]]
     if logs_to_wandb(of_fit) and "--trainer.logger.group" not in given:
         of_all.append(f"--trainer.logger.group={experiment.verb}/{name}")
+
+    def new_variants() -> Variants:
+        experiment.check(of_fit)
+        return experiment.variants(Config(of_all))
+
     return Plan.make(
         folder,
         experiment.verb,
         of_all,
-        lambda: experiment.variants(Config(of_all)),
+        new_variants,
         lambda variants: experiment.default(variants, options.quick),
         options.variants,
-        options.seeds or (2 if options.quick else experiment.seeds),
+        seeds or (2 if options.quick else experiment.seeds),
     )
 
 

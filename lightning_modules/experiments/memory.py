@@ -75,13 +75,15 @@ class Memory(Experiment):
     )
     compares = False
 
-    def variants(self, config: Config) -> Variants:
+    def check(self, arguments: Sequence[str]) -> None:
         from lightning_modules.data import RememberDataModule
         from lightning_modules.injection import RECURRENT, import_class
 
-        data = import_class(RECURRENT, config.parsed.data.class_path)
+        data = import_class(RECURRENT, Config(arguments).parsed.data.class_path)
         if not issubclass(data, RememberDataModule):
             raise ValueError(f"'memory' needs data over a distance, as '-c remember' has it, got {data.__name__}")
+
+    def variants(self, config: Config) -> Variants:
         return {
             f"{cell}/distance_{distance}/lr_{lr}": [
                 *words,
@@ -129,8 +131,8 @@ class Memory(Experiment):
         spans = {cell: span(by_distance) for cell, by_distance in found.items()}
         if spans.get("lstm") and "rnn" in spans:
             lstm, rnn = spans["lstm"], spans["rnn"]
-            ratio = f"{lstm / rnn:.3g} times the plain RNN's {rnn}" if rnn else "the plain RNN none of those tried"
-            sentences.append(f"The LSTM remembers over {lstm} steps, {ratio}.")
+            ratio = f"{lstm / rnn:.3g} times the plain RNN's {rnn}" if rnn else "the plain RNN over none"
+            sentences.append(f"Of the distances tried, the LSTM remembers over {lstm} steps, {ratio}.")
         return sentences
 
     def pictures(self, report: "Report") -> list[tuple[str, str]]:

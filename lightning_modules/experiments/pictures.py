@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from lightning_modules.experiments.report import Report
 
 GRAY = "0.45"
-COLUMNS, MOST_PANELS = 4, 12
+COLUMNS = 4
 STYLE = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 
 
 def draw_curves(report: "Report", path: Path) -> bool:
-    """A panel a variant, of 12 at most: the losses on validation and train data; whether there is anything to draw."""
+    """A panel a variant: the losses on validation and train data; whether there is anything to draw."""
     import matplotlib as mpl
 
     curves = {v: [r.curve for r in report.of(v) if r.curve] for v in report.variants}
-    curves = {variant: found for variant, found in list(curves.items())[:MOST_PANELS] if found}
+    curves = {variant: found for variant, found in curves.items() if found}
     if not curves:
         return False
     columns = min(COLUMNS, len(curves))
@@ -44,6 +44,8 @@ def draw_curves(report: "Report", path: Path) -> bool:
             axes.set_title(f"{variant}\n{report.monitor} {number(row.mean)}", fontsize=10)
         for axes in grid.flat[len(curves) :]:
             axes.set_visible(False)
+        for axes in grid.flat[: len(curves)][-columns:]:  # the lowest ones, where the last row is not full too
+            axes.tick_params(labelbottom=True)
         if lows and min(lows) > 0 and max(lows) > 30 * min(lows):
             grid[0, 0].set_yscale("log")
         unit = f" ({report.loss_unit})" if report.loss_unit else ""

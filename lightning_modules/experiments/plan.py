@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from lightning_modules.files import replaced
 from lightning_modules.runs import config_file, read_summary
 
 Variants = dict[str, list[str]]  # of each variant, by name, the arguments that its runs have and others have not
-State = Literal["finished", "unfinished", "missing"]
+State = Literal["finished", "failed", "unfinished", "missing"]
+ERROR = "lstm-fused: error: "  # begins the last line of a command that fails
+STOPPED = ("interrupted", "terminated")  # reasons in a summary that are no errors
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,16 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What its processes have printed, one after another."""
+        """What its processes have printed, one after another, each after a line with its command."""
         return self.folder / self.name / "log.txt"
+
+    def end_of_log(self, size: int = 4096) -> str:
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     def versions(self) -> list[Path]:
         """The folders that have been made for it, the newest first: a resumed run has several."""
@@ -62,7 +73,21 @@ class Run:
     def state(self) -> State:
         if self.result() is not None:
             return "finished"
+        if self.failure is not None:
+            return "failed"
         return "unfinished" if self.versions() else "missing"
+
+    @property
+    def failure(self) -> str | None:
+        """The error that ended its last process; ``None`` where none did: it was stopped, or it is running."""
+        lines = self.end_of_log().split("\n")
+        if (last := next((line for line in reversed(lines) if line.strip()), "")).startswith(ERROR):
+            return last.removeprefix(ERROR).strip()
+        if last:
+            return None
+        # Another program has run it. Its newest folder says nothing while it is running.
+        reason = read_summary(self.versions()[0]).get("stop_reason") if self.versions() else None
+        return None if reason in STOPPED else reason
 
     def command(self) -> list[str]:
         """What runs it from where it is: ``lstm-fused`` and its arguments."""
@@ -105,21 +130,32 @@ class Plan:
         ]
 
     def write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         kept = {name: value for name, value in vars(self).items() if name != "folder"}
         with replaced(self.folder / "plan.json") as path:
             path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
-        """The plan of a folder. Raises FileNotFoundError where there is none."""
+        """The plan of a folder. Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
+        path = folder / "plan.json"
         try:
-            kept = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("arguments", "chosen"):
+                kept[name] = tuple(kept[name])
+            return cls(folder, **kept)
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no experiment in '{folder}': no plan.json") from None
-        for name in ("arguments", "chosen"):
-            kept[name] = tuple(kept[name])
-        return cls(folder, **kept)
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"'{path}' must be the plan of an experiment, as it was written, and is not") from None
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"--runs and --name must make a folder to write to, got '{self.folder}': {error.strerror}"
+            ) from error
 
     @classmethod
     def make(
@@ -177,7 +213,7 @@ class Plan:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Raises ValueError where another process runs the plan at the same time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with open(self.folder / ".lock", "w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, in any way

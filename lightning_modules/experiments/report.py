@@ -338,12 +338,17 @@ class Report:
         return format_table(("variant", "seconds of training", "ms a step (median)"), rows)
 
     def _missing(self) -> list[str]:
-        """The runs that are not finished, those of a state in one line."""
+        """The runs that are not finished: those of a state in one line, of those that failed those of an error."""
         lines = []
         for state in ("unfinished", "missing"):
             names = [run.name for run, its in self.missing if its == state]
             words = {"unfinished": "begun and not finished", "missing": "not begun"}[state]
             lines += [f"{len(names)} {words}: {', '.join(names)}"] if names else []
+        failed: dict[str, list[str]] = {}
+        for run, its in self.missing:
+            if its == "failed":
+                failed.setdefault(run.failure or "", []).append(run.name)
+        lines += [f"{len(names)} failed: {', '.join(names)}: {error}" for error, names in failed.items()]
         for reason in dict.fromkeys(self.needless.values()):
             lines.append(f"{list(self.needless.values()).count(reason)} not needed, because {reason}")
         diverged = [r.run.name for r in self.results if "diverged" in r.summary["stop_reason"]]

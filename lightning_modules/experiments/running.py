@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO
 
-from lightning_modules.experiments.plan import Run
+from lightning_modules.experiments.plan import ERROR, Run
 from lightning_modules.runs import read_summary
 
 POLL = 0.1  # seconds
 PROGRAM = (sys.executable, "-m", "lightning_modules")  # what lstm-fused is
+PROMPT = "$ "  # before a command in a log
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -94,6 +96,7 @@ class Runner:
         if self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // self.jobs)))
         with open(run.log, "a", encoding="utf-8") as log:
+            print(f"{PROMPT}{shlex.join(command)}", file=log, flush=True)
             # A session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
             self._running[run] = subprocess.Popen(
                 [*PROGRAM, *command[1:]],
@@ -117,7 +120,11 @@ class Runner:
         self._done += 1
         if folder is None:
             by_signal = f"a signal ended it: {signal.strsignal(-code)}" if code < 0 else None  # it could not say so
-            self.failed[run.name] = by_signal or last_line(run) or f"it ended with the code {code}"
+            reason = by_signal or last_line(run) or f"it ended with the code {code}"
+            if run.failure is None:  # which the report looks for
+                with open(run.log, "a", encoding="utf-8") as log:
+                    print(f"{ERROR}{reason}", file=log)
+            self.failed[run.name] = reason
             self._say(f"[{self._done}/{len(self.runs)}] {run.name} failed: {self.failed[run.name]}")
             return
         self._succeeded += 1
@@ -193,19 +200,10 @@ def describe_result(summary: dict[str, Any]) -> str:
 
 def place(run: Run) -> str:
     """Where a run is: the beginning of the last line that tells of an epoch."""
-    found = re.findall(r"^(epoch \d+(?:, step \d+)?):", _tail(run), re.MULTILINE)
+    found = re.findall(r"^(epoch \d+(?:, step \d+)?):", run.end_of_log().rpartition(f"\n{PROMPT}")[2], re.MULTILINE)
     return found[-1] if found else ""
 
 
 def last_line(run: Run) -> str:
-    lines = [line.strip() for line in _tail(run).splitlines() if line.strip()]
-    return lines[-1].removeprefix("lstm-fused: error: ") if lines else ""
-
-
-def _tail(run: Run, size: int = 4096) -> str:
-    try:
-        with open(run.log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    lines = [line.strip() for line in run.end_of_log().splitlines() if line.strip()]
+    return "" if not lines or lines[-1].startswith(PROMPT) else lines[-1].removeprefix(ERROR)

@@ -34,31 +34,26 @@ from pathlib import Path
 import numpy as np
 {imports}
 
-folder = Path(__file__).parent
-about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+about = json.loads(Path(__file__).with_name("about.json").read_text(encoding="utf-8"))
 {load}
 
 
 def model(**inputs):
-{call}
+    return {call}
 
 
 '''
 WITH_ONNX = {
     "needs": "onnxruntime alone",
     "imports": "import onnxruntime",
-    "load": 'session = onnxruntime.InferenceSession(folder / "model.onnx")',
-    "call": '    return dict(zip(about["outputs"], session.run(None, inputs)))',
+    "load": 'session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))',
+    "call": "session.run(None, inputs)",
 }
 WITH_TORCH = {
     "needs": "torch and lstm_fused, without Lightning",
     "imports": "import torch\n\nimport lstm_fused  # noqa: F401  has the kernels that the program calls",
-    "load": 'program = torch.export.load(folder / "model.pt2").module()',
-    "call": """\
-    with torch.no_grad():
-        outputs = program(**{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in inputs.items()})
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return {name: x.numpy() for name, x in zip(about["outputs"], outputs)}""",
+    "load": 'program = torch.export.load(Path(__file__).with_name("model.pt2")).module()',
+    "call": "[x.numpy() for x in program(**{name: torch.tensor(x) for name, x in inputs.items()})]",
 }
 WITH_TORCH_ALONE = WITH_TORCH | {"needs": "torch alone", "imports": "import torch"}
 
@@ -115,7 +110,6 @@ def compare(found: Exported, run_file: Any) -> float:
     for inputs in ({name: x for name, (x, _) in found.inputs.items()}, smaller(found)):
         with torch.no_grad():
             wanted = module(**inputs)
-        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
         for want, got in zip(wanted, run_file(inputs), strict=True):
             largest = float(want.abs().max()) or 1.0
             difference = max(difference, float((want - got).abs().max()) / largest)
@@ -171,8 +165,7 @@ def write_program(module: nn.Module, found: Exported, path: Path, decomposed: bo
 
     def run_file(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            given = program(**inputs)
-        return given if isinstance(given, tuple) else (given,)
+            return program(**inputs)
 
     return compare(found, run_file), has_op
 

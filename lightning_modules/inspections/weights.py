@@ -167,6 +167,8 @@ def draw_weights(path: Path, all_weights: list[Weights]) -> None:
         axes.grid(alpha=0.3)
     for axes in all_axes[len(chosen) :]:
         axes.set_axis_off()
+    if len(chosen) < len(matrices):
+        figure.suptitle(f"the {len(chosen)} largest of {len(matrices)} groups of weights", fontsize="medium")
     legend_below(figure)
     save_figure(figure, path)
 

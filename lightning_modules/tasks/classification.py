@@ -14,41 +14,28 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_modules.callbacks.confusion_picture import ConfusionPicture
 from lightning_modules.data.labeled import LabeledBatch, LabeledDataModule
+from lightning_modules.data.labeled_text import word_pattern
 from lightning_modules.models.sequence_classifier import SequenceClassifier
 from lightning_modules.tasks.base import RecurrentTask
 from lightning_modules.tasks.exported import Exported, WithLengths
 
 # Of ``lstm-fused export``: the label of a text, or of a series of numbers.
 TEXT_EXAMPLE = """\
-import unicodedata
-
-
-def split(text):  # words without the punctuation around them, which is a word of its own
-    words = []
-    for word in text.split():
-        marks = [unicodedata.category(character)[0] in "PS" for character in word]
-        start = marks.index(False) if False in marks else len(word)
-        end = len(word) - (marks[::-1].index(False) if False in marks else 0)
-        if 0 < start < end == len(word) and word[start - 1] in "'\\u2019":
-            start -= 1
-        words += filter(None, (word[:start], word[start:end], word[end:]))
-    return words
-
+import re
 
 text = sys.argv[1] if len(sys.argv) > 1 else "a film that nobody should miss, and a good one"
-text = text.lower() if about["options"]["lowercase"] else text
-pieces = split(text) if about["level"] == "word" else list(text.strip())
+pieces = re.findall(about["piece"], text.lower().strip() if about["options"]["lowercase"] else text.strip())
 ids = {token: k for k, token in enumerate(about["tokens"])}
 tokens = np.array([[ids.get(piece, 0)] for piece in pieces[: about["options"]["max_length"]]])  # [T, B]
-given = model(inputs=tokens, lengths=np.array([len(tokens)]))
-for label, probability in zip(about["labels"], given["probabilities"][0]):
+(probabilities,) = model(inputs=tokens, lengths=np.array([len(tokens)]))
+for label, probability in zip(about["labels"], probabilities[0]):
     print(f"{label}: {probability:.3f}")
 """
 SERIES_EXAMPLE = """\
 series = np.array(json.loads(sys.argv[1]) if len(sys.argv) > 1 else about["example"], np.float32)  # [T, channels]
 series = (series - np.array(about["mean"], np.float32)) / np.array(about["deviation"], np.float32)
-given = model(inputs=series[:, None], lengths=np.array([len(series)]))
-for label, probability in zip(about["labels"], given["probabilities"][0]):
+(probabilities,) = model(inputs=series[:, None], lengths=np.array([len(series)]))
+for label, probability in zip(about["labels"], probabilities[0]):
     print(f"{label}: {probability:.3f}")
 """
 
@@ -158,6 +145,7 @@ class ClassificationTask(RecurrentTask):
         about = {"labels": data.labels} | state
         if self.hparams.vocab_size:
             about |= data.vocabulary.state_dict()
+            about["piece"] = word_pattern() if data.vocabulary.level == "word" else "(?s)."
         else:
             mean, deviation = (torch.tensor(state[name]) for name in ("mean", "deviation"))
             about["example"] = (batch.inputs[: batch.lengths[0], 0] * deviation + mean).tolist()

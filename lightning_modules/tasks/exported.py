@@ -11,13 +11,13 @@ class Exported:
     """A trained net as it is exported (``lstm-fused export``).
 
     Attributes:
-        module: takes the tensors of ``inputs`` by these names, and gives a tensor or a tuple of tensors.
+        module: takes the tensors of ``inputs`` by these names, and gives a tuple of tensors.
         inputs: an example of each tensor, and the names of its dimensions: ``None`` for one of a fixed size; ``T`` and
             ``B`` may be of any size from 1. A tensor ``lengths`` has the sequences' lengths, T at most.
         outputs: the names of what the module gives, others than those of ``inputs``.
         about: what turns data into inputs and outputs into words: a vocabulary, a scaling. Plain values.
-        example: lines of Python that use ``model(**inputs)``, which takes NumPy arrays and gives them by name, and
-            ``about``; with ``json``, ``sys`` and ``np`` imported.
+        example: lines of Python that use ``model(**inputs)``, which takes NumPy arrays and gives a list of them, and
+            ``about``; with ``json``, ``sys``, ``Path`` and ``np`` imported.
     """
 
     module: nn.Module
@@ -39,8 +39,8 @@ class WithLengths(nn.Module):
         super().__init__()
         self.net, self.final = net, final
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor]:
         scores = self.net(inputs, lengths)
         if self.final == "softmax":
-            return scores.softmax(-1)
-        return scores.sigmoid() if self.final == "sigmoid" else scores
+            return (scores.softmax(-1),)
+        return (scores.sigmoid() if self.final == "sigmoid" else scores,)

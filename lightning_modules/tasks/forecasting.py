@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
@@ -24,22 +24,35 @@ BASELINES = ("persistence", "seasonal")
 # Of ``lstm-fused export``: the steps after a window, whose columns are a JSON file or those of ``about``.
 EXAMPLE = """\
 columns = json.loads(Path(sys.argv[1]).read_text()) if len(sys.argv) > 1 else about["example"]
-count = len(about["targets"])
-numeric = [name for name in about["targets"] + about["covariates"] if name not in about["categories"]]
-values = np.array([[np.nan if x is None else float(x) for x in columns[name]] for name in numeric]).T  # [T, columns]
-values = (values - np.array(about["means"])) / np.array(about["scales"])
-gaps = np.isnan(values[:, [about["targets"].index(name) for name in about["gaps"]]])
+values = np.array([columns[name] for name in about["numeric"]], float).T  # [T, columns], NaN where there is a gap
+values = (values - about["means"]) / about["scales"]
+gaps = np.isnan(values[:, [about["numeric"].index(name) for name in about["gaps"]]])
 for t in range(1, len(values)):  # a gap has the value before it
     values[t] = np.where(np.isnan(values[t]), values[t - 1], values[t])
-parts = [np.nan_to_num(values)]
-for name, categories in about["categories"].items():
-    parts.append(np.array([[cell == category for category in categories] for cell in columns[name]]))
-window = np.concatenate([*parts, gaps], 1).astype(np.float32)
-forecast = model(input=window[:, None], last=window[-1:, :count])["forecast"][:, 0]
-forecast = forecast * np.array(about["scales"][:count]) + np.array(about["means"][:count])
-for step, values in enumerate(forecast, 1):
-    print(step, *(f"{name} {value:.6g}" for name, value in zip(about["targets"], values)))
+of_category = [np.array(columns[name])[:, None] == cells for name, cells in about["categories"].items()]
+window = np.hstack([np.nan_to_num(values), *of_category, gaps]).astype(np.float32)
+for step, forecast in enumerate(model(input=window[:, None])[0][:, 0], 1):
+    print(step, *(f"{name} {value:.6g}" for name, value in zip(about["targets"], forecast)))
 """
+
+
+class ForecastInUnits(nn.Module):
+    """The net as it is exported: of scaled windows, the targets first, forecasts in the units of the table.
+
+    Args:
+        net: a :class:`Forecaster`.
+        means: of the targets.
+        scales: of the targets.
+    """
+
+    def __init__(self, net: Forecaster, means: list[float], scales: list[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("means", torch.tensor(means))
+        self.register_buffer("scales", torch.tensor(scales))
+
+    def forward(self, input: Tensor) -> tuple[Tensor]:
+        return (self.net(input, input[-1, :, : len(self.means)]) * self.scales + self.means,)
 
 
 class ForecastTask(RecurrentTask):
@@ -115,11 +128,17 @@ class ForecastTask(RecurrentTask):
     def to_export(self, data: SeriesDataModule) -> Exported:
         batch = next(iter(data.val_dataloader()))
         series, step = batch.examples[0].tolist()
+        scaling = data.scaling
+        count = len(scaling["targets"])
+        about = {
+            "numeric": [n for n in scaling["targets"] + scaling["covariates"] if n not in scaling["categories"]],
+            "example": data.columns("valid", series, step - data.hparams.window, step),
+        }
         return Exported(
-            self.net,
-            {"input": (batch.input, ("T", "B", None)), "last": (batch.persistence[0], ("B", None))},
+            ForecastInUnits(self.net, scaling["means"][:count], scaling["scales"][:count]),
+            {"input": (batch.input, ("T", "B", None))},
             ["forecast"],
-            data.scaling | {"example": data.columns("valid", series, step - data.hparams.window, step)},
+            scaling | about,
             EXAMPLE,
         )
 

@@ -31,17 +31,15 @@ from lightning_modules.tasks.exported import Exported
 # Of ``lstm-fused export``: goes on from a prompt with the likeliest token, the state carried along.
 EXAMPLE = """\
 text = sys.argv[1] if len(sys.argv) > 1 else "the "
-whole = about["level"] == "char"
-pieces = list(text if whole else text.split())
-ids = {token: k for k, token in enumerate(about["tokens"])}
-tokens = np.array([[ids.get(piece, 0)] for piece in pieces])  # [T, B]
+pieces = text.split() if about["level"] == "word" else list(text)
+tokens = [[about["tokens"].index(piece) if piece in about["tokens"] else 0] for piece in pieces]  # [T, B]
 state = {name: np.zeros(shape, np.float32) for name, shape in about["state"].items()}
 for _ in range(40):
-    given = model(tokens=tokens, **state)
-    state = {name: given[f"{name}_n"] for name in state}
-    tokens = given["logits"][-1:].argmax(-1)
+    logits, *parts = model(tokens=np.array(tokens), **state)
+    state = dict(zip(state, parts))
+    tokens = logits[-1:].argmax(-1)
     pieces.append(about["tokens"][tokens[0, 0]])
-print(("" if whole else " ").join(pieces))
+print((" " if about["level"] == "word" else "").join(pieces))
 """
 
 

@@ -20,7 +20,7 @@ from lightning_modules.tasks.exported import Exported, WithLengths
 # Of ``lstm-fused export``: what is remembered of a sequence of numbers.
 EXAMPLE = """\
 steps = np.array(json.loads(sys.argv[1]) if len(sys.argv) > 1 else about["example"], np.float32)  # [T, numbers]
-outputs = model(inputs=steps[:, None], lengths=np.array([len(steps)]))["outputs"]
+(outputs,) = model(inputs=steps[:, None], lengths=np.array([len(steps)]))
 if about["target"] == "number":
     print(f"{outputs[0, 0]:.4f}")
 elif about["target"] == "class":

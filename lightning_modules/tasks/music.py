@@ -25,9 +25,9 @@ EXAMPLE = """\
 notes = [int(note) for note in sys.argv[1:]] or [48, 60, 64, 67]
 roll = np.zeros((2, 1, about["keys"]), np.float32)  # [T, B, keys]: a piece begins from silence
 roll[1, 0, np.array(notes) - about["lowest"]] = 1
-given = model(inputs=roll, lengths=np.array([len(roll)]))["probabilities"][-1, 0]
-for key in np.argsort(-given)[:6]:
-    print(f"note {key + about['lowest']}: {given[key]:.3f}")
+(probabilities,) = model(inputs=roll, lengths=np.array([len(roll)]))
+for key in np.argsort(-probabilities[-1, 0])[:6]:
+    print(f"note {key + about['lowest']}: {probabilities[-1, 0, key]:.3f}")
 """
 
 

@@ -10,6 +10,9 @@ SMALL = (
     "--trainer.enable_progress_bar=false",
 )
 
+# A language model writes 600 characters at the end of a run, unless it is told otherwise.
+SHORT_SAMPLE = '--trainer.callbacks+={"class_path":"lightning_modules.callbacks.TextSample","init_args":{"length":40}}'
+
 # The configs that anyone can rely on, a task or a recipe each, without data of one's own.
 CONFIG_NAMES = ("char_lm", "word_lm", "awd_lm", "sentiment", "series_classification", "ner", "forecast", "music")
 CONFIG_NAMES += ("remember", "adding", "copying", "smnist")
@@ -26,6 +29,12 @@ def make_text(lines: int = 120, seed: int = 0) -> str:
             sentence.append(words[(value >> 16) % len(words)])
         sentences.append(" ".join(sentence))
     return "\n".join(sentences) + "\n"
+
+
+def make_reviews(lines: int = 80) -> str:
+    """A table of texts and labels."""
+    texts = make_text(lines, seed=1).splitlines()
+    return "".join(f"{text}\t{'good' if text.count('the') > 1 else 'bad'}\n" for text in texts)
 
 
 class Result:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from made_up_plan import make_plan
-from small_runs import SMALL, Result
+from small_runs import SHORT_SAMPLE, SMALL, Result
 
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
+from lightning_modules.experiments.command import new_experiment
 from lightning_modules.experiments.compare import CELLS, Compare, size_for
 from lightning_modules.experiments.memory import CELLS as CELLS_OF_MEMORY
 from lightning_modules.experiments.memory import Memory, remembered
@@ -26,7 +27,7 @@ def experiment(command: Callable[..., Result], text_file: Path) -> Callable[...,
     """Runs two variants of an experiment on one seed, each as it is listed; the page of the report."""
 
     def run(verb: str, *variants: str) -> str:
-        given = [verb, "-c", "char_lm", "--data.path", text_file, *SMALL[:-1], *TINY]
+        given = [verb, "-c", "char_lm", "--data.path", text_file, *SMALL[:-1], *TINY, SHORT_SAMPLE]
         listed = command(*given, "--seeds", 1, "--variants", *variants, "--list")
         assert listed.code == 0, listed.err
         for line in listed.out.splitlines():
@@ -120,6 +121,36 @@ def test_a_gate_of_which_nothing_is_known_is_not_said_to_cost_nothing() -> None:
     costs = {"f": difference(0.3, half=0.5), "i": difference(0.1), "o": difference(0.0)}
     said = which_matters(costs, -1, "val_loss")
     assert said.startswith("Which gate matters most by val_loss cannot be told: the forget gate costs most in the mean")
+
+
+# As a user begins: minutes of each, on the config that its help names.
+QUICK = {
+    ("ablate", "sentiment"): ["curves.png", "differences.png"],
+    ("compare", "char_lm"): ["curves.png", "differences.png"],
+    ("open-gates", "char_lm"): ["curves.png", "differences.png"],
+    ("memory", "remember"): ["accuracy_over_distance.png"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "config"), QUICK)
+def test_quick_is_a_whole_experiment(verb: str, config: str, command: Callable[..., Result], tmp_path: Path) -> None:
+    result = command(verb, "-c", config, "--quick", "--jobs", 2)
+    folder = tmp_path / f"runs/{verb}/{config}-quick"
+    assert result.code == 0, result.err + "".join(path.read_text() for path in folder.glob("*/**/log.txt"))
+    plan, page = Plan.read(folder), (folder / "report.md").read_text(encoding="utf-8")
+    report = Report(new_experiment(verb), plan)
+    assert report.missing == []
+    assert list(report.variants) == [name for name in plan.chosen if name not in {r.variant for r in report.needless}]
+    assert plan.seeds == 2
+    for picture in QUICK[verb, config]:
+        assert f"({picture})" in page
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    findings = report.experiment.findings(report)
+    assert findings
+    assert all(finding in page and finding in result.out for finding in findings)
+    told = {name.partition("/")[0] for name in report.variants}  # of memory, the cell
+    assert all(name in "".join(findings) for name in told)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

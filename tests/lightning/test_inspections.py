@@ -1,9 +1,11 @@
 """The looks into a run: what they say is computed from it, and another run makes them say something else."""
 
 import csv
+import importlib
 import json
 import math
 import os
+import random
 import re
 import runpy
 import subprocess
@@ -15,14 +17,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_runs import SMALL, Result, make_text
+from small_runs import SHORT_SAMPLE, SMALL, Result, make_reviews, make_text
 from testing import PATIENCE
 
 from lightning_modules import data, tasks
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
+from lightning_modules.data.labeled_text import split_words, word_pattern
+from lightning_modules.inspections import weights
 from lightning_modules.inspections.diagnose import Diagnosis, diagnose, read_config, read_curves
-from lightning_modules.inspections.export import export, exportable
+from lightning_modules.inspections.export import BEGINNING, WITH_ONNX, WITH_TORCH, export, exportable
 from lightning_modules.inspections.gates import Gates, as_lstm, draw_heatmaps, findings, followed, inputs_of, trace
 from lightning_modules.inspections.gradients import Line, finding_of_inputs, flow_back, fresh_parts, parts_of
 from lightning_modules.inspections.gradients import draw as draw_gradients
@@ -207,10 +211,10 @@ def test_the_figure_that_judges_may_be_best_elsewhere(tmp_path: Path) -> None:
 MADE = {
     "overfitted": (
         16, "--model.hidden_size=64", "--model.dropout=0", "--model.lr=0.03", "--model.lr_schedule=constant",
-        "--data.batch_size=4", "--trainer.max_epochs=12",
+        "--data.batch_size=4", "--trainer.max_epochs=8",
     ),
-    "underfitted": (40, "--model.hidden_size=8", "--model.lr=1e-5", "--trainer.max_epochs=3"),
-    "unstable": (40, "--model.hidden_size=8", "--model.lr=1", "--model.layer_norm=false", "--trainer.max_epochs=3"),
+    "underfitted": (30, "--model.hidden_size=8", "--model.lr=1e-5", "--trainer.max_epochs=2"),
+    "unstable": (30, "--model.hidden_size=8", "--model.lr=1", "--model.layer_norm=false", "--trainer.max_epochs=2"),
     "fine": (120, "--model.hidden_size=16", "--model.dropout=0.1", "--model.lr=0.05", "--trainer.max_epochs=5"),
 }  # fmt: skip
 
@@ -272,11 +276,12 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(folder: Path, config: str, *options: str, lines: int = 120) -> Path:
-    """The folder of a run of ``config``, on a small text where it reads one."""
+    """The folder of a run of ``config`` on a small text, or on a few of them."""
     folder.mkdir(exist_ok=True)
-    if config == "char_lm":
-        (folder / "text.txt").write_text(make_text(lines), encoding="utf-8")
-        options = ("--data.path", str(folder / "text.txt"), *options)
+    (folder / "text.txt").write_text(make_text(lines), encoding="utf-8")
+    (folder / "reviews.tsv").write_text(make_reviews(), encoding="utf-8")
+    file, more = {"char_lm": ("text.txt", [SHORT_SAMPLE]), "sentiment": ("reviews.tsv", [])}[config]
+    options = ("--data.path", str(folder / file), *more, *options)
     arguments = ["--runs", str(folder / "runs"), "--name", "x", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "-c", config, *arguments, *options]) == 0
     return folder / "runs/x/version_0"
@@ -318,6 +323,15 @@ def test_findings_about_weights_are_computed() -> None:
     assert "those of off: 75.0% below those of on, although the weight decay of on is the largest" in said
     larger = Weights("larger", {"a.weight": torch.ones(7)}, {"a.weight"}, 0.0)
     assert "larger: of" not in "\n".join(findings_of([start, narrow, larger]))  # it did not begin with this start
+
+
+def test_what_a_picture_of_weights_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(weights, "save_figure", lambda figure, path: drawn.append(figure))
+    for count in (6, 7):
+        groups = {f"layer_{k}.weight": torch.linspace(-1, 1, 10 + k) for k in range(count)}
+        weights.draw_weights(tmp_path / "weights.png", [Weights("run", groups, set(groups), 0.1)])
+    assert [figure.get_suptitle() for figure in drawn] == ["", "the 6 largest of 7 groups of weights"]
 
 
 def test_dropout_is_seen(tmp_path: Path) -> None:
@@ -519,7 +533,12 @@ def test_the_command_shows_gradients(command: Callable[..., Result], language_ru
 SMALL_MODEL = {"hidden_size": 6, "dropout": 0.0}
 TWO_WAYS = {"recurrent": {"class_path": "lstm_fused.FusedLSTM", "init_args": {"bidirectional": True}}}
 EXPORTED = {
-    "classification": (tasks.ClassificationTask, data.LabeledTextDataModule, {"embedding_size": 4, **TWO_WAYS}, {}),
+    "classification": (
+        tasks.ClassificationTask,
+        data.LabeledTextDataModule,
+        {"embedding_size": 4, **TWO_WAYS},
+        {"path": "some.tsv"},
+    ),
     "series": (tasks.ClassificationTask, data.LabeledSeriesDataModule, {"recurrent": "torch", **SMALL_MODEL}, {}),
     "tagging": (tasks.TaggingTask, data.TaggingDataModule, {"embedding_size": 4, **TWO_WAYS}, {"path": "some.conll"}),
     "forecasting": (tasks.ForecastTask, data.SeriesDataModule, {}, {"covariates": "all", "horizon": 3}),
@@ -535,6 +554,7 @@ def untrained(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **more: 
     monkeypatch.chdir(folder)
     sentences = [f"the O\nstr B-code\nof O\nPython{k} B-term\n3 I-term\n\n" for k in range(20)]
     Path("some.conll").write_text("".join(sentences), encoding="utf-8")
+    Path("some.tsv").write_text(make_reviews(), encoding="utf-8")
     task, module, options, of_data = EXPORTED[name]
     torch.manual_seed(1)
     module, task = module(**of_data), task(**SMALL_MODEL | options | more)
@@ -605,6 +625,36 @@ def test_a_run_is_exported_to_onnx(
     drawn = command("sample", language_run, "--prompt", "the ", "--length", 40, "--temperature", 0).out
     run_example(tmp_path / "use_onnx.py", monkeypatch, "the ")
     assert capfd.readouterr().out == drawn
+
+
+OF_FORM = {"onnx": WITH_ONNX, "torch": WITH_TORCH}
+
+
+@pytest.mark.parametrize("form", OF_FORM)
+@pytest.mark.parametrize("module", ["classification", "forecasting", "language_model", "memory", "music", "tagging"])
+def test_examples_are_short(module: str, form: str) -> None:
+    """20 lines, without the title; 27 where a CRF's path is to be found."""
+    found = vars(importlib.import_module(f"lightning_modules.tasks.{module}"))
+    examples = [text for name, text in found.items() if name.endswith("EXAMPLE")]
+    assert examples
+    for example in examples:
+        script = BEGINNING.format(script="x.py", **OF_FORM[form]) + example
+        compile(script, "x.py", "exec")
+        title, *lines = [line for line in script.splitlines() if line.strip()]
+        assert title.startswith('"""Uses')
+        assert len(lines) <= (27 if module == "tagging" else 20)
+        assert max(map(len, lines)) <= 120
+
+
+def test_the_pattern_of_words_finds_those_that_are_split() -> None:
+    """In an example without this package: of texts drawn from what words are told by."""
+    drawn = random.Random(0)
+    texts = [
+        "".join(drawn.choices("ab0'\u2019-_.,!(\u201d\u0915\u093f\u0301\u200d$\u20ac \n\u3000", k=9))
+        for _ in range(2000)
+    ]
+    texts += [chr(k) for k in range(0x3000)] + [f"a{chr(k)} b" for k in range(0x3000)]
+    assert [re.findall(word_pattern(), text) for text in texts] == [split_words(text) for text in texts]
 
 
 @pytest.mark.slow

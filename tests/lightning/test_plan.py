@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from made_up_plan import make_plan, write_run
-from small_runs import Result
+from small_runs import Result, make_reviews
 from testing import PATIENCE
 
 from lightning_modules.cli import main
@@ -30,6 +30,7 @@ from lightning_modules.injection import is_off
 from lightning_modules.runs import config_file
 
 TINY = (
+    "--data.path=reviews.tsv",
     "--model.hidden_size=8",
     "--model.embedding_size=8",
     "--trainer.limit_train_batches=3",
@@ -44,6 +45,7 @@ TWO = ("ablate", "-c", "sentiment", "--variants", "baseline", "regularized", "--
 
 
 def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "reviews.tsv").write_text(make_reviews(), encoding="utf-8")
     listed = command(*TWO, *TINY, "--list")
     assert listed.code == 0, listed.err
     first, second = listed.out.splitlines()
@@ -139,8 +141,12 @@ def test_the_variants_are_the_configs_regularizers(command: Callable[..., Result
     ("arguments", "message"),
     [
         (["ablate"], "'ablate' needs a config: -c sentiment"),
-        (["ablate", "-c", "sentiment", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["ablate", "-c", "sentiment", "--seeds", "x"], "argument --seeds: invalid int value: 'x'"),
+        (["ablate", "-c", "sentiment", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["ablate", "-c", "sentiment", "--seeds", "0"], "the seeds are 1 to N, got 0"),
+        (["ablate", "-c", "sentiment", "--seeds", "1,2"], "--seeds must be a number from 1, how many: the seeds are 1"),
+        (["ablate", "-c", "sentiment", "--seeds", "1", "2", "3"], "the seeds are 1 to N, got 1 2 3"),
+        (["ablate", "-c", "sentiment", "--seed", "3"], "--seed is not an option of 'ablate': the seeds are 1 to N"),
+        (["memory", "-c", "char_lm"], "'memory' needs data over a distance, as '-c remember' has it, got TextData"),
         (["ablate", "-c", "sentiment", "--seed_everything=3"], "the seeds are 1 to N: --seeds N"),
         (["ablate", "-c", "sentiment", "--ckpt_path", "last"], "goes on by itself"),
         (["ablate", "-c", "sentiment", "--report"], "there is no experiment in 'runs/ablate/sentiment'"),
@@ -223,6 +229,21 @@ def test_a_plan_is_the_one_that_its_folder_was_made_with(tmp_path: Path) -> None
         make("--y=1")
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"experiment": "abl', "[]", '{"arguments": []}', '{"arguments": 1, "chosen": 2}']
+)
+def test_a_plan_that_cannot_be_read_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=r"plan.json' must be the plan of an experiment, as it was written"):
+        Plan.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--runs and --name must make a folder to write to, got '.*file/x': Not a dir"):
+        new_plan(tmp_path / "file/x", ["a"], 1)
+
+
 def test_one_process_runs_a_plan(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "plan", {"baseline": {1: None}})
     with plan.alone(), pytest.raises(ValueError, match="another process runs the experiment"), plan.alone():
@@ -249,7 +270,7 @@ with open("alive.txt", "a") as file:
     file.write(f"+{os.getpid()}\\n")
 if variant == "fails":
     sys.exit("lstm-fused: error: it is not to be")
-time.sleep(60 if variant == "long" else 0.3)
+time.sleep(60 if variant.startswith("long") else 0.3)
 with open("alive.txt", "a") as file:
     file.write(f"-{os.getpid()}\\n")
 end(True, 0)
@@ -310,7 +331,9 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(program: tuple[str, str],
     runner = Runner(plan.runs())
     runner.run()
     assert runner.failed == {"fails/seed_1": "it is not to be"}
-    assert [run.state for run in plan.runs()] == ["finished", "unfinished", "finished"]
+    assert [run.state for run in plan.runs()] == ["finished", "failed", "finished"]
+    assert plan.runs()[1].failure == "it is not to be"
+    assert plan.runs()[1].log.read_text().startswith("$ lstm-fused fit --runs=plan --name=fails/seed_1 ")
     assert "fails/seed_1 failed: it is not to be" in capsys.readouterr().out
     # What fails from the first run on would fail a hundred times.
     other = new_plan(Path("other"), ["fails", "a"], 2).runs()
@@ -331,9 +354,11 @@ def test_what_a_signal_has_ended_is_said_to_be(program: tuple[str, str], monkeyp
     """And not what it printed last, which is that all is well."""
     kills_itself = "import os, signal; print('epoch 3: fine', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     monkeypatch.setattr(running, "PROGRAM", (sys.executable, "-c", kills_itself))
-    runner = Runner(new_plan(Path("plan"), ["a"], 1).runs())
+    [run] = new_plan(Path("plan"), ["a"], 1).runs()
+    runner = Runner([run])
     runner.run()
     assert runner.failed == {"a/seed_1": "a signal ended it: Killed"}
+    assert (run.state, run.failure) == ("failed", "a signal ended it: Killed")  # for a report of later
 
 
 def test_jobs_share_the_cpus_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,30 +415,33 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_not_run(program: t
 def test_however_it_is_stopped_its_processes_end(program: tuple[str, str], signum: int) -> None:
     if signum == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("a process that is killed takes its children with it on Linux alone")
-    new_plan(Path("plan"), ["long", "a"], 1)
+    new_plan(Path("plan"), ["long", "long_too", "a"], 1)
     code = (
         "from pathlib import Path; from lightning_modules.experiments import running; "
         "from lightning_modules.experiments.plan import Plan; "
-        f"running.PROGRAM = {program!r}; runner = running.Runner(Plan.read(Path('plan')).runs()); runner.run(); "
+        f"running.PROGRAM = {program!r}; runner = running.Runner(Plan.read(Path('plan')).runs(), 2); runner.run(); "
         "print('stopped by', int(runner.stopped_by))"
     )
     path = os.pathsep.join(path for path in sys.path if path)
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
     )
-    wait_for(lambda: len(begun()) == 1)
+    wait_for(lambda: len(begun()) == 2)
     process.send_signal(signum)
     out, _ = process.communicate(timeout=PATIENCE)
-    wait_for(lambda: not is_alive(begun()[0]))
-    assert len(begun()) == 1  # none was begun after it
+    wait_for(lambda: not any(map(is_alive, begun())))
+    assert len(begun()) == 2  # none was begun after it
     assert ("stopped by" in out) == (signum != signal.SIGKILL)
-    assert [run.state for run in Plan.read(Path("plan")).runs()] == ["unfinished", "missing"]
-    wait_for(lambda: json.loads(Path("plan/long/seed_1/version_0/summary.json").read_text())["finished"] is False)
+    assert [run.state for run in Plan.read(Path("plan")).runs()] == ["unfinished", "unfinished", "missing"]
+    for name in ("long", "long_too"):
+        summary = Path(f"plan/{name}/seed_1/version_0/summary.json")
+        wait_for(lambda summary=summary: json.loads(summary.read_text())["finished"] is False)
 
 
 @pytest.mark.slow
 def test_a_plan_that_is_killed_again_and_again_ends_with_the_same_table(tmp_path: Path) -> None:
     """SIGKILL to it and to its runs, at random moments of these; the tables are the undisturbed ones, bit for bit."""
+    (tmp_path / "reviews.tsv").write_text(make_reviews(), encoding="utf-8")
     options = [*TWO[:-1], "3", *TINY, "--jobs", "2", "--trainer.max_epochs=12", "--last_checkpoint.every_minutes=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -88,6 +88,21 @@ def test_the_legend_of_the_curves_is_in_the_picture(tmp_path: Path, monkeypatch:
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
+def test_every_variant_has_curves_with_a_title_that_can_be_read(tmp_path: Path, monkeypatch: Any) -> None:
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    names = [f"without_recurrent_dropout_{k}" for k in range(14)]
+    assert pictures.draw_curves(make_report(tmp_path / "plan", dict.fromkeys(names, BASELINE)), tmp_path / "x.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().partition("\n")[0] for axes in shown] == names
+    lowest = [axes for axes in shown if any(label.get_visible() for label in axes.get_xticklabels())]
+    assert lowest == shown[-4:]
+    boxes = [axes.title.get_window_extent() for axes in shown]
+    assert not [True for k, box in enumerate(boxes) for other in boxes[:k] if box.overlaps(other)]
+
+
 def test_the_axes_of_the_differences_have_units(tmp_path: Path, monkeypatch: Any) -> None:
     drawn = []
     monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
@@ -142,6 +157,29 @@ def test_what_is_missing_is_said_and_not_counted(tmp_path: Path) -> None:
     report = Report(Ablate(), report.plan)
     assert report.row("dropout", "val_accuracy").values == {1: 0.75, 2: 0.76}
     assert [run.name for run, _ in report.missing] == ["dropout/seed_3"]
+
+
+def test_runs_that_failed_are_told_with_the_error(tmp_path: Path) -> None:
+    """Those with one error in one line; one that is begun anew, or was stopped, has not failed."""
+    stopped = {"baseline": {1: {}, 2: None, 3: None}, "dropout": {1: None, 2: None, 3: None}}
+    report = make_report(tmp_path / "plan", stopped)
+    runs = {run.name: run for run in report.plan.runs()}
+    logs = {
+        "baseline/seed_2": "epoch 0: fine\nlstm-fused: error: no space left\n",
+        "dropout/seed_1": "lstm-fused: error: no space left\n\n",
+        "dropout/seed_2": "lstm-fused: error: no space left\n$ lstm-fused fit\n",
+    }
+    for name, text in logs.items():
+        runs[name].log.write_text(text, encoding="utf-8")
+    # Without a log, as a scheduler runs it, the summary tells.
+    summary = tmp_path / "plan/dropout/seed_3/version_0/summary.json"
+    summary.write_text('{"stop_reason": "CUDA out of memory", "finished": false}', encoding="utf-8")
+    report = Report(Ablate(), report.plan)
+    report.write()
+    page = (tmp_path / "plan/report.md").read_text(encoding="utf-8")
+    assert "- 2 failed: dropout/seed_1, baseline/seed_2: no space left\n" in page
+    assert "- 1 failed: dropout/seed_3: CUDA out of memory\n" in page
+    assert "- 2 begun and not finished: dropout/seed_2, baseline/seed_3\n" in page
 
 
 def test_a_report_without_any_run(tmp_path: Path) -> None:
