@@ -367,3 +367,46 @@ def test_parametrized_weight():
     torch.testing.assert_close(lstm(x)[0], plain(x)[0])
     lstm(x)[0].sum().backward()
     assert lstm.parametrizations.weight_hh_l0.original1.grad is not None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"layer_norm": True}, {"layer_norm": "carry"}, {"peephole": True}], ids=str
+)
+@pytest.mark.parametrize("state", [True, False], ids=["state", "zeros"])
+def test_a_single_layer_goes_the_short_way_to_the_same_bits(options, state, monkeypatch):
+    lstm, x = FusedLSTM(I, H, **options), random(T, B, I, seed=1).float()
+    hx = (random(1, B, H, seed=2).float(), random(1, B, H, seed=3).float()) if state else None
+    with torch.no_grad():
+        long_way = tree_leaves(lstm(x, hx, lengths=[T] * B))
+        monkeypatch.setattr(lstm, "_forward", None)
+        assert_same_bits(tree_leaves(lstm(x, hx)), long_way)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zoneout": 0.2},  # of which the expected value counts
+        {"open_gates": ["f"]},
+        {"eps": 1e-3, "layer_norm": True},
+        {"proj_size": 2},
+        {"batch_first": True},
+        {"bidirectional": True},
+        {"num_layers": 2},
+    ],
+    ids=str,
+)
+def test_the_short_way_is_for_what_it_can_do(options):
+    lstm, x = FusedLSTM(I, H, **options), random(T, B, I, seed=1).float()
+    lengths = [B] * T if lstm.batch_first else [T] * B
+    with torch.no_grad():
+        assert_same_bits(tree_leaves(lstm.eval()(x)), tree_leaves(lstm(x, lengths=lengths)))
+
+
+@pytest.mark.parametrize(
+    "h_0, c_0", [((B, H), (B, H)), ((2, B, H), (1, B, H)), ((1, B, H), (1, B + 1, H)), ((1, 1, B, H), (1, B, H))]
+)
+def test_the_short_way_refuses_what_the_long_one_does(h_0, c_0):
+    lstm, peer, x, hx = FusedLSTM(I, H), nn.LSTM(I, H), torch.zeros(T, B, I), (torch.zeros(h_0), torch.zeros(c_0))
+    for module in (lstm, peer):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"hx|hidden|hx\[\d\]|size|dimensional"):
+            module(x, hx)

@@ -344,10 +344,10 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
       multiply_panel<T>(
           factors, active - block < kRowBlock ? active - block : kRowBlock, panel,
           panel + next * depth * kPanelColumns<T>, depth * kStripColumns<T>, sums,
-          [](int64_t, int64_t, int, int) LSTM_FUSED_INLINE {},
-          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
+          [](int64_t, int64_t, int, auto) LSTM_FUSED_INLINE {},
+          [&](int64_t first, int64_t rows, int vector, auto vectors) LSTM_FUSED_INLINE {
             for (int64_t r = first; r < first + rows; ++r)
-              for (int j = vector; j < vector + vectors; ++j) {
+              for (int j = vector; j < vector + vectors.value; ++j) {
                 const int64_t column = columns.offset<T>(p, j);
                 if (column >= P) break;
                 Vec<T> v = load(sums + r * kPanelColumns<T> + j * kLanes<T>);

@@ -141,24 +141,29 @@ LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec
   finish_hidden(row, j, n, h);
 }
 
-// Without layer norm, for lanes [j, j + n): from the pre-activations of the four gates to c_t and h_t.
+// Without layer norm, for lanes [j, j + n): from the pre-activations of the four gates to c' and the output gate, which
+// go to `cell` and `o`.
 template <bool Extra, typename T>
-LSTM_FUSED_FN void plain_units(const ForwardTask<T>& task, const StepRow<T>& row, int64_t j, int64_t n,
-                               const Gates<Vec<T>>& z) {
+LSTM_FUSED_FN void plain_gates(const ForwardTask<T>& task, const StepRow<T>& row, int64_t j, int64_t n,
+                               const Gates<Vec<T>>& z, Vec<T>& cell, Vec<T>& o) {
   const int64_t H = task.sizes.hidden_size;
-  const Vec<T> c_prev = load(row.c + j);
   Gates<Vec<T>> gates;
-  const Vec<T> c = gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, c_prev, gates);
-  if (row.gates) {
-    store(row.gates + j, gates.i, n);
-    store(row.gates + H + j, gates.f, n);
-    store(row.gates + 2 * H + j, gates.g, n);
-    store(row.gates + 3 * H + j, gates.o, n);
-  }
-  finish_units<Extra>(row, j, n, c_prev, c, gates.o * tanh(c));
+  cell = gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c + j), gates);
+  o = gates.o;
+  if (!row.gates) return;
+  store(row.gates + j, gates.i, n);
+  store(row.gates + H + j, gates.f, n);
+  store(row.gates + 2 * H + j, gates.g, n);
+  store(row.gates + 3 * H + j, gates.o, n);
 }
 
-// Asks for the memory that plain_units will write, so that the stores do not wait.
+// The rest: from c' and the output gate to c_t and h_t.
+template <bool Extra, typename T>
+LSTM_FUSED_FN void plain_hidden(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> cell, Vec<T> o) {
+  finish_units<Extra>(row, j, n, load(row.c + j), cell, o * tanh(cell));
+}
+
+// Asks for the memory that plain_gates and plain_hidden will write, so that the stores do not wait.
 template <typename T>
 LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.gates)
@@ -167,19 +172,22 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.output) __builtin_prefetch(row.output + j, 1);
 }
 
-// plain_units of the rows of a tile, from their sums of a panel and what these start from: the bias if Merged, else
-// row.gates. Not inlined: the loops over panels and tiles stay small.
+// The units of a panel in the rows of a tile, from their sums and what these start from: the bias if Merged, else
+// row.gates. All rows' gates first: tanh(c') waits for them, and so a row does not wait for the one before. Not
+// inlined: the loops over panels and tiles stay small.
 template <bool Extra, bool Merged, typename T>
 __attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const StepRow<T>* rows, int64_t count, int64_t j,
                                           int64_t n, const T* sums) {
   const int64_t H = task.sizes.hidden_size;
   const auto run = [&](int64_t lanes) LSTM_FUSED_INLINE {
+    Vec<T> cell[kTileRows], o[kTileRows];
     for (int64_t i = 0; i < count; ++i, sums += kPanelColumns<T>) {
       const T* const start = (Merged ? task.bias : rows[i].gates) + j;
       const auto z = [&](int gate)
                          LSTM_FUSED_INLINE { return load(sums + gate * kLanes<T>) + load(start + gate * H, lanes); };
-      plain_units<Extra, T>(task, rows[i], j, lanes, {z(0), z(1), z(2), z(3)});
+      plain_gates<Extra, T>(task, rows[i], j, lanes, {z(0), z(1), z(2), z(3)}, cell[i], o[i]);
     }
+    for (int64_t i = 0; i < count; ++i) plain_hidden<Extra>(rows[i], j, lanes, cell[i], o[i]);
   };
   if (n >= kLanes<T>)
     run(kLanes<T>);  // which the compiler sees
@@ -204,12 +212,12 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
         multiply_panel<T>(
             factors, active - block < kRowBlock ? active - block : kRowBlock, panel, panel + next * panel_size,
             panel_size / kStrips, sums,
-            [&](int64_t first, int64_t count, int vector, int vectors) LSTM_FUSED_INLINE {
-              if (vector + vectors < kPanelVectors) return;
+            [&](int64_t first, int64_t count, int vector, auto vectors) LSTM_FUSED_INLINE {
+              if (vector + vectors.value < kPanelVectors) return;
               for (int64_t r = first; r < first + count; ++r) prefetch_units(rows[r], H, j);
             },
-            [&](int64_t first, int64_t count, int vector, int vectors) LSTM_FUSED_INLINE {
-              if (vector + vectors < kPanelVectors) return;
+            [&](int64_t first, int64_t count, int vector, auto vectors) LSTM_FUSED_INLINE {
+              if (vector + vectors.value < kPanelVectors) return;
               plain_tile<Extra, Merged>(task, rows + first, count, j, n, sums + first * kPanelColumns<T>);
             });
       };
@@ -257,7 +265,9 @@ void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, in
     for (int64_t j = 0; j < H; j += kLanes<T>) {
       const int64_t n = H - j;
       const auto z = [&](int64_t k) LSTM_FUSED_INLINE { return load(row.gates + k, n) + load(row.recurrent + k, n); };
-      plain_units<Extra, T>(task, row, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)});
+      Vec<T> cell, o;
+      plain_gates<Extra, T>(task, row, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)}, cell, o);
+      plain_hidden<Extra>(row, j, n, cell, o);
     }
   }
 }

@@ -191,6 +191,14 @@ __attribute__((noinline)) void multiply_rows(const Factor<O>* factor, int64_t fi
 // Of nearly equal size, and one where there is nothing to multiply.
 LSTM_FUSED_FN int64_t depth_blocks(int64_t depth) { return depth > 0 ? ceil_div(depth, kDepthBlock) : 1; }
 
+// How many of `count` rows are multiplied strip by strip; kWideRows or none are left. A tile of so few rows of one
+// strip has fewer sums than multiply-adds are under way, and waits for them; tiles of nearly equal height come to that
+// with one row more than a tile has.
+LSTM_FUSED_FN int64_t rows_in_strips(int64_t count) {
+  if (kStrips == 1) return count;
+  return count <= kWideRows ? 0 : count == kTileRows + 1 ? count - kWideRows : count;
+}
+
 // sums [count][kPanelColumns] = the factors' rows [0, count) times the panel, whose strips are strip_size apart; count
 // is at most kRowBlock. Tile by tile before(r, rows, vector, vectors) is called ahead of its last products, and
 // after(r, rows, vector, vectors) when its sums are complete. Meanwhile it asks for the strip that follows, at last for
@@ -201,19 +209,21 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
                                   const O* next_panel, int64_t strip_size, T* sums, Before before, After after,
                                   Stream* stream = nullptr) {
   const int64_t from = factors[0].begin, depth = factors[Factors - 1].end - from, blocks = depth_blocks(depth);
-  const auto multiply_strip = [&](int vector, auto vectors, auto most_rows) LSTM_FUSED_INLINE {
+  // Rows [from_row, to_row) times `vectors` vectors of the panel, in tiles of at most `most_rows`.
+  const auto multiply_rows_of = [&](int64_t from_row, int64_t to_row, int vector, auto vectors,
+                                    auto most_rows) LSTM_FUSED_INLINE {
     constexpr int V = decltype(vectors)::value, M = decltype(most_rows)::value;
     constexpr int64_t kLines = kStripColumns<T> * sizeof(O) / 64;  // of a strip for each k
     const O* const strip = panel + vector / kTileVectors * strip_size;
     const O* const next_strip = vector + V < kPanelVectors ? strip + strip_size : next_panel;
-    const int64_t tiles = ceil_div(count, M);
+    const int64_t tiles = ceil_div(to_row - from_row, M);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = from + depth * block / blocks, end = from + depth * (block + 1) / blocks;
       const char* const ahead = reinterpret_cast<const char*>(next_strip + begin * kStripColumns<T>);
       const bool last = block + 1 == blocks;
-      for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
-        const int64_t rows = ceil_div(count - first, tiles - tile);
-        if (last) before(first, rows, vector, V);
+      for (int64_t tile = 0, first = from_row; tile < tiles; ++tile) {
+        const int64_t rows = ceil_div(to_row - first, tiles - tile);
+        if (last) before(first, rows, vector, vectors);
         if (stream) stream->ask();
         // Few rows take their time from the cache, which foresees by itself what comes next.
         const bool asks = V == kTileVectors && tile < kLines;
@@ -222,22 +232,22 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
                                                             sums + first * kPanelColumns<T> + vector * kLanes<T>,
                                                             asks ? ahead + tile * (end - begin) * 64 : nullptr);
         });
-        if (last) after(first, rows, vector, V);
+        if (last) after(first, rows, vector, vectors);
         first += rows;
       }
     }
   };
-  if (kStrips > 1 && count <= kWideRows)
-    multiply_strip(0, Constant<kPanelVectors>{}, Constant<kWideRows>{});
-  else
+  const int64_t tall = rows_in_strips(count);
+  if (tall > 0)
     for (int strip = 0; strip < kStrips; ++strip)
-      multiply_strip(strip * kTileVectors, Constant<kTileVectors>{}, Constant<kTileRows>{});
+      multiply_rows_of(0, tall, strip * kTileVectors, Constant<kTileVectors>{}, Constant<kTileRows>{});
+  if (tall < count) multiply_rows_of(tall, count, 0, Constant<kPanelVectors>{}, Constant<kWideRows>{});
 }
 
 // How many tiles multiply_panel makes of one panel.
 LSTM_FUSED_FN int64_t tiles_of_panel(int64_t count, int64_t depth) {
-  const bool wide = kStrips > 1 && count <= kWideRows;
-  return depth_blocks(depth) * (wide ? 1 : kStrips * ceil_div(count, kTileRows));
+  const int64_t tall = rows_in_strips(count);
+  return depth_blocks(depth) * (kStrips * ceil_div(tall, kTileRows) + ceil_div(count - tall, kWideRows));
 }
 
 // Where vector j of panel p lies in a row, and how many of its lanes are real.
@@ -328,19 +338,27 @@ LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, co
       multiply_panel<T>(
           factors, count - block < kRowBlock ? count - block : kRowBlock, panel, panel + next * panel_size,
           panel_size / kStrips, sums,
-          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
+          [&](int64_t first, int64_t rows, int vector, auto vectors) LSTM_FUSED_INLINE {
             for (int64_t r = first; r < first + rows; ++r)
-              for (int j = vector; j < vector + vectors; ++j) __builtin_prefetch(to[r] + offsets[j], 1);
+#pragma GCC unroll 4
+              for (int j = 0; j < vectors.value; ++j) __builtin_prefetch(to[r] + offsets[vector + j], 1);
           },
-          [&](int64_t first, int64_t rows, int vector, int vectors) LSTM_FUSED_INLINE {
-            for (int64_t r = first; r < first + rows; ++r)
-              for (int j = vector; j < vector + vectors; ++j) {
-                const Vec<T> v = load(sums + r * kPanelColumns<T> + j * kLanes<T>) + bias_vectors[j];
-                if (whole)
-                  store(to[r] + offsets[j], v);
-                else if (lanes[j] > 0)
-                  store(to[r] + offsets[j], v, lanes[j]);
+          [&](int64_t first, int64_t rows, int vector, auto vectors) LSTM_FUSED_INLINE {
+            const auto store_rows = [&](auto store_vector) LSTM_FUSED_INLINE {
+              for (int64_t r = first; r < first + rows; ++r) {
+                const T* const sum = sums + r * kPanelColumns<T> + vector * kLanes<T>;
+#pragma GCC unroll 4
+                for (int j = 0; j < vectors.value; ++j)
+                  store_vector(to[r] + offsets[vector + j], load(sum + j * kLanes<T>) + bias_vectors[vector + j],
+                               lanes[vector + j]);
               }
+            };
+            if (whole)
+              store_rows([](T* p, Vec<T> v, int64_t) LSTM_FUSED_INLINE { store(p, v); });
+            else
+              store_rows([](T* p, Vec<T> v, int64_t n) LSTM_FUSED_INLINE {
+                if (n > 0) store(p, v, n);
+              });
           });
     }
   };

@@ -10,12 +10,19 @@
 #include <immintrin.h>
 #endif
 
+// The bytes of a vector; on x86 also the intrinsics' prefix and type.
 #if defined(__AVX512F__)
 #define LSTM_FUSED_VECTOR_BYTES 64
+#define LSTM_FUSED_X86(name) _mm512_##name
+#define LSTM_FUSED_X86_FLOATS __m512
 #elif defined(__AVX2__)
 #define LSTM_FUSED_VECTOR_BYTES 32
+#define LSTM_FUSED_X86(name) _mm256_##name
+#define LSTM_FUSED_X86_FLOATS __m256
 #else
 #define LSTM_FUSED_VECTOR_BYTES 16
+#define LSTM_FUSED_X86(name) _mm_##name
+#define LSTM_FUSED_X86_FLOATS __m128
 #endif
 
 // For lambdas and members: a call that was not inlined would pass a register tile through memory.
@@ -118,6 +125,25 @@ template <typename T>
 LSTM_FUSED_FN void store(T* p, Vec<T> v, int64_t n) {
   if (__builtin_expect(n >= kLanes<T>, 1)) return store(p, v);
   store_first(p, v, n);
+}
+
+// low where v < low, high where v > high: NaN stays NaN. An instruction each, which the compiler does not find by
+// itself.
+template <typename T>
+LSTM_FUSED_FN Vec<T> at_least(Vec<T> v, T low) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)LSTM_FUSED_X86(max_ps)((LSTM_FUSED_X86_FLOATS)broadcast(low), (LSTM_FUSED_X86_FLOATS)v);
+#endif
+  return v < low ? broadcast(low) : v;
+}
+template <typename T>
+LSTM_FUSED_FN Vec<T> at_most(Vec<T> v, T high) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)LSTM_FUSED_X86(min_ps)((LSTM_FUSED_X86_FLOATS)broadcast(high), (LSTM_FUSED_X86_FLOATS)v);
+#endif
+  return v > high ? broadcast(high) : v;
 }
 
 // Zero in the lanes from n on.

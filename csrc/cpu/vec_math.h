@@ -68,10 +68,7 @@ LSTM_FUSED_FN ExpParts<T> exp_parts(Vec<T> x) {
 template <typename T>
 LSTM_FUSED_FN Vec<T> sigmoid_vec(Vec<T> x) {
   using C = ExpConstants<T>;
-  Vec<T> y = -x;
-  y = y < C::lowest ? broadcast<T>(C::lowest) : y;
-  y = y > C::highest ? broadcast<T>(C::highest) : y;
-  const ExpParts<T> e = exp_parts<T>(y);
+  const ExpParts<T> e = exp_parts<T>(at_most<T>(at_least<T>(-x, C::lowest), C::highest));
   return 1 / (1 + (1 + e.fraction) * e.scale);
 }
 
@@ -81,9 +78,7 @@ LSTM_FUSED_FN Vec<T> tanh_vec(Vec<T> x) {
   using Bits = typename VecTraits<T>::Bits;
   const Bits sign = (Bits)x & (Bits)broadcast<T>(-T(0));
   const Vec<T> magnitude = (Vec<T>)((Bits)x ^ sign);
-  Vec<T> y = -2 * magnitude;
-  y = y < C::lowest ? broadcast<T>(C::lowest) : y;
-  const ExpParts<T> e = exp_parts<T>(y);
+  const ExpParts<T> e = exp_parts<T>(at_least<T>(-2 * magnitude, C::lowest));
   // (1 - e^y) / (1 + e^y), each from the parts: a difference of rounded values would cost another unit in the last
   // place.
   const Vec<T> t = -(e.scale * e.fraction + (e.scale - 1)) / (e.scale * e.fraction + (e.scale + 1));

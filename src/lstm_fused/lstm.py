@@ -394,9 +394,18 @@ class FusedLSTM(_FusedBase):
         Raises:
             ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
         """
+        if lengths is None and reset is None and seed is None and self._is_plain_layer():
+            result = ops.plain_layer(input, hx, self._all_parameters()[0], self.hidden_size)
+            if result is not None:
+                return result
         if not isinstance(input, Tensor) and isinstance(input, torch.fx.Proxy):
             return self._in_fx_graph(input, hx=hx, lengths=lengths, reset=reset, seed=seed)
         return self._forward(input, hx, lengths, reset, seed, ops.lstm_layer)
+
+    def _is_plain_layer(self) -> bool:
+        """Whether the op alone gives what this module gives, but for the layout of the state."""
+        one = self.num_layers == 1 and not self.bidirectional
+        return one and not (self.batch_first or self.proj_size or self.recompute) and self._is_plain()
 
     def trace(
         self,

@@ -206,27 +206,49 @@ def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> tuple[T
     Nobody but the op looks at the arguments. None where more than the op has to run (gradients, autocast, a transform,
     a graph that is recorded), and where the op refuses them: the long way says what is wrong, as torch would.
     """
-    if (
+    if _more_than_the_op_runs() or type(input) is not Tensor or type(hx) is not tuple or len(hx) != 2:
+        return None
+    h_0, c_0 = hx
+    op = _CELL_PLAIN if len(weights) <= _PLAIN_TENSORS - 3 else _CELL_INFERENCE
+    try:
+        if input.is_cpu and input.dim() == 2:
+            return op(input, h_0, c_0, *weights)
+    except (AttributeError, RuntimeError, TypeError):
+        pass
+    return None
+
+
+def plain_layer(
+    input: Any, hx: Any, weights: Sequence[Tensor | None], hidden_size: int
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+    """``output, (h_n, c_n)`` of one layer in one direction, with the state as ``nn.LSTM`` has it: :func:`plain_step`'s
+    short way of :func:`lstm_layer`. Without a state it starts from zeros of ``hidden_size`` units."""
+    if _more_than_the_op_runs() or type(input) is not Tensor:
+        return None
+    try:
+        if not input.is_cpu or input.dim() != 3:
+            return None
+        if hx is None:
+            h_0 = c_0 = input.new_zeros(input.shape[1], hidden_size)
+        elif type(hx) is tuple and len(hx) == 2 and hx[0].dim() == hx[1].dim() == 3:
+            h_0, c_0 = hx[0].squeeze(0), hx[1].squeeze(0)
+        else:
+            return None
+        output, h_n, c_n = _LAYER_INFERENCE(input, h_0, c_0, *weights)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return output, (h_n.unsqueeze(0), c_n.unsqueeze(0))
+
+
+def _more_than_the_op_runs() -> bool:
+    return (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or type(input) is not Tensor
-        or type(hx) is not tuple
-        or len(hx) != 2
-        or input.dim() != 2
-    ):
-        return None
-    h_0, c_0 = hx
-    op = _CELL_PLAIN if len(weights) <= _PLAIN_TENSORS - 3 else _CELL_INFERENCE
-    try:
-        if input.is_cpu:
-            return op(input, h_0, c_0, *weights)
-    except (AttributeError, RuntimeError, TypeError):
-        pass
-    return None
+    )
 
 
 def _call(
