@@ -191,35 +191,53 @@ LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& 
   });
 }
 
-template <bool Extra, typename T, typename O>
-LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                  const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
-                                  int64_t H) {
-  const LayerInputs<T>& in = task.in;
-  const int64_t stride = scratch.stride, P = sums.padded_hidden;
-  T* const gates_row = scratch.row_scratch + member * 6 * stride;  // activations, then gradients of pre-activations
-  T* const c_hat_row = gates_row + 4 * stride;
-  T* const d_c_hat_row = gates_row + 5 * stride;
+// What a row of a layer-normed step keeps between its passes, in a member's row_scratch.
+template <typename T>
+struct NormRow {
+  int64_t stride;
+  T* gates;    // [4, stride] activations, then gradients of pre-activations
+  T* c_hat;    // [stride] c', then normalized
+  T* d_c_hat;  // [stride]
+};
 
-  // The gates and c' again.
+// The means of d_x and of d_x * x_hat over a norm's values, which its gradient subtracts.
+template <typename T>
+struct NormMeans {
+  Vec<T> d, d_hat;
+};
+template <typename T>
+LSTM_FUSED_FN NormMeans<T> means_of(Vec<T> sum_d, Vec<T> sum_d_hat, int64_t count) {
+  return {broadcast(sum_lanes<T>(sum_d) / static_cast<T>(count)),
+          broadcast(sum_lanes<T>(sum_d_hat) / static_cast<T>(count))};
+}
+
+// The activations and c' again, from what the forward pass has saved.
+template <bool Extra, typename T>
+LSTM_FUSED_FN void recompute_gates(const BackwardTask<T>& task, const BackwardRow<T>& row, const NormRow<T>& kept,
+                                   int64_t H) {
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
-    const Gates<Vec<T>> z = normalized_gates(in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
+    const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
     Gates<Vec<T>> gates;
-    store(c_hat_row + j,
-          gates_and_cell<Extra>(in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates));
-    store(gates_row + j, gates.i);
-    store(gates_row + stride + j, gates.f);
-    store(gates_row + 2 * stride + j, gates.g);
-    store(gates_row + 3 * stride + j, gates.o);
+    store(kept.c_hat + j,
+          gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates));
+    store(kept.gates + j, gates.i);
+    store(kept.gates + kept.stride + j, gates.f);
+    store(kept.gates + 2 * kept.stride + j, gates.g);
+    store(kept.gates + 3 * kept.stride + j, gates.o);
   });
+}
 
-  // The gradient of the normalized c' and its two sums. A loop of its own: the chain from a pre-activation to its
-  // tanh is shorter, and the processor works on several vectors at once.
-  const Vec<T> c_mean = broadcast(row.stats[4]), c_rstd = broadcast(row.stats[5]);
-  Vec<T> sum_d{}, sum_d_c{};
+// The gradients of the output gate and of the normalized c'. A loop of its own: the chain from a pre-activation to its
+// tanh is shorter, and the processor works on several vectors at once.
+template <bool Extra, typename T>
+LSTM_FUSED_FN NormMeans<T> d_normalized_cell(const BackwardTask<T>& task, const BackwardRow<T>& row,
+                                             const NormRow<T>& kept, const ParameterSums& sums, int64_t H) {
+  const LayerInputs<T>& in = task.in;
+  const Vec<T> mean = broadcast(row.stats[4]), rstd = broadcast(row.stats[5]);
+  Vec<T> sum_d{}, sum_d_hat{};
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
-    const Vec<T> gate_o = load(gates_row + 3 * stride + j);
-    const Vec<T> c_hat = normalize(load(c_hat_row + j), c_mean, c_rstd);
+    const Vec<T> gate_o = load(kept.gates + 3 * kept.stride + j);
+    const Vec<T> c_hat = normalize(load(kept.c_hat + j), mean, rstd);
     const Vec<T> gain = load(in.weight_ln_c + j, n);
     const Vec<T> tanh_n = tanh(c_hat * gain + load(in.bias_ln_c + j, n));
     const Vec<T> d_h = d_new_hidden(row, j, n);
@@ -235,23 +253,29 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     add_to<T>(row.sums + sums.ln_c_bias + j, d_n);
     const Vec<T> d_c_hat = d_n * gain;
     sum_d += d_c_hat;
-    sum_d_c += d_c_hat * c_hat;
-    store(gates_row + 3 * stride + j, d_z_o);
-    store(c_hat_row + j, c_hat);
-    store(d_c_hat_row + j, d_c_hat);
+    sum_d_hat += d_c_hat * c_hat;
+    store(kept.gates + 3 * kept.stride + j, d_z_o);
+    store(kept.c_hat + j, c_hat);
+    store(kept.d_c_hat + j, d_c_hat);
   });
-  const Vec<T> mean_d = broadcast(sum_lanes<T>(sum_d) / static_cast<T>(H));
-  const Vec<T> mean_d_c = broadcast(sum_lanes<T>(sum_d_c) / static_cast<T>(H));
+  return means_of<T>(sum_d, sum_d_hat, H);
+}
 
-  // The gradients of the pre-activations, and the sums of the two norms over the 4H gates.
+// The gradients of the pre-activations, those of the parameters, and the means of the norms of W_ih x and of W_hh h~.
+template <bool Extra, typename T>
+LSTM_FUSED_FN void d_pre_activations(const BackwardTask<T>& task, const BackwardRow<T>& row, const NormRow<T>& kept,
+                                     const ParameterSums& sums, int64_t H, const NormMeans<T>& of_cell,
+                                     NormMeans<T>& of_x, NormMeans<T>& of_h) {
+  const LayerInputs<T>& in = task.in;
+  const Vec<T> c_rstd = broadcast(row.stats[5]);
   const Vec<T> x_mean = broadcast(row.stats[0]), x_rstd = broadcast(row.stats[1]);
   const Vec<T> h_mean = broadcast(row.stats[2]), h_rstd = broadcast(row.stats[3]);
   Vec<T> sum_x{}, sum_x_hat{}, sum_h{}, sum_h_hat{};
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
-    const Gates<Vec<T>> gates = {load(gates_row + j), load(gates_row + stride + j), load(gates_row + 2 * stride + j),
-                                 Vec<T>{}};
-    const Vec<T> d_cell = d_normalize(load(d_c_hat_row + j), load(c_hat_row + j), mean_d, mean_d_c, c_rstd);
-    const Vec<T> c_prev = load(row.c_prev + j, n), d_z_o = load(gates_row + 3 * stride + j);
+    const Gates<Vec<T>> gates = {load(kept.gates + j), load(kept.gates + kept.stride + j),
+                                 load(kept.gates + 2 * kept.stride + j), Vec<T>{}};
+    const Vec<T> d_cell = d_normalize(load(kept.d_c_hat + j), load(kept.c_hat + j), of_cell.d, of_cell.d_hat, c_rstd);
+    const Vec<T> c_prev = load(row.c_prev + j, n), d_z_o = load(kept.gates + 3 * kept.stride + j);
     Gates<Vec<T>> d_z;
     if constexpr (Extra)
       d_z = d_units_with_extras(task, row, sums, j, n, gates, c_prev, d_z_o, d_cell);
@@ -260,7 +284,7 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z_o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
-      const int64_t k = gate * H + j, padded_k = gate * P + j;
+      const int64_t k = gate * H + j, padded_k = gate * sums.padded_hidden + j;
       const Vec<T> x_hat = normalize(load(row.gates + k, n), x_mean, x_rstd);
       const Vec<T> h_hat = normalize(load(row.recurrent + k, n), h_mean, h_rstd);
       const Vec<T> d_x = d_gates[gate] * load(in.weight_ln_ih + k, n);
@@ -272,21 +296,37 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
       sum_x_hat += d_x * x_hat;
       sum_h += d_h;
       sum_h_hat += d_h * h_hat;
-      store(gates_row + gate * stride + j, d_gates[gate]);
+      store(kept.gates + gate * kept.stride + j, d_gates[gate]);
     }
   });
-  const T count = static_cast<T>(4 * H);
-  const Vec<T> mean_x = broadcast(sum_lanes<T>(sum_x) / count), mean_x_hat = broadcast(sum_lanes<T>(sum_x_hat) / count);
-  const Vec<T> mean_h = broadcast(sum_lanes<T>(sum_h) / count), mean_h_hat = broadcast(sum_lanes<T>(sum_h_hat) / count);
+  of_x = means_of<T>(sum_x, sum_x_hat, 4 * H);
+  of_h = means_of<T>(sum_h, sum_h_hat, 4 * H);
+}
 
+template <bool Extra, typename T, typename O>
+LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
+                                  const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
+                                  int64_t H) {
+  const int64_t stride = scratch.stride;
+  T* const kept_row = scratch.row_scratch + member * 6 * stride;
+  const NormRow<T> kept = {stride, kept_row, kept_row + 4 * stride, kept_row + 5 * stride};
+  recompute_gates<Extra>(task, row, kept, H);
+  const NormMeans<T> of_cell = d_normalized_cell<Extra>(task, row, kept, sums, H);
+  NormMeans<T> of_x, of_h;
+  d_pre_activations<Extra>(task, row, kept, sums, H, of_cell, of_x, of_h);
+
+  // The gradients of W_ih x and of W_hh h~.
+  const LayerInputs<T>& in = task.in;
+  const Vec<T> x_mean = broadcast(row.stats[0]), x_rstd = broadcast(row.stats[1]);
+  const Vec<T> h_mean = broadcast(row.stats[2]), h_rstd = broadcast(row.stats[3]);
   for (int64_t gate = 0; gate < 4; ++gate)
     for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
       const int64_t k = gate * H + j;
-      const Vec<T> d_z = load(gates_row + gate * stride + j);
+      const Vec<T> d_z = load(kept.gates + gate * stride + j);
       const Vec<T> x_hat = normalize(load(row.gates + k, n), x_mean, x_rstd);
       const Vec<T> h_hat = normalize(load(row.recurrent + k, n), h_mean, h_rstd);
-      store(row.d_gates_ih + k, d_normalize(d_z * load(in.weight_ln_ih + k, n), x_hat, mean_x, mean_x_hat, x_rstd), n);
-      store(row.d_gates_hh + k, d_normalize(d_z * load(in.weight_ln_hh + k, n), h_hat, mean_h, mean_h_hat, h_rstd), n);
+      store(row.d_gates_ih + k, d_normalize(d_z * load(in.weight_ln_ih + k, n), x_hat, of_x.d, of_x.d_hat, x_rstd), n);
+      store(row.d_gates_hh + k, d_normalize(d_z * load(in.weight_ln_hh + k, n), h_hat, of_h.d, of_h.d_hat, h_rstd), n);
     });
 }
 
@@ -396,68 +436,104 @@ void input_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O>& sc
                scratch.out, scratch.sums);
 }
 
+// The gradients of the final state, and the masks that hold for all steps.
+template <typename T, typename O>
+void begin_gradients(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch) {
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, stride = scratch.stride;
+  const int64_t count = task.last - task.first;
+  std::memset(scratch.d_h, 0, sizeof(T) * count * stride);
+  std::memset(scratch.d_c, 0, sizeof(T) * count * stride);
+  std::memset(scratch.zeros, 0, sizeof(T) * stride);
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t b = task.schedule.row[task.first + r];
+    fill_locked_masks(task.sizes, task.options, scratch.masks, stride, r, b);
+    std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * P, sizeof(T) * P);
+    std::memcpy(scratch.d_c + r * stride, task.grad.d_c_n + b * H, sizeof(T) * H);
+  }
+}
+
+// Where the r-th row of a step that runs as the s-th, at time t, reads and writes; chunk_row: of its gate gradients.
+template <typename T, typename O>
+BackwardRow<T> row_of_step(const BackwardTask<T>& task, const BackwardScratch<T, O>& scratch, const ParameterSums& sums,
+                           int64_t s, int64_t t, int64_t r, int64_t chunk_row) {
+  const LayerOptions& options = task.options;
+  const LayerSaved<T>& saved = task.saved;
+  const BlockMasks<T>& masks = scratch.masks;
+  const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, stride = scratch.stride;
+  const int64_t gate_stride = gradient_stride<T>(4 * H);
+  const int64_t b = task.schedule.row[task.first + r], position = t * B + b, saved_row = t % task.saved_steps * B + b;
+  const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
+  const bool is_reset = task.in.reset && task.in.reset[position];
+  BackwardRow<T> row;
+  row.gates = saved.gates + saved_row * 4 * H;
+  row.recurrent = has_layer_norm(options) ? saved.recurrent + saved_row * 4 * H : nullptr;
+  row.stats = has_layer_norm(options) ? saved.stats + saved_row * 6 : nullptr;
+  row.c_prev = is_reset ? scratch.zeros : cells_before(task, task.schedule.steps[task.first + r], s, b);
+  row.d_output = options.projection ? scratch.d_new + r * stride : task.grad.d_output + position * H;
+  row.d_h = options.projection ? scratch.zeros : scratch.d_h + r * stride;
+  row.d_c = scratch.d_c + r * stride;
+  row.d_gates_ih = task.d_gates_ih + chunk_row * gate_stride;
+  row.d_gates_hh = task.d_gates_hh + chunk_row * gate_stride;
+  row.sums = task.parameter_sums + (task.first + r) / task.granule_rows * sums.size;
+  row.unprojected = task.unprojected ? task.unprojected + chunk_row * H : nullptr;
+  row.m_output = options.projection ? nullptr : mask_row(masks.output);
+  row.m_candidate = mask_row(masks.candidate);
+  row.zoneout_h = mask_row(masks.zoneout_h);
+  row.zoneout_c = mask_row(masks.zoneout_c);
+  return row;
+}
+
+// d_x of the chunk, in groups of rows.
+template <typename T, typename O>
+void input_gradients(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch) {
+  const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
+  const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(4 * H);
+  const int64_t* const row_steps = task.schedule.steps + task.first;
+  int64_t pending = 0;
+  for (int64_t s = task.step_begin; s < task.step_end; ++s)
+    for (int64_t r = 0; r < count && row_steps[r] > s; ++r) {
+      const int64_t position = time_of(task.options, row_steps[r], s) * B + task.schedule.row[task.first + r];
+      const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first + r;
+      scratch.a[pending] = scratch.operand_row_of(pending, task.d_gates_ih + chunk_row * gate_stride, 4 * H);
+      scratch.out[pending] = task.grad.d_input + position * I;
+      if (++pending == kProjectionRows) {
+        input_gradient(task, scratch, pending);
+        pending = 0;
+      }
+    }
+  if (pending > 0) input_gradient(task, scratch, pending);
+}
+
 template <typename T, typename O>
 void backward(const BackwardTask<T>& task) {
   const LayerOptions& options = task.options;
-  const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
-  const int64_t P = task.sizes.projection_size;
-  const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(4 * H);
+  const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, count = task.last - task.first;
   const int64_t* const batch_row = task.schedule.row + task.first;
   const int64_t* const row_steps = task.schedule.steps + task.first;
-  const LayerSaved<T>& saved = task.saved;
   const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
   BackwardScratch<T, O> scratch(arena, task.sizes, options, count, task.team.members);
   const int64_t stride = scratch.stride;
   if (task.hidden_mask) scratch.masks.hidden = task.hidden_mask + task.first * stride;
-
-  if (task.first_chunk) {
-    std::memset(scratch.d_h, 0, sizeof(T) * count * stride);
-    std::memset(scratch.d_c, 0, sizeof(T) * count * stride);
-    std::memset(scratch.zeros, 0, sizeof(T) * stride);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t b = batch_row[r];
-      fill_locked_masks(task.sizes, options, scratch.masks, stride, r, b);
-      std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * P, sizeof(T) * P);
-      std::memcpy(scratch.d_c + r * stride, task.grad.d_c_n + b * H, sizeof(T) * H);
-    }
-  }
+  if (task.first_chunk) begin_gradients(task, scratch);
 
   int64_t active = 0;
   for (int64_t s = task.step_end - 1; s >= task.step_begin; --s) {
     while (active < count && row_steps[active] > s) ++active;
     scratch.backwards = s % 2 != 0;
-    const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
+    const auto draw_masks = [&task, &scratch, &options, batch_row, row_steps, s, stride](int64_t r) {
+      fill_fresh_masks(task.sizes, options, scratch.masks, stride, r, batch_row[r], time_of(options, row_steps[r], s));
+    };
     if (options.projection) {
-      for (int64_t r = 0; r < active; ++r)
-        fill_fresh_masks(task.sizes, options, scratch.masks, stride, r, batch_row[r],
-                         time_of(options, row_steps[r], s));
+      for (int64_t r = 0; r < active; ++r) draw_masks(r);
       projection_gradient(task, scratch, s, active);
     }
     // The rows of a granule one after the other: their sums have a fixed order.
-    const auto run_row = [=, &task, &scratch, &options, &saved](int64_t member, int64_t r) {
-      const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
-                    saved_row = t % task.saved_steps * B + b;
-      const BlockMasks<T>& masks = scratch.masks;
-      if (!options.projection) fill_fresh_masks(task.sizes, options, masks, stride, r, b, t);
-      const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
-      BackwardRow<T> row;
-      row.gates = saved.gates + saved_row * 4 * H;
-      row.recurrent = has_layer_norm(options) ? saved.recurrent + saved_row * 4 * H : nullptr;
-      row.stats = has_layer_norm(options) ? saved.stats + saved_row * 6 : nullptr;
-      const bool is_reset = task.in.reset && task.in.reset[position];
-      row.c_prev = is_reset ? scratch.zeros : cells_before(task, row_steps[r], s, b);
-      row.d_output = options.projection ? scratch.d_new + r * stride : task.grad.d_output + position * H;
-      row.d_h = options.projection ? scratch.zeros : scratch.d_h + r * stride;
-      row.d_c = scratch.d_c + r * stride;
-      row.d_gates_ih = task.d_gates_ih + (chunk_row + r) * gate_stride;
-      row.d_gates_hh = task.d_gates_hh + (chunk_row + r) * gate_stride;
-      row.sums = task.parameter_sums + (task.first + r) / task.granule_rows * sums.size;
-      row.unprojected = task.unprojected ? task.unprojected + (chunk_row + r) * H : nullptr;
-      row.m_output = options.projection ? nullptr : mask_row(masks.output);
-      row.m_candidate = mask_row(masks.candidate);
-      row.zoneout_h = mask_row(masks.zoneout_h);
-      row.zoneout_c = mask_row(masks.zoneout_c);
+    const int64_t first_chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
+    const auto run_row = [=, &task, &scratch, &options](int64_t member, int64_t r) {
+      if (!options.projection) draw_masks(r);
+      const BackwardRow<T> row =
+          row_of_step(task, scratch, sums, s, time_of(options, row_steps[r], s), r, first_chunk_row + r);
       if (has_extras(options))
         backward_row<true>(task, row, scratch, member, sums, H);
       else
@@ -474,21 +550,7 @@ void backward(const BackwardTask<T>& task) {
         std::memset(scratch.d_c + r * stride, 0, sizeof(T) * stride);
       }
   }
-
-  if (!task.packed_ih) return;
-  int64_t pending = 0;
-  for (int64_t s = task.step_begin; s < task.step_end; ++s)
-    for (int64_t r = 0; r < count && row_steps[r] > s; ++r) {
-      const int64_t position = time_of(options, row_steps[r], s) * B + batch_row[r];
-      const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first + r;
-      scratch.a[pending] = scratch.operand_row_of(pending, task.d_gates_ih + chunk_row * gate_stride, 4 * H);
-      scratch.out[pending] = task.grad.d_input + position * I;
-      if (++pending == kProjectionRows) {
-        input_gradient(task, scratch, pending);
-        pending = 0;
-      }
-    }
-  if (pending > 0) input_gradient(task, scratch, pending);
+  if (task.packed_ih) input_gradients(task, scratch);
 }
 
 template <typename T, typename O>

@@ -92,6 +92,9 @@ struct ForwardScratch {
     row_scratch = arena.take<T>(members * 2 * stride);
     masks = take_masks<T>(arena, options, row_count, stride);
   }
+
+  // h_{t-1} of the r-th row, before its mask.
+  LSTM_FUSED_INLINE T* hidden_of(int64_t r) const { return (h ? h : h_now) + r * stride; }
 };
 
 // What the options of the cell mean for lanes [j, j + n).
@@ -391,48 +394,123 @@ int64_t forward_scratch(const LayerSizes& sizes, const LayerOptions& options, bo
   return arena.used;
 }
 
+// The state before the first step, and the masks that hold for all steps. The padding of the scratch rows has to be
+// finite, since whole vectors are computed.
 template <typename T, typename O>
-void forward(const ForwardTask<T>& task) {
-  const LayerSizes& sizes = task.sizes;
-  const LayerOptions& options = task.options;
-  const int64_t B = sizes.batch, I = sizes.input_size, H = sizes.hidden_size, P = sizes.projection_size;
+void begin_state(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch) {
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, stride = scratch.stride;
   const int64_t count = task.last - task.first;
-  const int64_t* const batch_row = task.schedule.row + task.first;
-  const int64_t* const row_steps = task.schedule.steps + task.first;
-  const LayerSaved<T>& saved = task.out.saved;
-  const bool saves = saved.gates != nullptr;
-  Arena arena{task.scratch, 0};
-  ForwardScratch<T, O> scratch(arena, sizes, options, saves, task.merged, count, task.team.members);
-  const int64_t stride = scratch.stride;
-
-  // The padding of the scratch rows has to be finite, since whole vectors are computed.
-  std::memset(scratch.h_now, 0, sizeof(T) * count * stride);
-  std::memset(scratch.h_next, 0, sizeof(T) * count * stride);
-  std::memset(scratch.c, 0, sizeof(T) * count * stride);
-  if (scratch.h) std::memset(scratch.h, 0, sizeof(T) * count * stride);
-  if (scratch.unprojected) std::memset(scratch.unprojected, 0, sizeof(T) * count * stride);
+  T* const all[] = {scratch.h_now, scratch.h_next, scratch.c, scratch.h, scratch.unprojected};
+  for (T* const rows : all)
+    if (rows) std::memset(rows, 0, sizeof(T) * count * stride);
   for (int64_t r = 0; r < count; ++r) {
-    const int64_t b = batch_row[r];
-    fill_locked_masks(sizes, options, scratch.masks, stride, r, b);
+    const int64_t b = task.schedule.row[task.first + r];
+    fill_locked_masks(task.sizes, task.options, scratch.masks, stride, r, b);
     std::memcpy(scratch.c + r * stride, task.in.c_0 + b * H, sizeof(T) * H);
-    T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
+    T* const h = scratch.hidden_of(r);
     std::memcpy(h, task.in.h_0 + b * P, sizeof(T) * P);
     if (scratch.h)
       for (int64_t j = 0; j < P; j += kLanes<T>)
         store(scratch.h_now + r * stride + j, load(h + j) * load(scratch.masks.hidden + r * stride + j));
   }
+}
+
+// The final state of the r-th row.
+template <typename T, typename O>
+void store_final_state(const ForwardTask<T>& task, const ForwardScratch<T, O>& scratch, int64_t r) {
+  if (!task.out.h_n) return;
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, b = task.schedule.row[task.first + r];
+  std::memcpy(task.out.h_n + b * P, scratch.hidden_of(r), sizeof(T) * P);
+  std::memcpy(task.out.c_n + b * H, scratch.c + r * scratch.stride, sizeof(T) * H);
+}
+
+// Where the gates and the statistics of a row are: where they are saved, or the n-th of a chunk. Null: nowhere.
+template <typename T, typename O>
+T* gates_row(const ForwardTask<T>& task, const ForwardScratch<T, O>& scratch, int64_t n, int64_t saved_row) {
+  const int64_t width = 4 * task.sizes.hidden_size;
+  if (task.out.saved.gates) return task.out.saved.gates + saved_row * width;
+  return scratch.gates ? scratch.gates + n * width : nullptr;
+}
+template <typename T, typename O>
+T* stats_row(const ForwardTask<T>& task, const ForwardScratch<T, O>& scratch, int64_t n, int64_t saved_row) {
+  return task.out.saved.gates ? task.out.saved.stats + saved_row * 6 : scratch.stats + n * 6;
+}
+
+// W_ih x of steps [begin, end) of the first `active` rows, as long as they run: step by step, the n-th row of the
+// chunk.
+template <typename T, typename O>
+void input_products(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active, int64_t begin,
+                    int64_t end) {
+  const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
+  const int64_t* const row_steps = task.schedule.steps + task.first;
+  int64_t n = 0;
+  for (int64_t s = begin; s < end; ++s)
+    for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++n) {
+      const int64_t t = time_of(task.options, row_steps[r], s), b = task.schedule.row[task.first + r];
+      scratch.a[n] = operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands, n * operands<O>(I));
+      scratch.out[n] = gates_row(task, scratch, n, t % task.saved_steps * B + b);
+    }
+  product(task.team, false, n, scratch.a, I, static_cast<const O*>(task.packed),
+          (operands<O>(I) + operands<O>(task.sizes.projection_size)) * kPanelColumns<T>, 0, GateColumns{H},
+          task.in.weight_ih, 4 * H, has_layer_norm(task.options) ? nullptr : task.bias, scratch.out, scratch.sums);
+}
+
+// Readies the r-th row for the step that it runs as its s-th: masks, a reset, and where it reads and writes; n: its
+// number in the chunk.
+template <typename T, typename O>
+void prepare_row(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t s, int64_t r, int64_t n) {
+  const LayerOptions& options = task.options;
+  const LayerSaved<T>& saved = task.out.saved;
+  const BlockMasks<T>& masks = scratch.masks;
+  const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
+  const int64_t P = task.sizes.projection_size, stride = scratch.stride;
+  const int64_t steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
+  const int64_t t = time_of(options, steps, s), position = t * B + b, saved_row = t % task.saved_steps * B + b;
+  fill_fresh_masks(task.sizes, options, masks, stride, r, b, t);
+  if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
+  scratch.a_hidden[r] = operand_row(scratch.h_now + r * stride, P, scratch.hidden_operands, r * operands<O>(P));
+  if (task.merged) {
+    scratch.a[r] = operand_row(task.in.input + position * I, I, scratch.input_operands, r * operands<O>(I));
+    if (steps > s + 1) prefetch_row(task.in.input + (time_of(options, steps, s + 1) * B + b) * I, I);
+  }
+  const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
+  StepRow<T>& row = scratch.rows[r];
+  row.gates = gates_row(task, scratch, n, saved_row);
+  row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + saved_row * 4 * H;
+  if (has_layer_norm(options)) {
+    row.stats = stats_row(task, scratch, n, saved_row);
+    row_stats(row.gates, 4, H, options.eps, row.stats);
+  }
+  row.c = scratch.c + r * stride;
+  row.h_prev = scratch.hidden_of(r);
+  row.unprojected = scratch.unprojected ? scratch.unprojected + r * stride : nullptr;
+  row.h = (scratch.h ? scratch.h : scratch.h_next) + r * stride;
+  row.h_masked = scratch.h_next + r * stride;
+  row.cells = saved.gates ? saved.cells + saved_row * H : nullptr;
+  row.hidden = saved.hidden ? saved.hidden + saved_row * P : nullptr;
+  row.output = task.out.output ? task.out.output + position * P : nullptr;
+  row.m_output = mask_row(masks.output);
+  row.m_hidden = mask_row(masks.hidden);
+  row.zoneout_h = mask_row(masks.zoneout_h);
+  row.zoneout_c = mask_row(masks.zoneout_c);
+  row.m_candidate = mask_row(masks.candidate);
+}
+
+template <typename T, typename O>
+void forward(const ForwardTask<T>& task) {
+  const LayerOptions& options = task.options;
+  const int64_t count = task.last - task.first;
+  const int64_t* const row_steps = task.schedule.steps + task.first;
+  Arena arena{task.scratch, 0};
+  ForwardScratch<T, O> scratch(arena, task.sizes, options, task.out.saved.gates != nullptr, task.merged, count,
+                               task.team.members);
+  begin_state(task, scratch);
 
   int64_t active = count;  // rows [0, active) still run
   const auto drop_finished = [&](int64_t s) {
-    for (; active > 0 && (row_steps[active - 1] <= s || s == task.step_end); --active) {
-      if (!task.out.h_n) continue;
-      const int64_t r = active - 1, b = batch_row[r];
-      const T* h = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
-      std::memcpy(task.out.h_n + b * P, h, sizeof(T) * P);
-      std::memcpy(task.out.c_n + b * H, scratch.c + r * stride, sizeof(T) * H);
-    }
+    for (; active > 0 && (row_steps[active - 1] <= s || s == task.step_end); --active)
+      store_final_state(task, scratch, active - 1);
   };
-
   // Whether there is so much to be done for a row before the products of a step that it is worth sharing out.
   const bool prepares = has_layer_norm(options) || scratch.masks.output || scratch.masks.candidate ||
                         scratch.masks.zoneout_h || scratch.masks.zoneout_c;
@@ -440,69 +518,14 @@ void forward(const ForwardTask<T>& task) {
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   drop_finished(task.step_begin);
   for (int64_t chunk = task.step_begin; active > 0; chunk += chunk_steps) {
-    // W_ih x of all rows and steps of the chunk: n counts them, step by step.
     const int64_t chunk_end = least(chunk + chunk_steps, least(row_steps[0], task.step_end));
-    const auto saved_position = [&](int64_t t, int64_t b) { return t % task.saved_steps * B + b; };
-    const auto gates_row = [&](int64_t n, int64_t saved_row) {
-      return saves ? saved.gates + saved_row * 4 * H : scratch.gates ? scratch.gates + n * 4 * H : nullptr;
-    };
-    const auto stats_row = [&](int64_t n, int64_t saved_row) {
-      return saves ? saved.stats + saved_row * 6 : scratch.stats + n * 6;
-    };
-    if (!task.merged) {
-      int64_t chunk_count = 0;
-      for (int64_t s = chunk; s < chunk_end; ++s)
-        for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++chunk_count) {
-          const int64_t t = time_of(options, row_steps[r], s), b = batch_row[r];
-          scratch.a[chunk_count] =
-              operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands, chunk_count * operands<O>(I));
-          scratch.out[chunk_count] = gates_row(chunk_count, saved_position(t, b));
-        }
-      const T* const bias = has_layer_norm(options) ? nullptr : task.bias;
-      product(task.team, false, chunk_count, scratch.a, I, static_cast<const O*>(task.packed),
-              (operands<O>(I) + operands<O>(P)) * kPanelColumns<T>, 0, GateColumns{H}, task.in.weight_ih, 4 * H, bias,
-              scratch.out, scratch.sums);
-    }
-
-    int64_t step_row = 0;
+    if (!task.merged) input_products(task, scratch, active, chunk, chunk_end);
+    int64_t step_row = 0;  // of the chunk: the first of the step
     for (int64_t s = chunk; s < chunk_end; ++s) {
       scratch.backwards = s % 2 != 0;
-      const auto prepare_row = [=, &task, &scratch, &sizes, &options, &saved](int64_t, int64_t r) {
-        const int64_t n = step_row + r;
-        const int64_t b = batch_row[r], t = time_of(options, row_steps[r], s), position = t * B + b,
-                      saved_row = saved_position(t, b);
-        const BlockMasks<T>& masks = scratch.masks;
-        fill_fresh_masks(sizes, options, masks, stride, r, b, t);
-        if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
-        const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
-        StepRow<T>& row = scratch.rows[r];
-        scratch.a_hidden[r] = operand_row(scratch.h_now + r * stride, P, scratch.hidden_operands, r * operands<O>(P));
-        if (task.merged) {
-          scratch.a[r] = operand_row(task.in.input + position * I, I, scratch.input_operands, r * operands<O>(I));
-          if (row_steps[r] > s + 1)
-            prefetch_row(task.in.input + (time_of(options, row_steps[r], s + 1) * B + b) * I, I);
-        }
-        row.gates = gates_row(n, saved_row);
-        row.recurrent = scratch.recurrent ? scratch.recurrent + r * 4 * H : saved.recurrent + saved_row * 4 * H;
-        if (has_layer_norm(options)) {
-          row.stats = stats_row(n, saved_row);
-          row_stats(row.gates, 4, H, options.eps, row.stats);
-        }
-        row.c = scratch.c + r * stride;
-        row.h_prev = (scratch.h ? scratch.h : scratch.h_now) + r * stride;
-        row.unprojected = scratch.unprojected ? scratch.unprojected + r * stride : nullptr;
-        row.h = (scratch.h ? scratch.h : scratch.h_next) + r * stride;
-        row.h_masked = scratch.h_next + r * stride;
-        row.cells = saves ? saved.cells + saved_row * H : nullptr;
-        row.hidden = saved.hidden ? saved.hidden + saved_row * P : nullptr;
-        row.output = task.out.output ? task.out.output + position * P : nullptr;
-        row.m_output = mask_row(masks.output);
-        row.m_hidden = mask_row(masks.hidden);
-        row.zoneout_h = mask_row(masks.zoneout_h);
-        row.zoneout_c = mask_row(masks.zoneout_c);
-        row.m_candidate = mask_row(masks.candidate);
-      };
-      for_each_row(prepares ? task.team : kAlone, active, 1, prepare_row);
+      for_each_row(prepares ? task.team : kAlone, active, 1, [&task, &scratch, s, step_row](int64_t, int64_t r) {
+        prepare_row(task, scratch, s, r, step_row + r);
+      });
       step_row += active;
       if (has_extras(options))
         forward_step<true>(task, scratch, active);
