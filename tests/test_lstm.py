@@ -403,10 +403,11 @@ def test_the_short_way_is_for_what_it_can_do(options):
 
 
 @pytest.mark.parametrize(
-    "h_0, c_0", [((B, H), (B, H)), ((2, B, H), (1, B, H)), ((1, B, H), (1, B + 1, H)), ((1, 1, B, H), (1, B, H))]
+    ("h_0", "c_0"),
+    [((B, H), (B, H)), ((2, B, H), (1, B, H)), ((1, B, H), (1, B + 1, H)), ((1, 1, B, H), (1, B, H))],
 )
 def test_the_short_way_refuses_what_the_long_one_does(h_0, c_0):
     lstm, peer, x, hx = FusedLSTM(I, H), nn.LSTM(I, H), torch.zeros(T, B, I), (torch.zeros(h_0), torch.zeros(c_0))
     for module in (lstm, peer):
-        with torch.no_grad(), pytest.raises(RuntimeError, match=r"hx|hidden|hx\[\d\]|size|dimensional"):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"hx|hidden"):
             module(x, hx)
