@@ -6,7 +6,7 @@
 //   d_h_{t-1} = m_h * (d(W_hh h~) W_hh) + k_h * d_h_t,   d_c_{t-1} = f * d_c' + k_c * d_c_t
 //
 // Gate gradients of the chunk go to a buffer shared by all rows, from which the weight gradients are computed
-// afterwards. Sums over rows (biases, gains) go to one entry a granule of rows.
+// afterwards. Sums over rows (biases, gains) go to one entry a reduction block of rows.
 #pragma once
 
 #include "cpu/forward.h"
@@ -39,7 +39,7 @@ struct BackwardRow {
   T* d_c;              // scratch: in d_c_t, out d_c_{t-1}
   T* d_gates_ih;       // [4H]
   T* d_gates_hh;       // [4H], the same row without layer norm
-  T* sums;             // of its granule
+  T* sums;             // of its reduction block
   T* unprojected;      // [H] h', or null where it is not wanted
   const T *m_output, *m_candidate, *zoneout_h, *zoneout_c;
 };
@@ -51,14 +51,14 @@ struct BackwardScratch {
   O* operand_rows;         // [the same, operand_stride] what operand_row rounds to, or null
   int64_t operand_stride;  // operands of 4H or P numbers
   T** out;
-  T *d_h, *d_c;     // [rows, stride], kept from chunk to chunk
-  T* row_scratch;   // [members, 6, stride], layer norm only: see layer_norm_row
-  T* d_new;         // [rows, stride] gradient of h', projection only
-  T* zeros;         // [stride]
-  T* sums;          // [members, kRowBlock, kPanelColumns] of the rows of a panel
-  Stream* streams;  // [members]
+  T *d_h, *d_c;                    // [rows, stride], kept from chunk to chunk
+  T* row_scratch;                  // [members, 6, stride], layer norm only: see layer_norm_row
+  T* d_new;                        // [rows, stride] gradient of h', projection only
+  T* zeros;                        // [stride]
+  T* sums;                         // [members, kRowBlock, kPanelColumns] of the rows of a panel
+  PrefetchQueue* prefetch_queues;  // [members]
   int64_t members;
-  bool backwards;  // through the panels, at this step
+  bool reverse_panels;  // through the panels, at this step
   BlockMasks<T> masks;
 
   BackwardScratch(Arena& arena, const LayerSizes& sizes, const LayerOptions& options, int64_t rows,
@@ -77,9 +77,10 @@ struct BackwardScratch {
     d_new = options.projection ? arena.take<T>(rows * stride) : nullptr;
     zeros = arena.take<T>(stride);
     sums = arena.take<T>(members * kRowBlock * kPanelColumns<T>);
-    streams = arena.take<Stream>(members);
-    Stream::Range* const ranges = arena.take<Stream::Range>(members * 4 * rows);
-    for (int64_t member = 0; streams && member < members; ++member) streams[member].ranges = ranges + member * 4 * rows;
+    prefetch_queues = arena.take<PrefetchQueue>(members);
+    PrefetchQueue::Range* const ranges = arena.take<PrefetchQueue::Range>(members * 4 * rows);
+    for (int64_t member = 0; prefetch_queues && member < members; ++member)
+      prefetch_queues[member].ranges = ranges + member * 4 * rows;
     LayerOptions own = options;
     own.recurrent_dropout = 0;  // that mask belongs to the whole batch: the weight gradient needs it too
     masks = take_masks<T>(arena, own, rows, stride);
@@ -114,14 +115,14 @@ LSTM_FUSED_FN Vec<T> d_new_hidden(const BackwardRow<T>& row, int64_t j, int64_t 
 template <typename T>
 LSTM_FUSED_FN Gates<Vec<T>> d_units(const BackwardRow<T>& row, int64_t j, const Gates<Vec<T>>& gates, Vec<T> c_prev,
                                     Vec<T> d_cell_through_h) {
-  Vec<T> d_c = load(row.d_c + j), passed = Vec<T>{};
+  Vec<T> d_c = load(row.d_c + j), zoneout_carry = Vec<T>{};
   if (row.zoneout_c) {
     const Vec<T> keep = load(row.zoneout_c + j);
-    passed = keep * d_c;
+    zoneout_carry = keep * d_c;
     d_c = (1 - keep) * d_c;
   }
   const Vec<T> d_cell = d_c + d_cell_through_h;
-  store(row.d_c + j, gates.f * d_cell + passed);
+  store(row.d_c + j, gates.f * d_cell + zoneout_carry);
   return d_cell_gates(gates, c_prev, d_cell);
 }
 
@@ -350,22 +351,23 @@ const T* cells_before(const BackwardTask<T>& task, int64_t row_steps, int64_t s,
 
 // Lists what the rows of step s will touch.
 template <typename T, typename O>
-void announce_step(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, int64_t s, int64_t active) {
+void queue_prefetches(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch, int64_t s, int64_t active) {
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, P = task.sizes.projection_size;
   const LayerSaved<T>& saved = task.saved;
-  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].count = 0;
+  for (int64_t member = 0; member < scratch.members; ++member) scratch.prefetch_queues[member].count = 0;
   for (int64_t r = 0; r < active; ++r) {
-    const int64_t row_steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
+    const int64_t row_steps = task.order.length[task.first + r], b = task.order.batch_index[task.first + r];
     const int64_t t = time_of(task.options, row_steps, s), saved_row = t % task.saved_steps * B + b;
-    Stream& stream = scratch.streams[r % scratch.members];
-    stream.add(saved.gates + saved_row * 4 * H, 4 * H);
-    if (saved.recurrent) stream.add(saved.recurrent + saved_row * 4 * H, 4 * H);
-    stream.add(task.grad.d_output + (t * B + b) * P, P);
-    if (s > task.saved_begin) stream.add(cells_before(task, row_steps, s, b), H);
+    PrefetchQueue& queue = scratch.prefetch_queues[r % scratch.members];
+    queue.add(saved.gates + saved_row * 4 * H, 4 * H);
+    if (saved.recurrent) queue.add(saved.recurrent + saved_row * 4 * H, 4 * H);
+    queue.add(task.grad.d_output + (t * B + b) * P, P);
+    if (s > task.saved_begin) queue.add(cells_before(task, row_steps, s, b), H);
   }
   const int64_t tiles = tiles_of_panel(active < kRowBlock ? active : kRowBlock, operands<O>(4 * H)) *
                         ceil_div(active, kRowBlock) * PlainColumns{P}.panels<T>();
-  for (int64_t member = 0; member < scratch.members; ++member) scratch.streams[member].start(tiles / scratch.members);
+  for (int64_t member = 0; member < scratch.members; ++member)
+    scratch.prefetch_queues[member].start(tiles / scratch.members);
 }
 
 // d_h[r] = m_h * (d_gates_hh[r] W_hh) + d_h[r], where d_h[r] holds what zoneout passed on.
@@ -396,10 +398,10 @@ void hidden_gradient(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
                 store(d_h, zoneout ? load(d_h) + v : v);
               }
           },
-          scratch.streams + member);
+          scratch.prefetch_queues + member);
     }
   };
-  for_each_panel(task.team, columns.panels<T>(), scratch.backwards, multiply);
+  for_each_panel(task.team, columns.panels<T>(), scratch.reverse_panels, multiply);
 }
 
 // d_h' = d_h_t W_hr of all rows, d_h_t = d_h + m_y * d_y in the buffer of the chunk.
@@ -409,8 +411,8 @@ void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O
   const int64_t stride = gradient_stride<T>(P);
   const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
   for (int64_t r = 0; r < active; ++r) {
-    const int64_t b = task.schedule.row[task.first + r],
-                  t = time_of(task.options, task.schedule.steps[task.first + r], s);
+    const int64_t b = task.order.batch_index[task.first + r],
+                  t = time_of(task.options, task.order.length[task.first + r], s);
     const T* const d_output = task.grad.d_output + (t * B + b) * P;
     const T* const m_output = scratch.masks.output ? scratch.masks.output + r * scratch.stride : nullptr;
     const T* const d_h = scratch.d_h + r * scratch.stride;
@@ -423,9 +425,9 @@ void projection_gradient(const BackwardTask<T>& task, const BackwardScratch<T, O
     scratch.a[r] = scratch.operand_row_of(r, d_hidden, P);
     scratch.out[r] = scratch.d_new + r * scratch.stride;
   }
-  gemm_rows<T>(task.team, scratch.backwards, active, scratch.a, operands<O>(P), static_cast<const O*>(task.packed_hr),
-               operands<O>(P) * kPanelColumns<T>, 0, PlainColumns{H}, static_cast<const T*>(nullptr), scratch.out,
-               scratch.sums);
+  gemm_rows<T>(task.team, scratch.reverse_panels, active, scratch.a, operands<O>(P),
+               static_cast<const O*>(task.packed_hr), operands<O>(P) * kPanelColumns<T>, 0, PlainColumns{H},
+               static_cast<const T*>(nullptr), scratch.out, scratch.sums);
 }
 
 template <typename T, typename O>
@@ -445,7 +447,7 @@ void begin_gradients(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch
   std::memset(scratch.d_c, 0, sizeof(T) * count * stride);
   std::memset(scratch.zeros, 0, sizeof(T) * stride);
   for (int64_t r = 0; r < count; ++r) {
-    const int64_t b = task.schedule.row[task.first + r];
+    const int64_t b = task.order.batch_index[task.first + r];
     fill_locked_masks(task.sizes, task.options, scratch.masks, stride, r, b);
     std::memcpy(scratch.d_h + r * stride, task.grad.d_h_n + b * P, sizeof(T) * P);
     std::memcpy(scratch.d_c + r * stride, task.grad.d_c_n + b * H, sizeof(T) * H);
@@ -461,20 +463,21 @@ BackwardRow<T> row_of_step(const BackwardTask<T>& task, const BackwardScratch<T,
   const BlockMasks<T>& masks = scratch.masks;
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, stride = scratch.stride;
   const int64_t gate_stride = gradient_stride<T>(4 * H);
-  const int64_t b = task.schedule.row[task.first + r], position = t * B + b, saved_row = t % task.saved_steps * B + b;
+  const int64_t b = task.order.batch_index[task.first + r], position = t * B + b,
+                saved_row = t % task.saved_steps * B + b;
   const auto mask_row = [&](const T* mask) { return mask ? mask + r * stride : nullptr; };
   const bool is_reset = task.in.reset && task.in.reset[position];
   BackwardRow<T> row;
   row.gates = saved.gates + saved_row * 4 * H;
   row.recurrent = has_layer_norm(options) ? saved.recurrent + saved_row * 4 * H : nullptr;
   row.stats = has_layer_norm(options) ? saved.stats + saved_row * 6 : nullptr;
-  row.c_prev = is_reset ? scratch.zeros : cells_before(task, task.schedule.steps[task.first + r], s, b);
+  row.c_prev = is_reset ? scratch.zeros : cells_before(task, task.order.length[task.first + r], s, b);
   row.d_output = options.projection ? scratch.d_new + r * stride : task.grad.d_output + position * H;
   row.d_h = options.projection ? scratch.zeros : scratch.d_h + r * stride;
   row.d_c = scratch.d_c + r * stride;
   row.d_gates_ih = task.d_gates_ih + chunk_row * gate_stride;
   row.d_gates_hh = task.d_gates_hh + chunk_row * gate_stride;
-  row.sums = task.parameter_sums + (task.first + r) / task.granule_rows * sums.size;
+  row.sums = task.parameter_sums + (task.first + r) / task.reduction_block_rows * sums.size;
   row.unprojected = task.unprojected ? task.unprojected + chunk_row * H : nullptr;
   row.m_output = options.projection ? nullptr : mask_row(masks.output);
   row.m_candidate = mask_row(masks.candidate);
@@ -488,11 +491,11 @@ template <typename T, typename O>
 void input_gradients(const BackwardTask<T>& task, BackwardScratch<T, O>& scratch) {
   const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
   const int64_t count = task.last - task.first, gate_stride = gradient_stride<T>(4 * H);
-  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const int64_t* const row_steps = task.order.length + task.first;
   int64_t pending = 0;
   for (int64_t s = task.step_begin; s < task.step_end; ++s)
     for (int64_t r = 0; r < count && row_steps[r] > s; ++r) {
-      const int64_t position = time_of(task.options, row_steps[r], s) * B + task.schedule.row[task.first + r];
+      const int64_t position = time_of(task.options, row_steps[r], s) * B + task.order.batch_index[task.first + r];
       const int64_t chunk_row = task.chunk_offset[s - task.step_begin] + task.first + r;
       scratch.a[pending] = scratch.operand_row_of(pending, task.d_gates_ih + chunk_row * gate_stride, 4 * H);
       scratch.out[pending] = task.grad.d_input + position * I;
@@ -508,8 +511,8 @@ template <typename T, typename O>
 void backward(const BackwardTask<T>& task) {
   const LayerOptions& options = task.options;
   const int64_t B = task.sizes.batch, H = task.sizes.hidden_size, count = task.last - task.first;
-  const int64_t* const batch_row = task.schedule.row + task.first;
-  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const int64_t* const batch_row = task.order.batch_index + task.first;
+  const int64_t* const row_steps = task.order.length + task.first;
   const ParameterSums sums = parameter_sums<T>(H, options);
   Arena arena{task.scratch, 0};
   BackwardScratch<T, O> scratch(arena, task.sizes, options, count, task.team.members);
@@ -520,7 +523,7 @@ void backward(const BackwardTask<T>& task) {
   int64_t active = 0;
   for (int64_t s = task.step_end - 1; s >= task.step_begin; --s) {
     while (active < count && row_steps[active] > s) ++active;
-    scratch.backwards = s % 2 != 0;
+    scratch.reverse_panels = s % 2 != 0;
     const auto draw_masks = [&task, &scratch, &options, batch_row, row_steps, s, stride](int64_t r) {
       fill_fresh_masks(task.sizes, options, scratch.masks, stride, r, batch_row[r], time_of(options, row_steps[r], s));
     };
@@ -528,7 +531,7 @@ void backward(const BackwardTask<T>& task) {
       for (int64_t r = 0; r < active; ++r) draw_masks(r);
       projection_gradient(task, scratch, s, active);
     }
-    // The rows of a granule one after the other: their sums have a fixed order.
+    // The rows of a reduction block one after the other: their sums have a fixed order.
     const int64_t first_chunk_row = task.chunk_offset[s - task.step_begin] + task.first;
     const auto run_row = [=, &task, &scratch, &options](int64_t member, int64_t r) {
       if (!options.projection) draw_masks(r);
@@ -540,8 +543,8 @@ void backward(const BackwardTask<T>& task) {
         backward_row<false>(task, row, scratch, member, sums, H);
       scratch.a[r] = scratch.operand_row_of(r, row.d_gates_hh, 4 * H);
     };
-    for_each_row(task.team, active, task.granule_rows, run_row);
-    announce_step(task, scratch, s - 1, s > task.saved_begin ? active : 0);
+    for_each_row(task.team, active, task.reduction_block_rows, run_row);
+    queue_prefetches(task, scratch, s - 1, s > task.saved_begin ? active : 0);
     hidden_gradient(task, scratch, active);
     // Nothing flows back through a reset.
     for (int64_t r = 0; task.in.reset && r < active; ++r)
@@ -559,7 +562,7 @@ void finish_backward(const BackwardTask<T>& task) {
   Arena arena{task.scratch, 0};
   const BackwardScratch<T, O> scratch(arena, task.sizes, task.options, count, task.team.members);
   for (int64_t r = 0; r < count; ++r) {
-    const int64_t b = task.schedule.row[task.first + r];
+    const int64_t b = task.order.batch_index[task.first + r];
     std::memcpy(task.grad.d_h_0 + b * P, scratch.d_h + r * scratch.stride, sizeof(T) * P);
     std::memcpy(task.grad.d_c_0 + b * H, scratch.d_c + r * scratch.stride, sizeof(T) * H);
   }

@@ -46,12 +46,12 @@ struct StepRow {
 
 template <typename T, typename O>
 struct ForwardScratch {
-  int64_t stride;      // of the padded rows
-  int64_t chunk_rows;  // rows of an input projection
-  bool backwards;      // through the panels, at this step
-  StepRow<T>* rows;    // [rows]
-  const O** a;         // [chunk_rows] left operands of a product: x
-  const O** a_hidden;  // [rows] h~_{t-1}
+  int64_t stride;       // of the padded rows
+  int64_t chunk_rows;   // rows of an input projection
+  bool reverse_panels;  // through the panels, at this step
+  StepRow<T>* rows;     // [rows]
+  const O** a;          // [chunk_rows] left operands of a product: x
+  const O** a_hidden;   // [rows] h~_{t-1}
   // What operand_row rounds to: x [chunk_rows, operands(I)], h~ [rows, operands(P)], h' [rows, operands(H)]; or null.
   O *input_operands, *hidden_operands, *unprojected_operands;
   T** out;            // [chunk_rows] rows of the result
@@ -166,7 +166,7 @@ LSTM_FUSED_FN void plain_hidden(const StepRow<T>& row, int64_t j, int64_t n, Vec
   finish_units<Extra>(row, j, n, load(row.c + j), cell, o * tanh(cell));
 }
 
-// Asks for the memory that plain_gates and plain_hidden will write, so that the stores do not wait.
+// Prefetches the memory that plain_gates and plain_hidden will write, so that the stores do not wait.
 template <typename T>
 LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
   if (row.gates)
@@ -234,17 +234,17 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
       }
     }
   };
-  for_each_panel(task.team, GateColumns{H}.panels<T>(), scratch.backwards, run_panel);
+  for_each_panel(task.team, GateColumns{H}.panels<T>(), scratch.reverse_panels, run_panel);
 }
 
-// out[r] = bias + a[r] times packed panels, or the weight as it lies where nothing is packed (never for pairs).
+// out[r] = bias + a[r] times packed panels, or the unpacked weight where nothing is packed (never for pairs).
 template <typename T, typename O, class Columns>
-LSTM_FUSED_FN void product(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
+LSTM_FUSED_FN void product(const Team& team, bool reverse_panels, int64_t count, const O* const* a, int64_t depth,
                            const O* packed, int64_t panel_size, int64_t from, Columns columns, const T* weight,
                            int64_t rows, const T* bias, T* const* out, T* sums) {
   if constexpr (kGroup<O> == 1)
     if (!packed) return gemm_unpacked<T>(count, a, depth, weight, rows, bias, out);
-  gemm_rows<T>(team, backwards, count, a, operands<O>(depth), packed, panel_size, from, columns, bias, out, sums);
+  gemm_rows<T>(team, reverse_panels, count, a, operands<O>(depth), packed, panel_size, from, columns, bias, out, sums);
 }
 
 // W_hh h~ of all rows as whole rows.
@@ -253,7 +253,7 @@ LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T, 
   const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size;
   for (int64_t r = 0; r < active; ++r) scratch.out[r] = scratch.rows[r].recurrent;
   const int64_t first_row = operands<O>(task.sizes.input_size), panel_rows = first_row + operands<O>(P);
-  product(task.team, scratch.backwards, active, scratch.a_hidden, P, static_cast<const O*>(task.packed),
+  product(task.team, scratch.reverse_panels, active, scratch.a_hidden, P, static_cast<const O*>(task.packed),
           panel_rows * kPanelColumns<T>, first_row, GateColumns{H}, task.in.weight_hh, 4 * H,
           static_cast<const T*>(nullptr), scratch.out, scratch.sums);
 }
@@ -356,7 +356,7 @@ void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
     scratch.a[r] = operand_row(scratch.rows[r].unprojected, H, scratch.unprojected_operands, r * operands<O>(H));
     scratch.out[r] = scratch.rows[r].h;
   }
-  product(task.team, scratch.backwards, active, scratch.a, H, static_cast<const O*>(task.packed_hr),
+  product(task.team, scratch.reverse_panels, active, scratch.a, H, static_cast<const O*>(task.packed_hr),
           operands<O>(H) * kPanelColumns<T>, 0, PlainColumns{P}, task.in.weight_hr, P, static_cast<const T*>(nullptr),
           scratch.out, scratch.sums);
   for (int64_t r = 0; r < active; ++r)
@@ -404,7 +404,7 @@ void begin_state(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch) {
   for (T* const rows : all)
     if (rows) std::memset(rows, 0, sizeof(T) * count * stride);
   for (int64_t r = 0; r < count; ++r) {
-    const int64_t b = task.schedule.row[task.first + r];
+    const int64_t b = task.order.batch_index[task.first + r];
     fill_locked_masks(task.sizes, task.options, scratch.masks, stride, r, b);
     std::memcpy(scratch.c + r * stride, task.in.c_0 + b * H, sizeof(T) * H);
     T* const h = scratch.hidden_of(r);
@@ -419,7 +419,7 @@ void begin_state(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch) {
 template <typename T, typename O>
 void store_final_state(const ForwardTask<T>& task, const ForwardScratch<T, O>& scratch, int64_t r) {
   if (!task.out.h_n) return;
-  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, b = task.schedule.row[task.first + r];
+  const int64_t H = task.sizes.hidden_size, P = task.sizes.projection_size, b = task.order.batch_index[task.first + r];
   std::memcpy(task.out.h_n + b * P, scratch.hidden_of(r), sizeof(T) * P);
   std::memcpy(task.out.c_n + b * H, scratch.c + r * scratch.stride, sizeof(T) * H);
 }
@@ -442,11 +442,11 @@ template <typename T, typename O>
 void input_products(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active, int64_t begin,
                     int64_t end) {
   const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
-  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const int64_t* const row_steps = task.order.length + task.first;
   int64_t n = 0;
   for (int64_t s = begin; s < end; ++s)
     for (int64_t r = 0; r < active && row_steps[r] > s; ++r, ++n) {
-      const int64_t t = time_of(task.options, row_steps[r], s), b = task.schedule.row[task.first + r];
+      const int64_t t = time_of(task.options, row_steps[r], s), b = task.order.batch_index[task.first + r];
       scratch.a[n] = operand_row(task.in.input + (t * B + b) * I, I, scratch.input_operands, n * operands<O>(I));
       scratch.out[n] = gates_row(task, scratch, n, t % task.saved_steps * B + b);
     }
@@ -464,7 +464,7 @@ void prepare_row(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int6
   const BlockMasks<T>& masks = scratch.masks;
   const int64_t B = task.sizes.batch, I = task.sizes.input_size, H = task.sizes.hidden_size;
   const int64_t P = task.sizes.projection_size, stride = scratch.stride;
-  const int64_t steps = task.schedule.steps[task.first + r], b = task.schedule.row[task.first + r];
+  const int64_t steps = task.order.length[task.first + r], b = task.order.batch_index[task.first + r];
   const int64_t t = time_of(options, steps, s), position = t * B + b, saved_row = t % task.saved_steps * B + b;
   fill_fresh_masks(task.sizes, options, masks, stride, r, b, t);
   if (task.in.reset && task.in.reset[position]) clear_state(scratch, r);
@@ -500,7 +500,7 @@ template <typename T, typename O>
 void forward(const ForwardTask<T>& task) {
   const LayerOptions& options = task.options;
   const int64_t count = task.last - task.first;
-  const int64_t* const row_steps = task.schedule.steps + task.first;
+  const int64_t* const row_steps = task.order.length + task.first;
   Arena arena{task.scratch, 0};
   ForwardScratch<T, O> scratch(arena, task.sizes, options, task.out.saved.gates != nullptr, task.merged, count,
                                task.team.members);
@@ -511,7 +511,7 @@ void forward(const ForwardTask<T>& task) {
     for (; active > 0 && (row_steps[active - 1] <= s || s == task.step_end); --active)
       store_final_state(task, scratch, active - 1);
   };
-  // Whether there is so much to be done for a row before the products of a step that it is worth sharing out.
+  // Whether there is so much to be done for a row before the products of a step that a parallel loop pays.
   const bool prepares = has_layer_norm(options) || scratch.masks.output || scratch.masks.candidate ||
                         scratch.masks.zoneout_h || scratch.masks.zoneout_c;
   const int64_t chunk_steps = scratch.chunk_rows / count;
@@ -522,7 +522,7 @@ void forward(const ForwardTask<T>& task) {
     if (!task.merged) input_products(task, scratch, active, chunk, chunk_end);
     int64_t step_row = 0;  // of the chunk: the first of the step
     for (int64_t s = chunk; s < chunk_end; ++s) {
-      scratch.backwards = s % 2 != 0;
+      scratch.reverse_panels = s % 2 != 0;
       for_each_row(prepares ? task.team : kAlone, active, 1, [&task, &scratch, s, step_row](int64_t, int64_t r) {
         prepare_row(task, scratch, s, r, step_row + r);
       });

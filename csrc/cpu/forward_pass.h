@@ -59,7 +59,7 @@ class ForwardPass {
   // The rows of a task: see ForwardTask.
   void run(int64_t task, const Team& team, const LayerInputs<T>& in, const LayerOutputs<T>& out, int64_t saved_steps,
            int64_t step_begin, int64_t step_end) const {
-    k_.forward({sizes_, options_, in, out, saved_steps, plan_.schedule(), plan_.task_begin[task],
+    k_.forward({sizes_, options_, in, out, saved_steps, plan_.order(), plan_.task_begin[task],
                 plan_.task_begin[task + 1], step_begin, step_end, packed_, merged_, packed_hr_, bias_, team,
                 scratch_[task]});
   }

@@ -20,11 +20,7 @@ constexpr int kPanelVectors = 4;
 // The register tile: its sums, the vectors of a strip and a broadcast fit the registers. Tall, because each tile reads
 // the strip once: the cache has to feed it.
 constexpr int kTileRows = 6;
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileVectors = 4;  // 32 registers
-#else
-constexpr int kTileVectors = 2;  // 16 registers
-#endif
+constexpr int kTileVectors = kVectorRegisters >= 32 ? 4 : 2;
 constexpr int kStrips = kPanelVectors / kTileVectors;
 constexpr int kWideRows = kTileRows / kStrips;  // so few rows take all strips of a panel at once
 constexpr int64_t kDepthBlock = 192;
@@ -42,9 +38,10 @@ LSTM_FUSED_FN int64_t vector_offset(int j, int64_t strip_size) {
   return j / kTileVectors * strip_size + j % kTileVectors * kLanes<T>;
 }
 
-// Asks for memory that the next step will touch, some cache lines before each tile of a product: all at once would wait
-// for one another. On a cache line of its own: each member of a team writes to its own at every tile.
-struct alignas(64) Stream {
+// Spreads the prefetches for the next step over the tiles of a product, some cache lines before each: issued in one
+// burst they would stall the load queue. On a cache line of its own: each member of a team writes to its own at every
+// tile.
+struct alignas(64) PrefetchQueue {
   struct Range {
     const char *begin, *end;
   };
@@ -66,7 +63,7 @@ struct alignas(64) Stream {
     for (int64_t k = 0; k < count; ++k) all += (ranges[k].end - ranges[k].begin) / 64 + 1;
     lines = tiles > 0 ? ceil_div(all, tiles) : all;
   }
-  LSTM_FUSED_INLINE void ask() {
+  LSTM_FUSED_INLINE void prefetch_next() {
     for (int64_t k = 0; k < lines && next != count; ++k) {
       __builtin_prefetch(line, 0, 2);
       line += 64;
@@ -75,7 +72,7 @@ struct alignas(64) Stream {
   }
 };
 
-// Asks for n values that will be read in a while.
+// Prefetches n values that will be read in a while.
 template <typename T>
 LSTM_FUSED_FN void prefetch_row(const T* p, int64_t n) {
   for (int64_t k = 0; k < n; k += 64 / sizeof(T)) __builtin_prefetch(p + k, 0, 2);
@@ -105,13 +102,13 @@ template <typename T, int Rows, int Vectors>
 struct Tile {
   Vec<T> acc[Rows][Vectors] = {};
 
-  // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. Meanwhile it asks for
-  // the cache lines from `ahead` on, one a step over k, if Asks.
-  template <bool Asks, typename O, class A>
+  // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. Meanwhile it
+  // prefetches the cache lines from `ahead` on, one per k, if Prefetches.
+  template <bool Prefetches, typename O, class A>
   LSTM_FUSED_INLINE void multiply_add(A a, int64_t depth, const O* b, int64_t ldb, int64_t strip_size,
                                       const char* ahead) {
     for (int64_t k = 0; k < depth; ++k, b += ldb) {
-      if constexpr (Asks) __builtin_prefetch(ahead + k * 64, 0, 2);
+      if constexpr (Prefetches) __builtin_prefetch(ahead + k * 64, 0, 2);
       decltype(load_operands(b)) strip[Vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) strip[j] = load_operands(b + vector_offset<T>(j, strip_size));
@@ -170,14 +167,14 @@ template <typename T, typename O, int Rows, int Vectors>
 __attribute__((noinline)) void multiply_rows(const Factor<O>* factor, int64_t first, int64_t begin, int64_t end,
                                              const O* strip, int64_t strip_size, bool add, T* sums, const char* ahead) {
   Tile<T, Rows, Vectors> tile;
-  const auto multiply = [&](auto asks) LSTM_FUSED_INLINE {
-    constexpr bool kAsks = decltype(asks)::value != 0;
+  const auto multiply = [&](auto prefetches) LSTM_FUSED_INLINE {
+    constexpr bool kPrefetches = decltype(prefetches)::value != 0;
     for (int64_t k = begin; k < end; ++factor) {
       const int64_t stop = factor->end < end ? factor->end : end;
       if (stop <= k) continue;
       const auto a = RowPointers<O, Rows>::from(factor->rows + first, k - factor->begin);
-      tile.template multiply_add<kAsks>(a, stop - k, strip + k * kStripColumns<T>, kStripColumns<T>, strip_size,
-                                        kAsks ? ahead + (k - begin) * 64 : nullptr);
+      tile.template multiply_add<kPrefetches>(a, stop - k, strip + k * kStripColumns<T>, kStripColumns<T>, strip_size,
+                                              kPrefetches ? ahead + (k - begin) * 64 : nullptr);
       k = stop;
     }
   };
@@ -201,18 +198,18 @@ LSTM_FUSED_FN int64_t rows_in_strips(int64_t count) {
 
 // sums [count][kPanelColumns] = the factors' rows [0, count) times the panel, whose strips are strip_size apart; count
 // is at most kRowBlock. Tile by tile before(r, rows, vector, vectors) is called ahead of its last products, and
-// after(r, rows, vector, vectors) when its sums are complete. Meanwhile it asks for the strip that follows, at last for
-// the first one of next_panel, so that its first tile does not wait for the third-level cache, and for what the stream
-// holds. Beyond the last panel it asks for nothing useful, and harms nothing.
+// after(r, rows, vector, vectors) when its sums are complete. Meanwhile it prefetches the strip that follows, at last
+// the first one of next_panel, so that its first tile does not wait for the third-level cache, and what the queue
+// holds. Beyond the last panel the prefetches are useless and harmless.
 template <typename T, typename O, int Factors, class Before, class After>
 LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t count, const O* panel,
                                   const O* next_panel, int64_t strip_size, T* sums, Before before, After after,
-                                  Stream* stream = nullptr) {
+                                  PrefetchQueue* queue = nullptr) {
   const int64_t from = factors[0].begin, depth = factors[Factors - 1].end - from, blocks = depth_blocks(depth);
-  // Rows [from_row, to_row) times `vectors` vectors of the panel, in tiles of at most `most_rows`.
+  // Rows [from_row, to_row) times `vectors` vectors of the panel, in tiles of at most `max_rows`.
   const auto multiply_rows_of = [&](int64_t from_row, int64_t to_row, int vector, auto vectors,
-                                    auto most_rows) LSTM_FUSED_INLINE {
-    constexpr int V = decltype(vectors)::value, M = decltype(most_rows)::value;
+                                    auto max_rows) LSTM_FUSED_INLINE {
+    constexpr int V = decltype(vectors)::value, M = decltype(max_rows)::value;
     constexpr int64_t kLines = kStripColumns<T> * sizeof(O) / 64;  // of a strip for each k
     const O* const strip = panel + vector / kTileVectors * strip_size;
     const O* const next_strip = vector + V < kPanelVectors ? strip + strip_size : next_panel;
@@ -224,13 +221,13 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
       for (int64_t tile = 0, first = from_row; tile < tiles; ++tile) {
         const int64_t rows = ceil_div(to_row - first, tiles - tile);
         if (last) before(first, rows, vector, vectors);
-        if (stream) stream->ask();
-        // Few rows take their time from the cache, which foresees by itself what comes next.
-        const bool asks = V == kTileVectors && tile < kLines;
+        if (queue) queue->prefetch_next();
+        // Few rows are bound by the cache, and the hardware prefetcher foresees what comes next.
+        const bool prefetches = V == kTileVectors && tile < kLines;
         with_rows<M>(rows, [&](auto constant) LSTM_FUSED_INLINE {
           multiply_rows<T, O, decltype(constant)::value, V>(factors, first, begin, end, strip, strip_size, block > 0,
                                                             sums + first * kPanelColumns<T> + vector * kLanes<T>,
-                                                            asks ? ahead + tile * (end - begin) * 64 : nullptr);
+                                                            prefetches ? ahead + tile * (end - begin) * 64 : nullptr);
         });
         if (last) after(first, rows, vector, vectors);
         first += rows;
@@ -283,42 +280,44 @@ struct GateColumns {
   }
 };
 
-// f(member, first, last) for pieces of [0, count), on the threads of the team. f is copied for each: what it captures
+// f(member, first, last) for chunks of [0, count), on the threads of the team. f is copied for each: what it captures
 // by value stays in registers, while a reference would be read again after every store.
 template <class F>
-LSTM_FUSED_FN void share_out(const Team& team, int64_t count, bool backwards, const F& f) {
-  const Team::Piece piece = [](const void* closure, int64_t member, int64_t first, int64_t last) {
+LSTM_FUSED_FN void parallel_for(const Team& team, int64_t count, bool reverse, const F& f) {
+  const Team::Body body = [](const void* closure, int64_t member, int64_t first, int64_t last) {
     const F copy = *static_cast<const F*>(closure);
     copy(member, first, last);
   };
   if (team.members == 1 || count == 1)
-    piece(&f, 0, 0, count);
+    body(&f, 0, 0, count);
   else
-    team.share(team.work, count, backwards, piece, &f);
+    team.parallel_for(team.work, count, reverse, body, &f);
 }
 
 // f(member, p, next) for all panels; `next` is the distance to the panel that follows. A product with the same panels
-// at every step takes them backwards at every other one: it starts with those that the cache still holds.
+// at every step takes them reverse_panels at every other one: it starts with those that the cache still holds.
 template <class F>
-LSTM_FUSED_FN void for_each_panel(const Team& team, int64_t panels, bool backwards, const F& f) {
-  share_out(team, panels, backwards, [f, backwards](int64_t member, int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) f(member, backwards ? first + last - 1 - k : k, backwards ? -1 : 1);
+LSTM_FUSED_FN void for_each_panel(const Team& team, int64_t panels, bool reverse_panels, const F& f) {
+  parallel_for(team, panels, reverse_panels, [f, reverse_panels](int64_t member, int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k)
+      f(member, reverse_panels ? first + last - 1 - k : k, reverse_panels ? -1 : 1);
   });
 }
 
 // f(member, r) for rows r < count; `together` of them are done one after the other.
 template <class F>
 LSTM_FUSED_FN void for_each_row(const Team& team, int64_t count, int64_t together, const F& f) {
-  share_out(team, ceil_div(count, together), false, [f, count, together](int64_t member, int64_t first, int64_t last) {
-    const int64_t end = last * together < count ? last * together : count;
-    for (int64_t r = first * together; r < end; ++r) f(member, r);
-  });
+  parallel_for(team, ceil_div(count, together), false,
+               [f, count, together](int64_t member, int64_t first, int64_t last) {
+                 const int64_t end = last * together < count ? last * together : count;
+                 for (int64_t r = first * together; r < end; ++r) f(member, r);
+               });
 }
 
 // out[r] = bias + a[r] * panels for r < count. Panel p starts at packed + p * panel_size, the rows wanted at its row
 // `from`; bias: null or a row laid out like an output row; sums: [members][kRowBlock][kPanelColumns].
 template <typename T, typename O, class Columns>
-LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, const O* const* a, int64_t depth,
+LSTM_FUSED_FN void gemm_rows(const Team& team, bool reverse_panels, int64_t count, const O* const* a, int64_t depth,
                              const O* packed, int64_t panel_size, int64_t from, Columns columns, const T* bias,
                              T* const* out, T* all_sums) {
   const auto multiply = [=](int64_t member, int64_t p, int64_t next) LSTM_FUSED_INLINE {
@@ -362,7 +361,7 @@ LSTM_FUSED_FN void gemm_rows(const Team& team, bool backwards, int64_t count, co
           });
     }
   };
-  for_each_panel(team, columns.template panels<T>(), backwards, multiply);
+  for_each_panel(team, columns.template panels<T>(), reverse_panels, multiply);
 }
 
 // The sums of the lanes of L vectors, as one vector: lane r is the sum of rows[r].
@@ -387,7 +386,7 @@ constexpr int kRowsSideBySide = kLanes<T> < 8 ? kLanes<T> : 8;
 // what is nearer comes by itself, and asking takes the time of a load.
 constexpr int64_t kFarWeight = int64_t{4} << 20;
 
-// out[r] = bias + W a[r] for r < count, W [N, K] as it lies: for products so small that packing W would cost more than
+// out[r] = bias + W a[r] for r < count, W [N, K] unpacked: for products so small that packing W would cost more than
 // it saves. The sums of as many rows of W as a vector has lanes make one vector.
 template <typename T>
 LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth, const T* weight, int64_t columns,
@@ -429,7 +428,7 @@ int64_t gradient_stride(int64_t columns) {
   return round_up(columns, kPanelColumns<T>) + kLanes<T>;
 }
 
-// Asks for the square of lanes x lanes values that transpose_square will read, and the one that it will write.
+// Prefetches the square of lanes x lanes values that transpose_square will read, and the one that it will write.
 template <typename T, typename O>
 LSTM_FUSED_FN void prefetch_squares(const T* from, int64_t from_stride, const O* to, int64_t to_stride) {
 #pragma GCC unroll 16
@@ -439,7 +438,7 @@ LSTM_FUSED_FN void prefetch_squares(const T* from, int64_t from_stride, const O*
   }
 }
 
-// Panels [first, last) of a [K, N] matrix, which is read as it lies.
+// Panels [first, last) of a [K, N] matrix, which is not transposed.
 template <typename T, typename O>
 void pack_plain(const T* matrix, int64_t depth, int64_t columns, int64_t first, int64_t last, void* packed) {
   for (int64_t k = 0; k < depth; k += kGroup<O>)
@@ -469,7 +468,7 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
       O* const to = packed + p * panel_size + vector_offset<T>(j, panel_size / kStrips);
       const T* const from = weight + columns.template offset<T>(p, j) * depth;
       const int64_t left = columns.template lanes<T>(p, j), units = left < L ? left : L;
-      // The vector after this one; beyond the last it asks for nothing useful.
+      // The vector after this one; beyond the last the prefetch is useless and harmless.
       const bool ends_panel = j + 1 == kPanelVectors;
       const T* const next_from = weight + columns.template offset<T>(p + ends_panel, ends_panel ? 0 : j + 1) * depth;
       const O* const next_to =

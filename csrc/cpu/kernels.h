@@ -9,24 +9,24 @@
 
 namespace lstm_fused::cpu {
 
-// The threads that work on a task. The one that runs it shares loops out: `share` calls piece(closure, member, first,
-// last) for pieces of [0, count), a member one at a time, and returns when all are done. Each member sees the same part
-// of the same count again, from its end if asked. A piece must not throw.
+// The threads that work on a task. The one that runs it calls `parallel_for`, which calls body(closure, member, first,
+// last) for chunks of [0, count), never two at a time for a member, and returns when all are done. A member gets the
+// same chunks of the same count each time, from the last one on if `reverse`. A body must not throw.
 struct Team {
-  using Piece = void (*)(const void* closure, int64_t member, int64_t first, int64_t last);
+  using Body = void (*)(const void* closure, int64_t member, int64_t first, int64_t last);
   int64_t members;
   void* work;
-  void (*share)(void* work, int64_t count, bool backwards, Piece piece, const void* closure);
+  void (*parallel_for)(void* work, int64_t count, bool reverse, Body body, const void* closure);
 };
 constexpr Team kAlone = {1, nullptr, nullptr};
 
-// The rows (sequences) in the order of decreasing length, so that the rows still running at a step are a prefix.
-struct Schedule {
-  const int64_t* row;    // [B] batch index of the r-th row
-  const int64_t* steps;  // [B] its number of steps, decreasing
+// The sequences in the order of decreasing length, so that those still running at a step are a prefix.
+struct SequenceOrder {
+  const int64_t* batch_index;  // [B] of the r-th row
+  const int64_t* length;       // [B] its number of steps, decreasing
 };
 
-// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they run: from in.h_0
+// Rows [first, last) of the order, steps [step_begin, step_end) counted in the order in which they run: from in.h_0
 // and in.c_0, the state before step_begin, to out.h_n and out.c_n.
 template <typename T>
 struct ForwardTask {
@@ -35,11 +35,11 @@ struct ForwardTask {
   LayerInputs<T> in;
   LayerOutputs<T> out;  // output, h_n and c_n, or null: not wanted
   int64_t saved_steps;  // that there is room for in out.saved: step t is at t % saved_steps
-  Schedule schedule;
+  SequenceOrder order;
   int64_t first, last;
   int64_t step_begin, step_end;
-  // Gate panels of [W_ih W_hh], each [I + P, 4 vectors]. Null where packing costs more than it saves: the weights are
-  // used as they lie.
+  // Gate panels of [W_ih W_hh], each [I + P, 4 vectors]. Null where packing costs more than it saves: the weights stay
+  // unpacked.
   const void* packed;
   bool merged;            // both products of a step in one tile; otherwise W_ih x of many steps first
   const void* packed_hr;  // plain panels of W_hr^T, projection only; or null with packed
@@ -48,7 +48,7 @@ struct ForwardTask {
   char* scratch;  // forward_scratch() bytes
 };
 
-// Rows [first, last) of the schedule, steps [step_begin, step_end) counted in the order in which they ran. in.h_0 and
+// Rows [first, last) of the order, steps [step_begin, step_end) counted in the order in which they ran. in.h_0 and
 // in.c_0 are the state before saved_begin, the first step that is in out.saved.
 template <typename T>
 struct BackwardTask {
@@ -58,22 +58,22 @@ struct BackwardTask {
   LayerSaved<T> saved;
   int64_t saved_steps, saved_begin;
   LayerGradients<T> grad;
-  Schedule schedule;
+  SequenceOrder order;
   int64_t first, last;
   int64_t step_begin, step_end;
-  bool first_chunk;             // the first to run: it holds the last steps
-  const int64_t* chunk_offset;  // [step_end - step_begin] index of a step's first row in the chunk
-  const void* packed_ih;        // plain panels of W_ih [4H, I], or null: no input gradient wanted
-  const void* packed_hh;        // plain panels of W_hh [4H, P]
-  const void* packed_hr;        // plain panels of W_hr [P, H], projection only, like the next two
-  T* d_hidden;                  // [rows of the chunk, gradient_stride(P)] gradient of h_t
-  T* unprojected;               // [rows of the chunk, H] h', or null: no weight gradients wanted
-  const T* bias;                // [4H], layer norm only
-  T* d_gates_ih;                // [rows of the chunk, gradient_stride] gradient of W_ih x
-  T* d_gates_hh;                // gradient of W_hh h~; the same buffer without layer norm
-  T* parameter_sums;            // [granules, parameter_sums_size]
-  int64_t granule_rows;         // rows that share one entry of parameter_sums: fixed by B, not by the threads
-  T* hidden_mask;               // [B, scratch_stride] by schedule order, or null: no recurrent dropout
+  bool first_chunk;              // the first to run: it holds the last steps
+  const int64_t* chunk_offset;   // [step_end - step_begin] index of a step's first row in the chunk
+  const void* packed_ih;         // plain panels of W_ih [4H, I], or null: no input gradient wanted
+  const void* packed_hh;         // plain panels of W_hh [4H, P]
+  const void* packed_hr;         // plain panels of W_hr [P, H], projection only, like the next two
+  T* d_hidden;                   // [rows of the chunk, gradient_stride(P)] gradient of h_t
+  T* unprojected;                // [rows of the chunk, H] h', or null: no weight gradients wanted
+  const T* bias;                 // [4H], layer norm only
+  T* d_gates_ih;                 // [rows of the chunk, gradient_stride] gradient of W_ih x
+  T* d_gates_hh;                 // gradient of W_hh h~; the same buffer without layer norm
+  T* parameter_sums;             // [reduction blocks, parameter_sums_size]
+  int64_t reduction_block_rows;  // rows that share one entry of parameter_sums: fixed by B, not by the threads
+  T* hidden_mask;                // [B, scratch_stride] by schedule order, or null: no recurrent dropout
   Team team;
   char* scratch;  // backward_scratch() bytes, kept from chunk to chunk
 };
@@ -96,7 +96,7 @@ struct WeightGradientTask {
   bool first_chunk;
 };
 
-// Parameter gradients that are sums over rows, one entry a granule; all parts padded to whole vectors.
+// Parameter gradients that are sums over rows, one entry a reduction block; all parts padded to whole vectors.
 struct ParameterSums {
   int64_t padded_hidden, bias, ln_ih, ln_hh, ln_c_weight, ln_c_bias, peepholes, size;
 };
@@ -123,8 +123,8 @@ struct Kernels {
 
   void (*drop_weights)(const LayerOptions&, const T* from, int64_t columns, int64_t first, int64_t last, T* to);
   int64_t (*scratch_stride)(const LayerSizes&);
-  int64_t most_chunk_rows;  // steps x rows whose gate gradients are kept at a time, at most
-  int64_t gradient_block;   // rows of a chunk that are packed together
+  int64_t max_chunk_rows;  // steps x rows whose gate gradients are kept at a time, at most
+  int64_t gradient_block;  // rows of a chunk that are packed together
   int64_t (*gradient_stride)(int64_t columns);
   ParameterSums (*parameter_sums)(int64_t hidden_size, const LayerOptions&);
   // Rows [first, first + count) given by pointer, each times its mask where there is one, packed as the transposed left

@@ -102,7 +102,7 @@ class BackwardPass {
 
  private:
   int64_t steps_of_a_chunk() const {
-    const int64_t rows = std::min(k_.most_chunk_rows, std::max(kMinChunkRows, 2 * sizes_.hidden_size));
+    const int64_t rows = std::min(k_.max_chunk_rows, std::max(kMinChunkRows, 2 * sizes_.hidden_size));
     return std::min(max_steps_, std::max<int64_t>(1, rows / sizes_.batch));
   }
   int64_t chunk_rows() const { return chunk_steps_ * sizes_.batch; }
@@ -163,7 +163,7 @@ class BackwardPass {
             saved_steps_,
             segment * saved_steps_,
             grad_,
-            plan_.schedule(),
+            plan_.order(),
             plan_.task_begin[task],
             plan_.task_begin[task + 1],
             step_begin,
@@ -179,7 +179,7 @@ class BackwardPass {
             d_gates_ih_,
             d_gates_hh_,
             parameter_sums_,
-            plan_.granule_rows,
+            plan_.reduction_block_rows,
             hidden_mask_,
             team,
             scratch_[task]};
@@ -188,7 +188,7 @@ class BackwardPass {
   void run_chunk(int64_t step_begin, int64_t step_end) {
     int64_t rows = 0, active = sizes_.batch;
     for (int64_t s = step_begin; s < step_end; ++s) {
-      while (plan_.steps[active - 1] <= s) --active;
+      while (plan_.length[active - 1] <= s) --active;
       chunk_offset_[s - step_begin] = rows;
       rows += active;
     }
@@ -214,8 +214,8 @@ class BackwardPass {
     const int64_t B = sizes_.batch, I = sizes_.input_size, P = sizes_.projection_size;
     const T* const h_start = replay_ ? replay_->inputs(segment).h_0 : in_.h_0;
     for (int64_t s = begin; s < end; ++s)
-      for (int64_t r = 0; r < B && plan_.steps[r] > s; ++r, ++n) {
-        const int64_t b = plan_.row[r], t = options_.reverse ? plan_.steps[r] - 1 - s : s;
+      for (int64_t r = 0; r < B && plan_.length[r] > s; ++r, ++n) {
+        const int64_t b = plan_.batch_index[r], t = options_.reverse ? plan_.length[r] - 1 - s : s;
         const int64_t t_prev = options_.reverse ? t + 1 : t - 1;
         inputs_[n] = in_.input + (t * B + b) * I;
         hiddens_[n] =
@@ -287,18 +287,18 @@ class BackwardPass {
   std::vector<char*> scratch_;
 };
 
-// The gradients that are sums over rows, added up granule by granule: a fixed order.
+// The gradients that are sums over rows, added up reduction block by reduction block: a fixed order.
 template <typename T>
 void reduce_parameter_sums(const LayerSizes& sizes, const LayerOptions& options, const ParameterSums& sums,
-                           const T* parameter_sums, int64_t granules, const LayerGradients<T>& grad) {
+                           const T* parameter_sums, int64_t reduction_blocks, const LayerGradients<T>& grad) {
   const int64_t H = sizes.hidden_size;
   const auto reduce = [&](T* to, int64_t offset, int64_t parts) {
     if (!to) return;
     zero(to, parts * H);
-    for (int64_t granule = 0; granule < granules; ++granule)
+    for (int64_t reduction_block = 0; reduction_block < reduction_blocks; ++reduction_block)
       for (int64_t part = 0; part < parts; ++part)
         for (int64_t h = 0; h < H; ++h)
-          to[part * H + h] += parameter_sums[granule * sums.size + offset + part * sums.padded_hidden + h];
+          to[part * H + h] += parameter_sums[reduction_block * sums.size + offset + part * sums.padded_hidden + h];
   };
   reduce(grad.d_bias, sums.bias, 4);
   if (has_layer_norm(options)) {
@@ -341,15 +341,15 @@ void layer_backward(const LayerSizes& sizes, const LayerOptions& given, const La
   Workspace& workspace = Workspace::of_this_thread();
   const Workspace::Call call(workspace);
   const ParameterSums sums = k.parameter_sums(sizes.hidden_size, options);
-  T* const parameter_sums = workspace.take<T>(plan.granules * sums.size);
-  zero(parameter_sums, plan.granules * sums.size);
+  T* const parameter_sums = workspace.take<T>(plan.reduction_blocks * sums.size);
+  zero(parameter_sums, plan.reduction_blocks * sums.size);
   if (plan.max_steps() > 0) {
     in.weight_hh = dropped_weight(k, sizes, options, in.weight_hh, workspace, executor);
     BackwardPass<T>(sizes, options, in, out, grad, plan, parameter_sums, workspace, executor).run();
   } else {
     backward_of_nothing(sizes, grad);
   }
-  reduce_parameter_sums(sizes, options, sums, parameter_sums, plan.granules, grad);
+  reduce_parameter_sums(sizes, options, sums, parameter_sums, plan.reduction_blocks, grad);
 }
 
 template void layer_backward<float>(const LayerSizes&, const LayerOptions&, const LayerInputs<float>&,

@@ -10,8 +10,8 @@
 
 namespace lstm_fused::cpu {
 
-constexpr int64_t kMaxGranules = 16;     // entries of the sums over rows, and so at most that many tasks ...
-constexpr int64_t kMaxGranuleRows = 16;  // ... until a granule has this many rows
+constexpr int64_t kMaxReductionBlocks = 16;     // entries of the sums over rows, and so at most that many tasks ...
+constexpr int64_t kMaxReductionBlockRows = 16;  // ... until a reduction block has this many rows
 
 constexpr int64_t kMediumWeights = int64_t{1} << 17, kLargeWeights = int64_t{1} << 19;  // bytes
 
@@ -19,36 +19,37 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The rows by decreasing length, which of them a task takes, and how many threads work on a task together.
 struct Plan {
-  std::vector<int64_t> row, steps;  // [B]
-  int64_t granule_rows, granules;
+  std::vector<int64_t> batch_index, length;  // [B]
+  int64_t reduction_block_rows, reduction_blocks;
   std::vector<int64_t> task_begin;  // [tasks + 1], in rows
   int64_t members;                  // threads of a task
 
-  // weight_bytes: what a step of the recurrence reads; most_members: how many can share it.
-  Plan(const LayerSizes& sizes, const int64_t* lengths, int64_t threads, int64_t weight_bytes, int64_t most_members)
-      : row(sizes.batch), steps(sizes.batch) {
+  // weight_bytes: what a step of the recurrence reads; max_members: how many can share it.
+  Plan(const LayerSizes& sizes, const int64_t* lengths, int64_t threads, int64_t weight_bytes, int64_t max_members)
+      : batch_index(sizes.batch), length(sizes.batch) {
     const int64_t B = sizes.batch;
-    std::iota(row.begin(), row.end(), 0);
+    std::iota(batch_index.begin(), batch_index.end(), 0);
     if (lengths)
-      std::stable_sort(row.begin(), row.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-    for (int64_t r = 0; r < B; ++r) steps[r] = lengths ? lengths[row[r]] : sizes.steps;
+      std::stable_sort(batch_index.begin(), batch_index.end(),
+                       [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    for (int64_t r = 0; r < B; ++r) length[r] = lengths ? lengths[batch_index[r]] : sizes.steps;
 
-    granule_rows = std::max<int64_t>(1, std::min(kMaxGranuleRows, ceil_div(B, kMaxGranules)));
-    granules = ceil_div(B, granule_rows);
+    reduction_block_rows = std::max<int64_t>(1, std::min(kMaxReductionBlockRows, ceil_div(B, kMaxReductionBlocks)));
+    reduction_blocks = ceil_div(B, reduction_block_rows);
     members = 1;
-    most_members = std::min(most_members, threads);
-    while (members < most_members && ceil_div(B, threads / members) < least_rows(weight_bytes)) ++members;
-    // Tasks are runs of whole granules with nearly equal numbers of steps.
-    const int64_t tasks = std::min(threads / members, granules);
-    if (members > 1) members = std::min(most_members, threads / tasks);  // who is left over joins a task
-    const int64_t all_steps = std::accumulate(steps.begin(), steps.end(), int64_t{0});
+    max_members = std::min(max_members, threads);
+    while (members < max_members && ceil_div(B, threads / members) < min_rows(weight_bytes)) ++members;
+    // Tasks are runs of whole reduction blocks with nearly equal numbers of steps.
+    const int64_t tasks = std::min(threads / members, reduction_blocks);
+    if (members > 1) members = std::min(max_members, threads / tasks);  // the threads left over join a task
+    const int64_t all_steps = std::accumulate(length.begin(), length.end(), int64_t{0});
     task_begin.push_back(0);
     int64_t done = 0;
-    for (int64_t g = 0; g < granules; ++g) {
-      const int64_t end = std::min(B, (g + 1) * granule_rows);
-      for (int64_t r = g * granule_rows; r < end; ++r) done += steps[r];
+    for (int64_t g = 0; g < reduction_blocks; ++g) {
+      const int64_t end = std::min(B, (g + 1) * reduction_block_rows);
+      for (int64_t r = g * reduction_block_rows; r < end; ++r) done += length[r];
       const int64_t task = static_cast<int64_t>(task_begin.size());
-      if (g + 1 < granules && task < tasks && done * tasks >= all_steps * task) task_begin.push_back(end);
+      if (g + 1 < reduction_blocks && task < tasks && done * tasks >= all_steps * task) task_begin.push_back(end);
     }
     task_begin.push_back(B);
   }
@@ -57,14 +58,14 @@ struct Plan {
   // which takes as long for one row as for several, and longer if they do not fit the second-level cache. Measured on
   // two threads, training: sharing a step wins 1.3 to 1.7 times with one or two rows in all, a tenth with four of H =
   // 256 or 512, nothing with four of H = 128 or eight of any.
-  static int64_t least_rows(int64_t weight_bytes) {
+  static int64_t min_rows(int64_t weight_bytes) {
     return weight_bytes >= kLargeWeights ? 4 : weight_bytes >= kMediumWeights ? 2 : 1;
   }
 
   int64_t tasks() const { return static_cast<int64_t>(task_begin.size()) - 1; }
   int64_t rows(int64_t task) const { return task_begin[task + 1] - task_begin[task]; }
-  int64_t max_steps() const { return steps.empty() ? 0 : steps[0]; }
-  Schedule schedule() const { return {row.data(), steps.data()}; }
+  int64_t max_steps() const { return length.empty() ? 0 : length[0]; }
+  SequenceOrder order() const { return {batch_index.data(), length.data()}; }
 };
 
 }  // namespace lstm_fused::cpu

@@ -56,15 +56,16 @@ class Work {
       Work& work;
       ~Dismissal() { work.dismiss(); }
     } dismissal{*this};
-    f({members(), this, [](void* work, int64_t count, bool backwards, Team::Piece piece, const void* closure) {
-         static_cast<Work*>(work)->share(count, backwards, piece, closure);
+    f({members(), this, [](void* work, int64_t count, bool reverse, Team::Body body, const void* closure) {
+         static_cast<Work*>(work)->parallel_for(count, reverse, body, closure);
        }});
   }
 
  private:
   static constexpr uint64_t kNoMore = ~uint64_t{0};
   // The number of a job with how many indices it has, and with how many of a range are taken in it, each in one word:
-  // who comes late with an older job knows the size of that one, and sees that the range has nothing left of it.
+  // a thread that comes late with an older job knows the size of that one, and sees that the range has nothing left of
+  // it.
   static constexpr int kIndexBits = 32;
   static int64_t indices(uint64_t word) { return static_cast<uint32_t>(word); }
   struct alignas(64) Range {
@@ -73,17 +74,17 @@ class Work {
 
   int64_t members() const { return static_cast<int64_t>(ranges_.size()); }
 
-  void share(int64_t count, bool backwards, Team::Piece piece, const void* closure) {
-    if (dismissed_) return piece(closure, leader_, 0, count);
-    backwards_.store(backwards, std::memory_order_relaxed);
-    piece_.store(piece, std::memory_order_relaxed);
+  void parallel_for(int64_t count, bool reverse, Team::Body body, const void* closure) {
+    if (dismissed_) return body(closure, leader_, 0, count);
+    reverse_.store(reverse, std::memory_order_relaxed);
+    body_.store(body, std::memory_order_relaxed);
     closure_.store(closure, std::memory_order_relaxed);
     helped_.store(0, std::memory_order_relaxed);
     const uint64_t number = (job_.load(std::memory_order_relaxed) >> kIndexBits) + 1;
     const uint64_t job = (number << kIndexBits) + count;
     job_.store(job, std::memory_order_release);
     const Clock::time_point begin = Clock::now();
-    const int64_t done = take_pieces(leader_, job);
+    const int64_t done = take_chunks(leader_, job);
     Spin spin;
     while (done + helped_.load(std::memory_order_acquire) < count) spin();
     if (spin.waited_long(begin)) dismiss();
@@ -103,26 +104,26 @@ class Work {
         spin();
         continue;
       }
-      if (const int64_t done = take_pieces(member, job)) helped_.fetch_add(done, std::memory_order_release);
+      if (const int64_t done = take_chunks(member, job)) helped_.fetch_add(done, std::memory_order_release);
       last = job;
       spin.reset();
     }
   }
 
   // How many. The job may be over before it begins here, and the closure that of a later one; then nothing is taken.
-  int64_t take_pieces(int64_t member, uint64_t job) {
+  int64_t take_chunks(int64_t member, uint64_t job) {
     const uint64_t number = job >> kIndexBits;
     const int64_t count = indices(job);
-    const bool backwards = backwards_.load(std::memory_order_relaxed);
-    const Team::Piece piece = piece_.load(std::memory_order_relaxed);
+    const bool reverse = reverse_.load(std::memory_order_relaxed);
+    const Team::Body body = body_.load(std::memory_order_relaxed);
     const void* const closure = closure_.load(std::memory_order_relaxed);
     int64_t done = 0;
     for (int64_t k = 0; k < members(); ++k) {
       const int64_t owner = (member + k) % members();
       const int64_t begin = count * owner / members(), end = count * (owner + 1) / members();
       for (int64_t index; (index = take(ranges_[owner], number, end - begin)) >= 0; ++done) {
-        const int64_t p = backwards ? end - 1 - index : begin + index;
-        piece(closure, member, p, p + 1);
+        const int64_t p = reverse ? end - 1 - index : begin + index;
+        body(closure, member, p, p + 1);
       }
     }
     return done;
@@ -146,8 +147,8 @@ class Work {
   bool dismissed_ = false;
   // What helpers read of a job, in one cache line, and what they write in another.
   alignas(64) std::atomic<uint64_t> job_{0};
-  std::atomic<bool> backwards_{false};
-  std::atomic<Team::Piece> piece_{nullptr};
+  std::atomic<bool> reverse_{false};
+  std::atomic<Team::Body> body_{nullptr};
   std::atomic<const void*> closure_{nullptr};
   alignas(64) std::atomic<int64_t> helped_{0};  // indices done by others than the leader
 };

@@ -9,8 +9,8 @@
 namespace lstm_fused::cpu {
 
 // f(task, team) for all tasks in parallel, each by `members` threads: one of them, the leader, calls f, the others help
-// with what it shares out. Nobody waits for a thread that has taken no piece: what a thread does not come for, which
-// the operating system keeps away, its leader does.
+// with its parallel loops. A thread that has taken no chunk is never waited for: the leader does what a thread leaves
+// undone that the operating system keeps from running.
 void run_teams(const Executor& executor, int64_t tasks, int64_t members,
                const std::function<void(int64_t task, const Team&)>& f);
 

@@ -1,4 +1,10 @@
-// SIMD vectors through the compiler's vector extensions: one source for every instruction set.
+// SIMD vectors: what every instruction set does alike. What differs is one file each in simd/, and chosen here.
+//
+// Every file of an instruction set has
+//   LSTM_FUSED_VECTOR_BYTES, kVectorRegisters
+//   load_first, store_first   the first n < lanes values; of a load the other lanes are zero; nothing else is touched
+//   larger, smaller           of two vectors lane by lane; b where one of them is NaN
+//   wide_product              of the lower halves of 64-bit lanes
 #pragma once
 
 #include <cstdint>
@@ -6,50 +12,20 @@
 
 #include "lstm/host_device.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-// The bytes of a vector; on x86 also the intrinsics' prefix and type.
 #if defined(__AVX512F__)
-#define LSTM_FUSED_VECTOR_BYTES 64
-#define LSTM_FUSED_X86(name) _mm512_##name
-#define LSTM_FUSED_X86_FLOATS __m512
+#include "cpu/simd/avx512.h"
 #elif defined(__AVX2__)
-#define LSTM_FUSED_VECTOR_BYTES 32
-#define LSTM_FUSED_X86(name) _mm256_##name
-#define LSTM_FUSED_X86_FLOATS __m256
+#include "cpu/simd/avx2.h"
+#elif defined(__SSE2__)
+#include "cpu/simd/sse2.h"
 #else
-#define LSTM_FUSED_VECTOR_BYTES 16
-#define LSTM_FUSED_X86(name) _mm_##name
-#define LSTM_FUSED_X86_FLOATS __m128
+#include "cpu/simd/neon.h"
 #endif
 
 // For lambdas and members: a call that was not inlined would pass a register tile through memory.
 #define LSTM_FUSED_INLINE __attribute__((always_inline))
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
-
-template <typename T>
-struct VecTraits;
-
-template <>
-struct VecTraits<float> {
-  typedef float Vec __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
-  typedef int32_t Bits __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
-};
-
-template <>
-struct VecTraits<double> {
-  typedef double Vec __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
-  typedef int64_t Bits __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
-};
-
-template <typename T>
-using Vec = typename VecTraits<T>::Vec;
-
-template <typename T>
-constexpr int kLanes = LSTM_FUSED_VECTOR_BYTES / sizeof(T);
 
 template <typename T>
 LSTM_FUSED_FN Vec<T> broadcast(T x) {
@@ -68,53 +44,6 @@ LSTM_FUSED_FN void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// The first n < lanes values, with one instruction where there is one: a loop over lanes goes through memory.
-#if defined(__AVX512F__)
-LSTM_FUSED_FN Vec<float> load_first(const float* p, int64_t n) {
-  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), p);
-}
-LSTM_FUSED_FN Vec<double> load_first(const double* p, int64_t n) {
-  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1 << n) - 1), p);
-}
-LSTM_FUSED_FN void store_first(float* p, Vec<float> v, int64_t n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << n) - 1), (__m512)v);
-}
-LSTM_FUSED_FN void store_first(double* p, Vec<double> v, int64_t n) {
-  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1 << n) - 1), (__m512d)v);
-}
-#elif defined(__AVX2__)
-template <typename T>
-LSTM_FUSED_FN __m256i mask_of_first(int64_t n) {
-  using Bits = typename VecTraits<T>::Bits;
-  Bits number{};
-  for (int lane = 0; lane < kLanes<T>; ++lane) number[lane] = lane;
-  return (__m256i)(number < Bits{} + static_cast<int32_t>(n));
-}
-LSTM_FUSED_FN Vec<float> load_first(const float* p, int64_t n) {
-  return (Vec<float>)_mm256_maskload_ps(p, mask_of_first<float>(n));
-}
-LSTM_FUSED_FN Vec<double> load_first(const double* p, int64_t n) {
-  return (Vec<double>)_mm256_maskload_pd(p, mask_of_first<double>(n));
-}
-LSTM_FUSED_FN void store_first(float* p, Vec<float> v, int64_t n) {
-  _mm256_maskstore_ps(p, mask_of_first<float>(n), (__m256)v);
-}
-LSTM_FUSED_FN void store_first(double* p, Vec<double> v, int64_t n) {
-  _mm256_maskstore_pd(p, mask_of_first<double>(n), (__m256d)v);
-}
-#else
-template <typename T>
-LSTM_FUSED_FN Vec<T> load_first(const T* p, int64_t n) {
-  Vec<T> v{};
-  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
-  return v;
-}
-template <typename T>
-LSTM_FUSED_FN void store_first(T* p, Vec<T> v, int64_t n) {
-  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
-}
-#endif
-
 // The first n values, the other lanes zero. Nothing beyond p[n - 1] is touched.
 template <typename T>
 LSTM_FUSED_FN Vec<T> load(const T* p, int64_t n) {
@@ -127,23 +56,14 @@ LSTM_FUSED_FN void store(T* p, Vec<T> v, int64_t n) {
   store_first(p, v, n);
 }
 
-// low where v < low, high where v > high: NaN stays NaN. An instruction each, which the compiler does not find by
-// itself.
+// low where v < low, high where v > high: NaN stays NaN.
 template <typename T>
 LSTM_FUSED_FN Vec<T> at_least(Vec<T> v, T low) {
-#if defined(__SSE2__)
-  if constexpr (sizeof(T) == 4)
-    return (Vec<T>)LSTM_FUSED_X86(max_ps)((LSTM_FUSED_X86_FLOATS)broadcast(low), (LSTM_FUSED_X86_FLOATS)v);
-#endif
-  return v < low ? broadcast(low) : v;
+  return larger(broadcast(low), v);
 }
 template <typename T>
 LSTM_FUSED_FN Vec<T> at_most(Vec<T> v, T high) {
-#if defined(__SSE2__)
-  if constexpr (sizeof(T) == 4)
-    return (Vec<T>)LSTM_FUSED_X86(min_ps)((LSTM_FUSED_X86_FLOATS)broadcast(high), (LSTM_FUSED_X86_FLOATS)v);
-#endif
-  return v > high ? broadcast(high) : v;
+  return smaller(broadcast(high), v);
 }
 
 // Zero in the lanes from n on.
@@ -219,30 +139,9 @@ LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, i
   for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
 }
 
-// 32-bit words in lanes of 64 bits. Whatever the upper halves hold is never looked at: a product takes the lower
-// halves. A type of its own, so that the shared mathematics finds these functions.
-struct Words {
-  typedef uint64_t Lanes __attribute__((vector_size(LSTM_FUSED_VECTOR_BYTES)));
-  static constexpr int kLanes = LSTM_FUSED_VECTOR_BYTES / sizeof(uint64_t);
-  Lanes lanes;
-};
-
 LSTM_FUSED_FN Words operator^(Words a, Words b) { return {a.lanes ^ b.lanes}; }
 LSTM_FUSED_FN Words operator^(Words a, uint32_t b) { return {a.lanes ^ b}; }
 
-// One instruction, which the compiler does not find by itself.
-LSTM_FUSED_FN Words wide_product(Words words, uint32_t multiplier) {
-  const Words::Lanes multipliers = Words::Lanes{} + multiplier;
-#if defined(__AVX512F__)
-  return {(Words::Lanes)_mm512_mul_epu32((__m512i)words.lanes, (__m512i)multipliers)};
-#elif defined(__AVX2__)
-  return {(Words::Lanes)_mm256_mul_epu32((__m256i)words.lanes, (__m256i)multipliers)};
-#elif defined(__SSE2__)
-  return {(Words::Lanes)_mm_mul_epu32((__m128i)words.lanes, (__m128i)multipliers)};
-#else
-  return {(words.lanes & 0xFFFFFFFFu) * multipliers};
-#endif
-}
 LSTM_FUSED_FN Words high_half(Words product) { return {product.lanes >> 32}; }
 LSTM_FUSED_FN Words low_half(Words product) { return product; }
 

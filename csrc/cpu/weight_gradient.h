@@ -4,7 +4,7 @@
 // along the vectors; it is turned once at the end. Sums lie in strips, [strip][I or H][kStripColumns].
 //
 // The right operand are some panels of d_gates and of its rows at a time, a pass. Where a tile takes a whole panel,
-// these rows are read as they lie, and stay in the second-level cache while all of [x | h~] passes by; a tile takes in
+// these rows are read unpacked, and stay in the second-level cache while all of [x | h~] passes by; a tile takes in
 // all blocks of them before the next one. Narrow tiles would read a piece so small of each row, and the rows lie on so
 // many pages, that most of the time went there: what they read is packed in strips first. Then a strip of a block stays
 // in the first-level cache, and the columns of [x | h~] that it meets in the second.
