@@ -1,6 +1,8 @@
 """The kernels alone, with no torch: their test on every instruction set, in three builds.
 
-    python tests/kernels/run.py [address] [thread] [arm64]        all three when none is named
+    python tests/kernels/run.py [address] [thread] [arm64] [--case NAME]
+
+All three builds when none is named; with --case the cases whose names begin with NAME (--list: all names).
 
 In a fourth, the package's own, the quick tests run it: test_kernels_alone.py.
 
@@ -11,6 +13,7 @@ In a fourth, the package's own, the quick tests run it: test_kernels_alone.py.
 Needs a C++ compiler and nothing else.
 """
 
+import argparse
 import os
 import shlex
 import shutil
@@ -26,6 +29,7 @@ from lstm_fused_flags import FLAGS, ISAS  # noqa: E402
 KERNELS = ROOT / "csrc" / "cpu" / "kernels.cpp"
 NEEDS_TORCH = ROOT / "csrc" / "cpu" / "ops.cpp"
 CXX = shlex.split(os.environ.get("CXX") or "c++")  # program and options
+BUILDS = ("address", "thread", "arm64")
 QUICK = ["-O1", "-g"]  # bearable to wait for, with line numbers
 CROSS_CXX, EMULATOR = ["aarch64-linux-gnu-g++"], "qemu-aarch64"
 
@@ -87,12 +91,22 @@ def run(name: str, isas: dict[str, list[str]], command: list[str]) -> list[str]:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["address", "thread", "arm64"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("builds", nargs="*", metavar="BUILD", help=f"of {', '.join(BUILDS)}; all when none is named")
+    parser.add_argument("--case", metavar="NAME", help="the cases whose names begin with NAME")
+    parser.add_argument("--list", action="store_true", help="the names of all cases, instead of running them")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.builds) - set(BUILDS):
+        parser.error(f"BUILD must be one of {', '.join(BUILDS)}, got {', '.join(sorted(unknown))}")
+    wanted = chosen.builds or BUILDS
+    cases = ["--case", chosen.case] if chosen.case else []
+    if chosen.list:
+        return subprocess.run([build("list", CXX, {"baseline": []}, QUICK), "--list"], check=False).returncode
     failed = []
     for name, sanitizers in (("address", "address,undefined"), ("thread", "thread")):
         if name in wanted:
             flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-            failed += run(name, ISAS, [build(name, CXX, ISAS, [*QUICK, *flags])])
+            failed += run(name, ISAS, [build(name, CXX, ISAS, [*QUICK, *flags]), *cases])
     if "arm64" in wanted:
         missing = [tool for tool in (*CROSS_CXX, EMULATOR) if not shutil.which(tool)]
         if missing:
@@ -100,7 +114,7 @@ def main() -> int:
         else:
             isas = {"baseline": []}
             program = build("arm64", CROSS_CXX, isas, [*QUICK, "-static"])
-            failed += run("arm64", isas, [EMULATOR, program])
+            failed += run("arm64", isas, [EMULATOR, program, *cases])
     print(f"the kernels alone: {'failed on ' + '; '.join(failed) if failed else 'passed'}")
     return bool(failed)
 

@@ -4,9 +4,7 @@
 // float against double; one thread against several, bit for bit; activations against long double; Philox against the
 // published vectors. Every buffer has exactly the size it needs and starts as NaN, so that the address sanitizer sees a
 // step too far and a comparison sees a value that was never written.
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,10 +16,10 @@
 #include <thread>
 #include <vector>
 
+#include "cases.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/layer.h"
-#include "cpu/team.h"
 #include "lstm/dropout.h"
 
 using namespace lstm_fused;
@@ -37,14 +35,7 @@ extern "C" int __wrap_posix_memalign(void** p, size_t alignment, size_t size) {
 
 namespace {
 
-int passed = 0, failed = 0;
-
-void check(bool ok, const std::string& what) {
-  ok ? ++passed : ++failed;
-  if (!ok) std::printf("FAILED: %s\n", what.c_str());
-}
-
-std::mt19937_64 generator(1);
+std::mt19937_64 generator;  // each case starts it anew, and so can be run alone
 
 template <typename T>
 using Values = std::vector<T>;
@@ -67,20 +58,8 @@ Values<T> cast(const Values<double>& from) {
   return Values<T>(from.begin(), from.end());
 }
 
-cpu::Executor executor(int64_t threads) {
-  cpu::Executor e;
-  e.threads = threads;
-  e.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
-    std::vector<std::thread> running;
-    for (int64_t task = 1; task < tasks; ++task) running.emplace_back(f, task);
-    if (tasks > 0) f(0);
-    for (std::thread& thread : running) thread.join();
-  };
-  return e;
-}
-
 // As if there were many threads, but one does all the tasks, the last one first.
-cpu::Executor backwards_on_one_thread(int64_t threads) {
+cpu::Executor last_task_first(int64_t threads) {
   cpu::Executor e;
   e.threads = threads;
   e.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
@@ -303,7 +282,7 @@ void check_threads(const Problem& p, const Values<double>* d_outputs, const Resu
     const Result<T> many = run<T>(p, true, threads, d_outputs);
     check(same_bits(one, many), p.name + ": the same bits with " + std::to_string(threads) + " threads");
   }
-  const Result<T> late = run<T>(p, true, backwards_on_one_thread(4), d_outputs);
+  const Result<T> late = run<T>(p, true, last_task_first(4), d_outputs);
   check(same_bits(one, late), p.name + ": the same bits where three of four threads come too late");
 }
 
@@ -426,6 +405,13 @@ void check_problem(Problem p) {
   if (cpu::bfloat16_kernels(isa_in_use()) && (H > 3 || !norm)) check_bfloat16(p, d_outputs);
 }
 
+std::string layer_name(const LayerSizes& sizes, int variant) {
+  const auto [T, B, I, H, P] = sizes;
+  std::string name = "layer";
+  for (const int64_t size : {T, B, I, H}) name += (name == "layer" ? " " : "x") + std::to_string(size);
+  return name + " variant " + std::to_string(variant);
+}
+
 // One of 24 sets of options.
 Problem layer_problem(const LayerSizes& sizes, int variant, int number) {
   Problem p{sizes, {}, {}, {}, "", {}};
@@ -455,91 +441,45 @@ Problem layer_problem(const LayerSizes& sizes, int variant, int number) {
     if (variant % 5 < 3)
       for (int64_t k = 0; k < sizes.steps * sizes.batch; ++k) p.reset.push_back(generator() % 4 == 0);
   }
-  p.name = "layer " + std::to_string(sizes.steps) + "x" + std::to_string(sizes.batch) + "x" +
-           std::to_string(sizes.input_size) + "x" + std::to_string(sizes.hidden_size) + " variant " +
-           std::to_string(variant);
+  p.name = layer_name(sizes, variant);
   return p;
 }
 
-void check_layers() {
+std::vector<Case> layer_cases() {
+  std::vector<Case> cases;
+  const auto add = [&](const Problem& p) { cases.push_back({p.name, [p] { check_problem(p); }}); };
+  // The lengths and resets of a problem are drawn when it runs.
+  int number = 0;
+  const auto add_variant = [&](const LayerSizes& sizes, int variant) {
+    cases.push_back({layer_name(sizes, variant),
+                     [sizes, variant, n = number] { check_problem(layer_problem(sizes, variant, n)); }});
+    ++number;
+  };
   const LayerSizes shapes[] = {{1, 1, 1, 1, 1},    {4, 3, 5, 7, 7},     {3, 20, 2, 17, 17},
                                {6, 2, 70, 33, 33}, {5, 18, 16, 65, 65}, {1, 18, 19, 35, 35}};
-  int number = 0;
   for (const LayerSizes& sizes : shapes)
-    for (int variant = 0; variant < 24; ++variant) check_problem(layer_problem(sizes, variant, number++));
+    for (int variant = 0; variant < 24; ++variant) add_variant(sizes, variant);
   // More rows than a chunk of the backward pass and than an input projection hold.
   Problem p{{200, 3, 2, 3, 3}, {}, {}, {}, "many chunks", {}};
   p.options.layer_norm = LayerNorm::ba2016;
   p.options.recurrent_dropout = 0.2;
-  check_problem(p);
-  Problem pairs{{401, 3, 2, 5, 5}, {}, {}, {}, "many chunks, the last of odd length", {}};
-  pairs.options.dropout = 0.2;
-  check_problem(pairs);
-  pairs.name += ", with a projection";
-  pairs.sizes.projection_size = 3;
-  pairs.options.projection = true;
-  check_problem(pairs);
+  add(p);
   p.name = "many chunks with a projection";
   p.sizes.projection_size = 2;
   p.options.projection = true;
-  check_problem(p);
-  // So large that threads share the panels and rows of a task; the last with two rows in a granule.
+  add(p);
+  Problem odd{{401, 3, 2, 5, 5}, {}, {}, {}, "many chunks, the last of odd length", {}};
+  odd.options.dropout = 0.2;
+  add(odd);
+  odd.name += ", with a projection";
+  odd.sizes.projection_size = 3;
+  odd.options.projection = true;
+  add(odd);
+  // So large that threads share the panels and rows of a task; the last with two rows in a reduction block.
   const LayerSizes large[] = {{12, 1, 20, 140, 140}, {4, 3, 35, 140, 140}, {2, 20, 10, 140, 140}};
   for (const LayerSizes& sizes : large)
-    for (int variant : {0, 5, 9, 13, 18, 23}) check_problem(layer_problem(sizes, variant, number++));
-}
-
-// Whatever a leader shares out is done once, and before it goes on; helpers come, go and are slow as they like.
-void check_teams() {
-  constexpr int64_t kTasks = 2, kMembers = 4, kJobs = 4000, kMost = 9;
-  struct Job {
-    int64_t number, visits[kMost];
-    std::thread::id leader;
-  };
-  bool once[kTasks] = {true, true};
-  const auto lead = [&](int64_t task, const cpu::Team& team) {
-    const auto piece = [](const void* closure, int64_t member, int64_t first, int64_t last) {
-      Job& job = *static_cast<Job*>(const_cast<void*>(closure));
-      for (int64_t k = first; k < last; ++k) {
-        if ((job.number + k + member) % 4 == 0) std::this_thread::yield();
-        // Helpers come, and then are so slow that the leader gives them up.
-        if (job.number == kJobs - 99)
-          std::this_thread::sleep_for(std::chrono::milliseconds(std::this_thread::get_id() == job.leader ? 1 : 20));
-        ++job.visits[k];
-      }
-    };
-    Job jobs[2];  // so that work on the job before is seen
-    for (int64_t number = 0; number < kJobs; ++number) {
-      Job& job = jobs[number % 2];
-      job = {number, {}, std::this_thread::get_id()};
-      const int64_t count = (number * 7 + task) % (kMost + 1);
-      team.share(team.work, count, number / 2 % 2, piece, &job);
-      for (int64_t k = 0; k < kMost; ++k) once[task] &= job.visits[k] == (k < count);
-    }
-  };
-  cpu::run_teams(executor(kTasks * kMembers), kTasks, kMembers, lead);
-  for (int64_t task = 0; task < kTasks; ++task) check(once[task], "what a leader shares out is done, and once");
-}
-
-// Jobs of one index and of several in turn: a helper that is late for one takes nothing of the next.
-void check_late_helpers() {
-  constexpr int64_t kMembers = 4, kJobs = 20000, kMost = 8, kRuns = 40;
-  int64_t wrong = 0;
-  const auto lead = [&](int64_t, const cpu::Team& team) {
-    std::atomic<int64_t> visits[kMost];
-    const auto piece = [](const void* closure, int64_t, int64_t first, int64_t last) {
-      const auto counts = static_cast<std::atomic<int64_t>*>(const_cast<void*>(closure));
-      for (int64_t k = first; k < last; ++k) ++counts[k];
-    };
-    for (int64_t number = 0; number < kJobs; ++number) {
-      const int64_t count = number % 4 ? 1 : kMost;
-      for (std::atomic<int64_t>& visited : visits) visited = 0;
-      team.share(team.work, count, false, piece, visits);
-      for (int64_t k = 0; k < kMost; ++k) wrong += visits[k] != (k < count);
-    }
-  };
-  for (int64_t run = 0; run < kRuns; ++run) cpu::run_teams(executor(kMembers), 1, kMembers, lead);
-  check(wrong == 0, "what a leader shares out is done once, whatever it shared out before");
+    for (int variant : {0, 5, 9, 13, 18, 23}) add_variant(sizes, variant);
+  return cases;
 }
 
 // Scratch memory that cannot be had is an exception, and the next call is as if nothing had happened.
@@ -620,17 +560,51 @@ void check_philox() {
   }
 }
 
+int passed = 0, failed = 0;
+
 }  // namespace
 
-int main() {
+void check(bool ok, const std::string& what) {
+  ok ? ++passed : ++failed;
+  if (!ok) std::printf("FAILED: %s\n", what.c_str());
+}
+
+cpu::Executor executor(int64_t threads) {
+  cpu::Executor e;
+  e.threads = threads;
+  e.run = [](int64_t tasks, const std::function<void(int64_t)>& f) {
+    std::vector<std::thread> running;
+    for (int64_t task = 1; task < tasks; ++task) running.emplace_back(f, task);
+    if (tasks > 0) f(0);
+    for (std::thread& thread : running) thread.join();
+  };
+  return e;
+}
+
+// test_kernels [--list | --case NAME]: all cases, or those whose names begin with NAME.
+int main(int count, char** arguments) {
+  const std::string option = count > 1 ? arguments[1] : "", wanted = count > 2 ? arguments[2] : "";
+  if (!option.empty() && option != "--list" && (option != "--case" || wanted.empty())) {
+    std::fprintf(stderr, "usage: %s [--list | --case NAME]\n", arguments[0]);
+    return 2;
+  }
+  std::vector<Case> cases = {{"philox", check_philox},
+                             {"activations float32", [] { check_activations<float>(100, "float32"); }},
+                             {"activations float64", [] { check_activations<double>(800, "float64"); }},
+                             {"failed allocations", check_failed_allocations}};
+  for (const auto& more : {team_cases(), layer_cases()}) cases.insert(cases.end(), more.begin(), more.end());
   std::printf("instruction set: %s\n", isa_name(isa_in_use()));
-  check_philox();
-  check_activations<float>(100, "float32");
-  check_activations<double>(800, "float64");
-  check_teams();
-  check_late_helpers();
-  check_layers();
-  check_failed_allocations();
+  int ran = 0;
+  for (const Case& each : cases) {
+    if (option == "--list") std::printf("%s\n", each.name.c_str());
+    if (option == "--list" || each.name.compare(0, wanted.size(), wanted) != 0) continue;
+    std::seed_seq seed(each.name.begin(), each.name.end());
+    generator.seed(seed);
+    each.run();
+    ++ran;
+  }
+  if (option == "--case" && ran == 0)
+    std::fprintf(stderr, "no case begins with '%s'; --list shows all\n", wanted.c_str());
   std::printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return failed != 0 || (option == "--case" && ran == 0);
 }

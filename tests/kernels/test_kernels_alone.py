@@ -33,3 +33,18 @@ def test_kernels_alone(isa, program):
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"instruction set: {isa}\n" in result.stdout
     assert ", 0 failed" in result.stdout
+
+
+def test_a_case_runs_alone(program):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+
+    names = run("--list").stdout.splitlines()[1:-1]
+    assert len(names) == len(set(names)) > 100
+    assert "late helpers" in names
+    one = run("--case", "philox")
+    assert (one.returncode, one.stdout.splitlines()[-1]) == (0, "3 passed, 0 failed")
+    none = run("--case", "filox")
+    assert none.returncode == 1
+    assert "no case begins with 'filox'" in none.stderr
+    assert run("philox").returncode == 2
