@@ -392,7 +392,9 @@ void check_problem(Problem p) {
   }
 
   const Result<float> single = run<float>(p, true, 1, d_outputs);
-  check(difference(single.output, result.output) < 2e-5, p.name + ": float32 output");
+  // A norm of few gates makes rounding errors larger at every step.
+  const double tolerated = norm && H <= 3 ? 2e-4 : 2e-5;
+  check(difference(single.output, result.output) < tolerated, p.name + ": float32 output");
   // A norm of one unit's gates has gradients near zero: what cancels is of order one.
   for (int k = 0; k < kInputs; ++k)
     check(difference(single.gradients[k], result.gradients[k], 0.1) < 2e-4,
