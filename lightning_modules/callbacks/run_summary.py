@@ -31,7 +31,8 @@ class RunSummary(Callback):
     data, the epochs, steps and seconds of training, why it stopped, ``best``: epoch (from 0), step and figures of the
     best weights, and ``test``: the test's figures, and which weights were ``tested``; ``finished``: whether nothing is
     left to do, ``monitor`` and ``mode``: what was judged by and whether more is better, and ``ms_a_step``: the median
-    of the training steps of this process. A figure that is not finite is ``null``.
+    of the training steps of this process; ``error``: what training failed with, where it did. A figure that is not
+    finite is ``null``.
 
     Args:
         kept: what an earlier process has written of the same training, which this one only completes.
@@ -112,6 +113,8 @@ class RunSummary(Callback):
             words = {KeyboardInterrupt: "interrupted", SIGTERMException: "terminated"}
             reason = words.get(type(exception), " ".join(str(exception).split()) or type(exception).__name__)
             diverged = isinstance(exception, TrainingDiverged)
+            if type(exception) not in words and not diverged:
+                self.summary["error"] = reason
             self._end(trainer, reason, is_trained=diverged, diverged=diverged)
 
     def _end(self, trainer: Trainer, reason: str, *, is_trained: bool = True, diverged: bool = False) -> None:

@@ -20,7 +20,6 @@ from lightning_modules.runs import config_file, read_summary
 Variants = dict[str, list[str]]  # of each variant, by name, the arguments that its runs have and others have not
 State = Literal["finished", "failed", "unfinished", "missing"]
 ERROR = "lstm-fused: error: "  # begins the last line of a command that fails
-STOPPED = ("interrupted", "terminated")  # reasons in a summary that are no errors
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,8 @@ class Run:
             return last.removeprefix(ERROR).strip()
         if last:
             return None
-        # Another program has run it. Its newest folder says nothing while it is running.
-        reason = read_summary(self.versions()[0]).get("stop_reason") if self.versions() else None
-        return None if reason in STOPPED else reason
+        versions = self.versions()  # without a log, another program has run it
+        return read_summary(versions[0]).get("error") if versions else None
 
     def command(self) -> list[str]:
         """What runs it from where it is: ``lstm-fused`` and its arguments."""

@@ -1,5 +1,12 @@
 """A small text, the arguments of a small run, and how a command ended: what several test files name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 SMALL = (
     "--model.embedding_size=8",
     "--model.hidden_size=12",
@@ -35,6 +42,23 @@ def make_reviews(lines: int = 80) -> str:
     """A table of texts and labels."""
     texts = make_text(lines, seed=1).splitlines()
     return "".join(f"{text}\t{'good' if text.count('the') > 1 else 'bad'}\n" for text in texts)
+
+
+@contextmanager
+def undrawn() -> Iterator[list[str]]:
+    """Pictures are made and not painted, which takes most of a second each: where a test is of something else.
+
+    Gives the names of their files.
+    """
+    names: list[str] = []
+
+    def leave_out(canvas: FigureCanvasAgg, path: str | Path) -> None:
+        names.append(Path(path).name)
+        Path(path).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", leave_out)
+        yield names
 
 
 class Result:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from made_up_plan import make_plan
-from small_runs import SHORT_SAMPLE, SMALL, Result
+from small_runs import SHORT_SAMPLE, SMALL, Result, undrawn
 
 from lightning_modules.cli import main
 from lightning_modules.experiments.base import Config, count_parameters
@@ -30,9 +30,11 @@ def experiment(command: Callable[..., Result], text_file: Path) -> Callable[...,
         given = [verb, "-c", "char_lm", "--data.path", text_file, *SMALL[:-1], *TINY, SHORT_SAMPLE]
         listed = command(*given, "--seeds", 1, "--variants", *variants, "--list")
         assert listed.code == 0, listed.err
-        for line in listed.out.splitlines():
-            assert main(shlex.split(line)[1:]) == 0
-        report = command(verb, "-c", "char_lm", "--report")
+        with undrawn() as drawn:
+            for line in listed.out.splitlines():
+                assert main(shlex.split(line)[1:]) == 0
+            report = command(verb, "-c", "char_lm", "--report")
+        assert drawn[-2:] == ["curves.png", "differences.png"]
         assert report.code == 0, report.err
         return Path(f"runs/{verb}/char_lm/report.md").read_text(encoding="utf-8")
 
@@ -51,12 +53,13 @@ def test_cells_are_compared_at_the_same_size_and_at_equal_parameters(experiment:
     assert "A step takes" in page
     assert "gru_equal:\n\n~~~text\n" in page
     # Nothing is on that only one of them has; what all have is the config's.
-    task = Config([*plan.arguments, *plan.variants["lstm"]]).task
+    of_lstm = Config([*plan.arguments, *plan.variants["lstm"]])
+    task = of_lstm.task
     assert (task.hparams.layer_norm, task.hparams.recurrent_dropout, task.hparams.dropout) == (False, 0, 0.2)
     # The counts of other sizes are those of the nets of that size.
     deeper = Config([*plan.arguments, *plan.variants["deeper_equal"]]).task
     assert (deeper.hparams.num_layers, deeper.hparams.hidden_size < 12) == (2, True)
-    built = Config([*plan.arguments, *plan.variants["lstm"]]).built_task
+    built = of_lstm.built_task
     assert count_parameters(built) == sum(p.numel() for p in built.net.parameters()) == lstm
 
 
@@ -197,8 +200,9 @@ def test_memory_is_a_plan_of_cells_distances_and_learning_rates(command: Callabl
     given = ["memory", "-c", "remember", "--quick", "--seeds", 1, *small]
     lines = command(*given, "--list").out.splitlines()
     assert len(lines) == 4
-    for line in lines[:2]:
-        assert main(shlex.split(line)[1:]) == 0
+    with undrawn():
+        for line in lines[:2]:
+            assert main(shlex.split(line)[1:]) == 0
     told = command("memory", "-c", "remember", "--quick", "--report")
     assert told.code == 0, told.err
     for cell in ("lstm", "rnn"):

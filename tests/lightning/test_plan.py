@@ -10,15 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
 from made_up_plan import make_plan, write_run
-from small_runs import Result, make_reviews
+from small_runs import Result, make_reviews, undrawn
 from testing import PATIENCE
 
+from lightning_modules.callbacks import RunSummary
 from lightning_modules.cli import main
 from lightning_modules.experiments import VERBS, running
 from lightning_modules.experiments.ablate import REGULARIZERS, Ablate
@@ -44,7 +49,34 @@ TWO = ("ablate", "-c", "sentiment", "--variants", "baseline", "regularized", "--
 # An experiment --------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[..., Result], tmp_path: Path) -> None:
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    with undrawn():
+        yield
+
+
+class InThisProcess:
+    """Stands for a process of lstm-fused, but that nothing is imported anew: it has ended when it is made."""
+
+    def __init__(self, command: list[str], stdout: TextIO, **options: Any) -> None:
+        program, arguments = command[: len(running.PROGRAM)], command[len(running.PROGRAM) :]
+        assert tuple(program) == running.PROGRAM
+        with redirect_stdout(stdout), redirect_stderr(stdout):
+            self.returncode = main(arguments)
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def test_a_run_is_a_process_of_this_command() -> None:
+    result = subprocess.run([*running.PROGRAM, "ablate", "--seeds"], capture_output=True, text=True, check=False)
+    assert result.stderr == "lstm-fused: error: argument --seeds: expected at least one argument\n"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_runs_are_listed_run_anywhere_skipped_and_reported_on(
+    command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "reviews.tsv").write_text(make_reviews(), encoding="utf-8")
     listed = command(*TWO, *TINY, "--list")
     assert listed.code == 0, listed.err
@@ -61,7 +93,9 @@ def test_runs_are_listed_run_anywhere_skipped_and_reported_on(command: Callable[
     assert report.code == 0, report.err
     assert "1 not begun: baseline/seed_1" in report.out
 
-    # The other one by the experiment itself, in a process of its own.
+    # The other one by the experiment itself.
+    popen = SimpleNamespace(Popen=InThisProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(running, "subprocess", popen)
     result = command(*TWO, *TINY)
     assert result.code == 0, result.err + (folder / "baseline/seed_1/log.txt").read_text()
     assert "1 of 2 runs are finished already" in result.out
@@ -242,6 +276,25 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--runs and --name must make a folder to write to, got '.*file/x': Not a dir"):
         new_plan(tmp_path / "file/x", ["a"], 1)
+
+
+def test_the_summary_of_a_fit_that_fails_has_the_error(
+    make_data: Callable[..., Any], make_task: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By which the run of a scheduler is told to have failed."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("no space\nleft")
+
+    data = make_data()
+    data.setup("fit")
+    logger = CSVLogger(tmp_path / "plan", "a/seed_1")
+    trainer = make_trainer(callbacks=[RunSummary(), Fails()], logger=logger, enable_checkpointing=False)
+    with pytest.raises(RuntimeError):
+        trainer.fit(make_task(vocab_size=len(data.vocabulary)), datamodule=data)
+    [run] = new_plan(tmp_path / "plan", ["a"], 1).runs()
+    assert (run.state, run.failure) == ("failed", "no space left")
 
 
 def test_one_process_runs_a_plan(tmp_path: Path) -> None:
