@@ -90,10 +90,13 @@ inline ScalarType accumulator_of(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+#define LSTM_FUSED_GIVEN(name, ...) const Tensor& name;
+#define LSTM_FUSED_MAYBE(name, ...) const MaybeTensor& name;
 struct Weights {
-  const Tensor &ih, &hh;
-  const MaybeTensor &bias_ih, &bias_hh, &ln_ih, &ln_hh, &ln_c, &bias_ln_c, &bias_ln_ih, &bias_ln_hh, &hr, &ci, &cf, &co;
+  LSTM_FUSED_WEIGHTS(LSTM_FUSED_GIVEN, LSTM_FUSED_MAYBE, LSTM_FUSED_MAYBE)
 };
+#undef LSTM_FUSED_GIVEN
+#undef LSTM_FUSED_MAYBE
 
 struct Arguments {
   LayerSizes sizes{};
@@ -102,9 +105,12 @@ struct Arguments {
   ScalarType computed;  // of the tensors here: what the backend computes with, as float32 for half precision
   bool is_cell;
   // All optional, those always there too: a Tensor that is not given yet would be an allocation.
-  MaybeTensor input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh;
-  MaybeTensor weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c;  // bias_ln_ih and bias_ln_hh are bias_ih and bias_hh
-  MaybeTensor weight_hr, weight_ci, weight_cf, weight_co, lengths, reset, seed;
+  // With "carry" bias_ln_ih and bias_ln_hh are bias_ih and bias_hh too.
+#define LSTM_FUSED_MAYBE(name, ...) MaybeTensor name;
+  MaybeTensor input, lengths, reset, seed;
+  LSTM_FUSED_STATE(LSTM_FUSED_MAYBE)
+  LSTM_FUSED_WEIGHTS(LSTM_FUSED_MAYBE, LSTM_FUSED_MAYBE, LSTM_FUSED_MAYBE)
+#undef LSTM_FUSED_MAYBE
 
   Arguments(const Tensor& given_input, const Tensor& given_h_0, const Tensor& given_c_0, const Weights& weights,
             const MaybeTensor& given_lengths, const MaybeTensor& given_reset, const MaybeTensor& given_seed,
@@ -117,48 +123,42 @@ struct Arguments {
         device_index(on_cpu ? 0 : given_input.get_device_index()) {
     if (given_input.dim() != (is_cell ? 2 : 3))
       fail("input must have shape ", is_cell ? "[B, I]" : "[T, B, I]", ", got ", to_text(given_input.sizes()));
-    options.projection = weights.hr.has_value();
-    // What the shape of h and weight_hh is called in an error: there is no P without a projection.
-    const char* const h_letters = options.projection ? "[B, P]" : "[B, H]";
-    const char* const hh_letters = options.projection ? "[4H, P]" : "[4H, H]";
-    if (weights.hh.dim() != 2) fail("weight_hh must have shape ", hh_letters, ", got ", to_text(weights.hh.sizes()));
-    if (options.projection && weights.hr->dim() != 2)
-      fail("weight_hr must have shape [P, H], got ", to_text(weights.hr->sizes()));
+    const MaybeTensor& hr = weights.weight_hr;
+    options.projection = hr.has_value();
+    if (weights.weight_hh.dim() != 2)
+      fail("weight_hh must have shape ", shape_text("4 * H, P"), ", got ", to_text(weights.weight_hh.sizes()));
+    if (hr && hr->dim() != 2) fail("weight_hr must have shape [P, H], got ", to_text(hr->sizes()));
     sizes.steps = is_cell ? 1 : given_input.size(0);
     sizes.batch = given_input.size(is_cell ? 0 : 1);
     sizes.input_size = given_input.size(is_cell ? 1 : 2);
-    sizes.projection_size = weights.hh.size(1);
-    sizes.hidden_size = options.projection ? weights.hr->size(1) : sizes.projection_size;
+    sizes.projection_size = weights.weight_hh.size(1);
+    sizes.hidden_size = hr ? hr->size(1) : sizes.projection_size;
     const auto [T, B, I, H, P] = sizes;
     check(H > 0 && I > 0 && P > 0, "weight_ih and weight_hh must have at least one input and one hidden unit, got ", I,
           " and ", std::min(H, P));
 
-    input = is_cell ? checked("input", given_input, {B, I}, "[B, I]")
-                    : checked("input", given_input, {T, B, I}, "[T, B, I]");
-    h_0 = checked("h_0", given_h_0, {B, P}, h_letters);
-    c_0 = checked("c_0", given_c_0, {B, H}, "[B, H]");
-    weight_ih = checked("weight_ih", weights.ih, {4 * H, I}, "[4H, I]");
-    weight_hh = checked("weight_hh", weights.hh, {4 * H, P}, hh_letters);
-    bias_ih = checked("bias_ih", weights.bias_ih, {4 * H}, "[4H]");
-    bias_hh = checked("bias_hh", weights.bias_hh, {4 * H}, "[4H]");
+    input =
+        is_cell ? checked("input", given_input, {B, I}, "B, I") : checked("input", given_input, {T, B, I}, "T, B, I");
+    h_0 = checked("h_0", given_h_0, {B, P}, "B, P");
+    c_0 = checked("c_0", given_c_0, {B, H}, "B, H");
+#define LSTM_FUSED_CHECKED(name, ...) name = checked(#name, weights.name, {__VA_ARGS__}, #__VA_ARGS__);
+    LSTM_FUSED_WEIGHTS(LSTM_FUSED_CHECKED, LSTM_FUSED_CHECKED, LSTM_FUSED_CHECKED)
+#undef LSTM_FUSED_CHECKED
     check(bias_ih.has_value() == bias_hh.has_value(), "bias_ih and bias_hh must be given together");
-    check_layer_norm(weights);
-    weight_hr = checked("weight_hr", weights.hr, {P, H}, "[P, H]");
-    weight_ci = checked("weight_ci", weights.ci, {H}, "[H]");
-    weight_cf = checked("weight_cf", weights.cf, {H}, "[H]");
-    weight_co = checked("weight_co", weights.co, {H}, "[H]");
+    check_layer_norm();
     options.peephole = weight_ci.has_value();
     check(weight_cf.has_value() == options.peephole && weight_co.has_value() == options.peephole,
           "weight_ci, weight_cf and weight_co must be given together");
 
-    lengths = checked("lengths", given_lengths, {B}, "[B]", ScalarType::Long);
-    reset = is_cell ? checked("reset", given_reset, {B}, "[B]", ScalarType::Bool)
-                    : checked("reset", given_reset, {T, B}, "[T, B]", ScalarType::Bool);
-    seed = checked("seed", given_seed, {}, "[]", ScalarType::Long);
+    lengths = checked("lengths", given_lengths, {B}, "B", ScalarType::Long);
+    reset = is_cell ? checked("reset", given_reset, {B}, "B", ScalarType::Bool)
+                    : checked("reset", given_reset, {T, B}, "T, B", ScalarType::Bool);
+    seed = checked("seed", given_seed, {}, "", ScalarType::Long);
     check_options();
   }
 
-  // A contiguous tensor of the wanted shape and type, on the input's device; or one sentence.
+  // A contiguous tensor of the wanted shape and type, on the input's device; or one sentence, in which the shape is
+  // named by its letters: "4 * H, I".
   Tensor checked(const char* name, const Tensor& tensor, Sizes shape, const char* letters, ScalarType wanted) const {
     if (on_cpu ? !tensor.is_cpu() : !tensor.is_cuda() || tensor.get_device_index() != device_index)
       fail(name, " must be on the device of the input, got another");
@@ -166,7 +166,7 @@ struct Arguments {
       fail(name, " must be ", to_text(wanted), ", got ", to_text(tensor.scalar_type()));
     const auto sizes = tensor.sizes();
     if (!std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()))
-      fail(name, " must have shape ", letters, " = ", to_text(shape), ", got ", to_text(sizes));
+      fail(name, " must have shape ", shape_text(letters), " = ", to_text(shape), ", got ", to_text(sizes));
     if (tensor.is_contiguous() && (wanted != type || type == computed)) return tensor;
     return reasoned("allocate a copy of an argument", [&] {
       const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -216,26 +216,28 @@ struct Arguments {
     return Tensor(tensor);
   }
 
+  // "[4H, I]" of "4 * H, I"; a shape of another kind as it is. There is no P without a projection.
+  std::string shape_text(std::string letters) const {
+    if (letters.rfind("of ", 0) == 0) return letters;
+    for (size_t at; (at = letters.find(" * ")) != std::string::npos;) letters.erase(at, 3);
+    if (!options.projection) std::replace(letters.begin(), letters.end(), 'P', 'H');
+    return "[" + letters + "]";
+  }
+
   // The tensors of layer norm, and its kind. The biases of "carry" take the place of the others.
-  void check_layer_norm(const Weights& weights) {
-    const int64_t H = sizes.hidden_size;
-    weight_ln_ih = checked("weight_ln_ih", weights.ln_ih, {4 * H}, "[4H]");
-    weight_ln_hh = checked("weight_ln_hh", weights.ln_hh, {4 * H}, "[4H]");
-    weight_ln_c = checked("weight_ln_c", weights.ln_c, {H}, "[H]");
-    bias_ln_c = checked("bias_ln_c", weights.bias_ln_c, {H}, "[H]");
+  void check_layer_norm() {
     const bool norm = weight_ln_ih.has_value();
     check(weight_ln_hh.has_value() == norm && weight_ln_c.has_value() == norm && bias_ln_c.has_value() == norm,
           "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given together");
     options.layer_norm = norm ? LayerNorm::ba2016 : LayerNorm::none;
     check(options.eps > 0 || !norm, "eps must be positive, got ", options.eps);
-    check(weights.bias_ln_ih.has_value() == weights.bias_ln_hh.has_value(),
-          "bias_ln_ih and bias_ln_hh must be given together");
-    if (!weights.bias_ln_ih) return;
+    check(bias_ln_ih.has_value() == bias_ln_hh.has_value(), "bias_ln_ih and bias_ln_hh must be given together");
+    if (!bias_ln_ih) return;
     check(norm, "weight_ln_ih, weight_ln_hh, weight_ln_c and bias_ln_c must be given with bias_ln_ih and bias_ln_hh");
     check(!bias_ih, "bias_ih and bias_hh must be None with bias_ln_ih and bias_ln_hh, which take their place");
     options.layer_norm = LayerNorm::carry;
-    bias_ih = checked("bias_ln_ih", weights.bias_ln_ih, {4 * H}, "[4H]");
-    bias_hh = checked("bias_ln_hh", weights.bias_ln_hh, {4 * H}, "[4H]");
+    bias_ih = bias_ln_ih;
+    bias_hh = bias_ln_hh;
   }
 
   void check_options() const {
@@ -245,12 +247,9 @@ struct Arguments {
       check(rate >= 0 && rate < 1, name, " must be in [0, 1), got ", rate);
       highest = std::max(highest, rate);
     };
-    check_rate("dropout", options.dropout);
-    check_rate("recurrent_dropout", options.recurrent_dropout);
-    check_rate("candidate_dropout", options.candidate_dropout);
-    check_rate("weight_dropout", options.weight_dropout);
-    check_rate("zoneout_h", options.zoneout_h);
-    check_rate("zoneout_c", options.zoneout_c);
+#define LSTM_FUSED_CHECK_RATE(name) check_rate(#name, options.name);
+    LSTM_FUSED_LAYER_OPTIONS(LSTM_FUSED_CHECK_RATE, LSTM_FUSED_NONE, LSTM_FUSED_NONE, LSTM_FUSED_NONE)
+#undef LSTM_FUSED_CHECK_RATE
     check(options.zoneout_h == 0 || !options.projection, "zoneout_h must be 0 with a projection (weight_hr), got ",
           options.zoneout_h);
     check(options.open_gates >= 0 && options.open_gates < 8, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got ",

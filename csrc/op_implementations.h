@@ -25,70 +25,78 @@ struct Forward {
 
 // Null: not wanted, or not a parameter of this layer. Of the weights all are wanted or none is.
 struct Gradients {
-  MaybeTensor d_input, d_h_0, d_c_0;
-  MaybeTensor d_weight_ih, d_weight_hh, d_bias, d_weight_ln_ih, d_weight_ln_hh, d_weight_ln_c, d_bias_ln_c;
-  MaybeTensor d_weight_hr, d_weight_ci, d_weight_cf, d_weight_co;
+  MaybeTensor d_input;
+#define LSTM_FUSED_MAYBE(name, ...) MaybeTensor name;
+  LSTM_FUSED_GRADIENTS(LSTM_FUSED_MAYBE)
+#undef LSTM_FUSED_MAYBE
 };
 
-// The parameters of the ops, in the order of schema.cpp.
-#define LSTM_FUSED_WEIGHTS                                                                                  \
-  const Tensor &weight_ih, const Tensor &weight_hh, const MaybeTensor &bias_ih, const MaybeTensor &bias_hh, \
-      const MaybeTensor &weight_ln_ih, const MaybeTensor &weight_ln_hh, const MaybeTensor &weight_ln_c,     \
-      const MaybeTensor &bias_ln_c, const MaybeTensor &bias_ln_ih, const MaybeTensor &bias_ln_hh,           \
-      const MaybeTensor &weight_hr, const MaybeTensor &weight_ci, const MaybeTensor &weight_cf,             \
-      const MaybeTensor &weight_co
-#define LSTM_FUSED_LAYER_INPUTS                                                                              \
-  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &lengths, \
-      const MaybeTensor &reset, const MaybeTensor &seed
-#define LSTM_FUSED_CELL_INPUTS                                                                             \
-  const Tensor &input, const Tensor &h_0, const Tensor &c_0, LSTM_FUSED_WEIGHTS, const MaybeTensor &reset, \
-      const MaybeTensor &seed
-#define LSTM_FUSED_STEP_OPTIONS                                                                                  \
-  double recurrent_dropout, double candidate_dropout, double weight_dropout, double zoneout_h, double zoneout_c, \
-      int64_t open_gates, bool training, double eps, int64_t stream
-#define LSTM_FUSED_LAYER_OPTIONS \
-  bool reverse, double dropout, bool variational, int64_t recompute, LSTM_FUSED_STEP_OPTIONS
-#define LSTM_FUSED_CELL_OPTIONS int64_t step, LSTM_FUSED_STEP_OPTIONS
-#define LSTM_FUSED_GIVEN_WEIGHTS                                                          \
-  {weight_ih, weight_hh,  bias_ih,    bias_hh,   weight_ln_ih, weight_ln_hh, weight_ln_c, \
-   bias_ln_c, bias_ln_ih, bias_ln_hh, weight_hr, weight_ci,    weight_cf,    weight_co}
-#define LSTM_FUSED_GIVEN_OPTIONS                                                                                      \
-  step_options(recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c, open_gates, training, eps, \
-               stream)
-#define LSTM_FUSED_LAYER_CALL                                                \
-  arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, lengths, reset, seed, \
-            layer_options(reverse, dropout, variational, recompute, LSTM_FUSED_GIVEN_OPTIONS), false)
-#define LSTM_FUSED_CELL_CALL                                                      \
-  arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, std::nullopt, reset, seed, \
-            cell_options(step, LSTM_FUSED_GIVEN_OPTIONS), true)
+// Parameters of the ops and what becomes of them: each list as op_table.h has it.
+#define LSTM_FUSED_GIVEN(name, ...) , const Tensor& name
+#define LSTM_FUSED_MAYBE(name, ...) , const MaybeTensor& name
+#define LSTM_FUSED_RATE(name) , double name
+#define LSTM_FUSED_COUNT(name) , int64_t name
+#define LSTM_FUSED_FLAG(name, value) , bool name
+#define LSTM_FUSED_REAL(name, value) , double name
+#define LSTM_FUSED_NAME(name, ...) name,
+#define LSTM_FUSED_SET(name, ...) options.name = name;
+
+#define LSTM_FUSED_CELL_TENSORS                                              \
+  const Tensor& input LSTM_FUSED_STATE(LSTM_FUSED_GIVEN) LSTM_FUSED_WEIGHTS( \
+      LSTM_FUSED_GIVEN, LSTM_FUSED_MAYBE, LSTM_FUSED_MAYBE) LSTM_FUSED_MAYBE(reset) LSTM_FUSED_MAYBE(seed)
+#define LSTM_FUSED_LAYER_TENSORS                                                                         \
+  const Tensor& input LSTM_FUSED_STATE(LSTM_FUSED_GIVEN)                                                 \
+      LSTM_FUSED_WEIGHTS(LSTM_FUSED_GIVEN, LSTM_FUSED_MAYBE, LSTM_FUSED_MAYBE) LSTM_FUSED_MAYBE(lengths) \
+          LSTM_FUSED_MAYBE(reset) LSTM_FUSED_MAYBE(seed)
+#define LSTM_FUSED_LAYER_PARAMETERS \
+  LSTM_FUSED_LAYER_OPTIONS(LSTM_FUSED_RATE, LSTM_FUSED_COUNT, LSTM_FUSED_FLAG, LSTM_FUSED_REAL)
+#define LSTM_FUSED_CELL_PARAMETERS \
+  , int64_t step LSTM_FUSED_STEP_OPTIONS(LSTM_FUSED_RATE, LSTM_FUSED_COUNT, LSTM_FUSED_FLAG, LSTM_FUSED_REAL)
+
+#define LSTM_FUSED_GIVEN_WEIGHTS {LSTM_FUSED_WEIGHTS(LSTM_FUSED_NAME, LSTM_FUSED_NAME, LSTM_FUSED_NAME)}
+#define LSTM_FUSED_LAYER_CALL                                                                          \
+  [&] {                                                                                                \
+    LayerOptions options;                                                                              \
+    LSTM_FUSED_LAYER_OPTIONS(LSTM_FUSED_SET, LSTM_FUSED_SET, LSTM_FUSED_SET, LSTM_FUSED_SET)           \
+    return arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, lengths, reset, seed, options, false); \
+  }()
+#define LSTM_FUSED_CELL_CALL                                                                               \
+  [&] {                                                                                                    \
+    LayerOptions options;                                                                                  \
+    LSTM_FUSED_STEP_OPTIONS(LSTM_FUSED_SET, LSTM_FUSED_SET, LSTM_FUSED_SET, LSTM_FUSED_SET)                \
+    options.first_step = step;                                                                             \
+    return arguments(input, h_0, c_0, LSTM_FUSED_GIVEN_WEIGHTS, std::nullopt, reset, seed, options, true); \
+  }()
 
 template <class Backend>
 struct Ops {
-  using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                   Tensor, Tensor, Tensor, Tensor>;
+#define LSTM_FUSED_TENSOR(name, ...) , Tensor
+  using GradientTuple = std::tuple<Tensor LSTM_FUSED_GRADIENTS(LSTM_FUSED_TENSOR)>;
+#undef LSTM_FUSED_TENSOR
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(
-      LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
+      LSTM_FUSED_LAYER_TENSORS LSTM_FUSED_LAYER_PARAMETERS) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const Forward out = forward(call, true);
     return {call.given(out.output), call.given(out.h_n),  call.given(out.c_n),      call.kept(out.hidden),
             call.kept(out.cells),   call.kept(out.gates), call.kept(out.recurrent), call.kept(out.stats)};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_INPUTS, LSTM_FUSED_LAYER_OPTIONS) {
+  static std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(LSTM_FUSED_LAYER_TENSORS LSTM_FUSED_LAYER_PARAMETERS) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const Forward out = forward(call, false);
     return {call.given(out.output), call.given(out.h_n), call.given(out.c_n)};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell(
+      LSTM_FUSED_CELL_TENSORS LSTM_FUSED_CELL_PARAMETERS) {
     const Arguments call = LSTM_FUSED_CELL_CALL;
     const Forward out = forward(call, true);
     return {call.given(out.h_n), call.given(out.c_n), call.kept(out.gates), call.kept(out.recurrent),
             call.kept(out.stats)};
   }
 
-  static std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_INPUTS, LSTM_FUSED_CELL_OPTIONS) {
+  static std::tuple<Tensor, Tensor> lstm_cell_inference(LSTM_FUSED_CELL_TENSORS LSTM_FUSED_CELL_PARAMETERS) {
     const Arguments call = LSTM_FUSED_CELL_CALL;
     const Forward out = forward(call, false);
     return {call.given(out.h_n), call.given(out.c_n)};
@@ -106,9 +114,9 @@ struct Ops {
   }
 
   static GradientTuple lstm_layer_backward(const Tensor& d_output, const Tensor& d_h_n, const Tensor& d_c_n,
-                                           LSTM_FUSED_LAYER_INPUTS, const Tensor& output, const Tensor& hidden,
+                                           LSTM_FUSED_LAYER_TENSORS, const Tensor& output, const Tensor& hidden,
                                            const Tensor& cells, const Tensor& gates, const Tensor& recurrent,
-                                           const Tensor& stats, LSTM_FUSED_LAYER_OPTIONS, bool want_input,
+                                           const Tensor& stats LSTM_FUSED_LAYER_PARAMETERS, bool want_input,
                                            bool want_weights) {
     const Arguments call = LSTM_FUSED_LAYER_CALL;
     const auto [T, B, I, H, P] = call.sizes;
@@ -131,9 +139,10 @@ struct Ops {
                     want_input, want_weights);
   }
 
-  static GradientTuple lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CELL_INPUTS,
-                                          const Tensor& gates, const Tensor& recurrent, const Tensor& stats,
-                                          LSTM_FUSED_CELL_OPTIONS, bool want_input, bool want_weights) {
+  static GradientTuple lstm_cell_backward(const Tensor& d_h, const Tensor& d_c, LSTM_FUSED_CELL_TENSORS,
+                                          const Tensor& gates, const Tensor& recurrent,
+                                          const Tensor& stats LSTM_FUSED_CELL_PARAMETERS, bool want_input,
+                                          bool want_weights) {
     const Arguments call = LSTM_FUSED_CELL_CALL;
     const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
     // h is the only output: its gradient comes in as that of the final state.
@@ -156,34 +165,6 @@ struct Ops {
 
  private:
   static constexpr const char* kOfForward = "of the forward pass";
-
-  static LayerOptions step_options(LSTM_FUSED_STEP_OPTIONS) {
-    LayerOptions options;
-    options.training = training;
-    options.recurrent_dropout = recurrent_dropout;
-    options.candidate_dropout = candidate_dropout;
-    options.weight_dropout = weight_dropout;
-    options.zoneout_h = zoneout_h;
-    options.zoneout_c = zoneout_c;
-    options.open_gates = open_gates;
-    options.eps = eps;
-    options.stream = stream;
-    return options;
-  }
-
-  static LayerOptions layer_options(bool reverse, double dropout, bool variational, int64_t recompute,
-                                    LayerOptions options) {
-    options.reverse = reverse;
-    options.dropout = dropout;
-    options.variational = variational;
-    options.recompute = recompute;
-    return options;
-  }
-
-  static LayerOptions cell_options(int64_t step, LayerOptions options) {
-    options.first_step = step;
-    return options;
-  }
 
   static Arguments arguments(const Tensor& input, const Tensor& h_0, const Tensor& c_0, const Weights& weights,
                              const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensor& seed,
@@ -242,43 +223,33 @@ struct Ops {
                                 const Tensor& d_h_n, const Tensor& d_c_n, bool want_input, bool want_weights) {
     const auto [T, B, I, H, P] = call.sizes;
     Gradients out;
+    const bool norm = has_layer_norm(call.options), projection = call.options.projection;
+    const bool peephole = call.options.peephole;
     if (want_input) out.d_input = call.is_cell ? call.empty({B, I}) : call.empty({T, B, I});
-    out.d_h_0 = call.empty({B, P});
-    out.d_c_0 = call.empty({B, H});
-    if (want_weights) {
-      out.d_weight_ih = call.empty({4 * H, I});
-      out.d_weight_hh = call.empty({4 * H, P});
-      out.d_bias = call.empty({4 * H});
-      if (has_layer_norm(call.options)) {
-        out.d_weight_ln_ih = call.empty({4 * H});
-        out.d_weight_ln_hh = call.empty({4 * H});
-        out.d_weight_ln_c = call.empty({H});
-        out.d_bias_ln_c = call.empty({H});
-      }
-      if (call.options.projection) out.d_weight_hr = call.empty({P, H});
-      if (call.options.peephole) {
-        out.d_weight_ci = call.empty({H});
-        out.d_weight_cf = call.empty({H});
-        out.d_weight_co = call.empty({H});
-      }
-    }
+#define LSTM_FUSED_ALLOCATE(name, condition, ...) \
+  if (condition) out.name = call.empty({__VA_ARGS__});
+    LSTM_FUSED_GRADIENTS(LSTM_FUSED_ALLOCATE)
+#undef LSTM_FUSED_ALLOCATE
     Backend::backward(call, saved, d_output, d_h_n, d_c_n, out);
-    const auto given = [&](const MaybeTensor& tensor) { return call.given(tensor); };
-    return {given(out.d_input),       given(out.d_h_0),       given(out.d_c_0),          given(out.d_weight_ih),
-            given(out.d_weight_hh),   given(out.d_bias),      given(out.d_weight_ln_ih), given(out.d_weight_ln_hh),
-            given(out.d_weight_ln_c), given(out.d_bias_ln_c), given(out.d_weight_hr),    given(out.d_weight_ci),
-            given(out.d_weight_cf),   given(out.d_weight_co)};
+#define LSTM_FUSED_RESULT(name, ...) , call.given(out.name)
+    return {call.given(out.d_input) LSTM_FUSED_GRADIENTS(LSTM_FUSED_RESULT)};
+#undef LSTM_FUSED_RESULT
   }
 };
 
-#undef LSTM_FUSED_WEIGHTS
-#undef LSTM_FUSED_LAYER_INPUTS
-#undef LSTM_FUSED_CELL_INPUTS
-#undef LSTM_FUSED_STEP_OPTIONS
-#undef LSTM_FUSED_LAYER_OPTIONS
-#undef LSTM_FUSED_CELL_OPTIONS
+#undef LSTM_FUSED_GIVEN
+#undef LSTM_FUSED_MAYBE
+#undef LSTM_FUSED_RATE
+#undef LSTM_FUSED_COUNT
+#undef LSTM_FUSED_FLAG
+#undef LSTM_FUSED_REAL
+#undef LSTM_FUSED_NAME
+#undef LSTM_FUSED_SET
+#undef LSTM_FUSED_CELL_TENSORS
+#undef LSTM_FUSED_LAYER_TENSORS
+#undef LSTM_FUSED_LAYER_PARAMETERS
+#undef LSTM_FUSED_CELL_PARAMETERS
 #undef LSTM_FUSED_GIVEN_WEIGHTS
-#undef LSTM_FUSED_GIVEN_OPTIONS
 #undef LSTM_FUSED_LAYER_CALL
 #undef LSTM_FUSED_CELL_CALL
 

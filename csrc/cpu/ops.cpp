@@ -53,23 +53,13 @@ void with_type(ScalarType type, F f) {
 template <typename T>
 LayerInputs<T> inputs(const Arguments& call) {
   const auto pointer = [](const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr<T>() : nullptr; };
-  return {pointer(call.input),
-          pointer(call.h_0),
-          pointer(call.c_0),
-          pointer(call.weight_ih),
-          pointer(call.weight_hh),
-          pointer(call.bias_ih),
-          pointer(call.bias_hh),
-          pointer(call.weight_ln_ih),
-          pointer(call.weight_ln_hh),
-          pointer(call.weight_ln_c),
-          pointer(call.bias_ln_c),
-          pointer(call.weight_hr),
-          pointer(call.weight_ci),
-          pointer(call.weight_cf),
-          pointer(call.weight_co),
-          call.lengths ? call.lengths->const_data_ptr<int64_t>() : nullptr,
-          call.reset ? call.reset->const_data_ptr<bool>() : nullptr};
+  const int64_t* const lengths = call.lengths ? call.lengths->const_data_ptr<int64_t>() : nullptr;
+  const bool* const reset = call.reset ? call.reset->const_data_ptr<bool>() : nullptr;
+#define LSTM_FUSED_POINTER(name, ...) pointer(call.name),
+#define LSTM_FUSED_WEIGHT_POINTERS LSTM_FUSED_WEIGHTS(LSTM_FUSED_POINTER, LSTM_FUSED_POINTER, LSTM_FUSED_NONE)
+  return {pointer(call.input), LSTM_FUSED_STATE(LSTM_FUSED_POINTER) LSTM_FUSED_WEIGHT_POINTERS lengths, reset};
+#undef LSTM_FUSED_POINTER
+#undef LSTM_FUSED_WEIGHT_POINTERS
 }
 
 template <typename T>
@@ -106,13 +96,11 @@ struct Cpu {
                        const Tensor& d_c_n, const Gradients& out) {
     with_type(call.computed, [&](auto zero) {
       using T = decltype(zero);
-      const LayerGradients<T> gradients = {
-          d_output.const_data_ptr<T>(),   d_h_n.const_data_ptr<T>(),      d_c_n.const_data_ptr<T>(),
-          pointer<T>(out.d_input),        pointer<T>(out.d_h_0),          pointer<T>(out.d_c_0),
-          pointer<T>(out.d_weight_ih),    pointer<T>(out.d_weight_hh),    pointer<T>(out.d_bias),
-          pointer<T>(out.d_weight_ln_ih), pointer<T>(out.d_weight_ln_hh), pointer<T>(out.d_weight_ln_c),
-          pointer<T>(out.d_bias_ln_c),    pointer<T>(out.d_weight_hr),    pointer<T>(out.d_weight_ci),
-          pointer<T>(out.d_weight_cf),    pointer<T>(out.d_weight_co)};
+#define LSTM_FUSED_POINTER(name, ...) , pointer<T>(out.name)
+      const LayerGradients<T> gradients = {d_output.const_data_ptr<T>(), d_h_n.const_data_ptr<T>(),
+                                           d_c_n.const_data_ptr<T>(),
+                                           pointer<T>(out.d_input) LSTM_FUSED_GRADIENTS(LSTM_FUSED_POINTER)};
+#undef LSTM_FUSED_POINTER
       layer_backward<T>(call.sizes, call.options, inputs<T>(call), outputs<T>(call, saved), gradients, executor());
     });
   }

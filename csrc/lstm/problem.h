@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "lstm/host_device.h"
+#include "lstm/op_table.h"
 
 namespace lstm_fused {
 
@@ -18,27 +19,24 @@ struct LayerSizes {
 // "ba2016" carries the raw c', "carry" its layer norm.
 enum class LayerNorm { none, ba2016, carry };
 
+#define LSTM_FUSED_RATE_FIELD(name) double name = 0;
+#define LSTM_FUSED_COUNT_FIELD(name) int64_t name = 0;
+#define LSTM_FUSED_FLAG_FIELD(name, value) bool name = value;
+#define LSTM_FUSED_REAL_FIELD(name, value) double name = value;
 struct LayerOptions {
-  bool reverse = false;  // from the last real step to the first
+  LSTM_FUSED_LAYER_OPTIONS(LSTM_FUSED_RATE_FIELD, LSTM_FUSED_COUNT_FIELD, LSTM_FUSED_FLAG_FIELD, LSTM_FUSED_REAL_FIELD)
+  // What follows from the tensors of a call.
   LayerNorm layer_norm = LayerNorm::none;
-  bool projection = false;       // weight_hr is given
-  bool peephole = false;         // weight_ci, weight_cf and weight_co are given
-  bool training = true;          // dropout and sampled zoneout; otherwise no dropout and zoneout's expected value
-  bool variational = false;      // the output mask is locked over time
-  double dropout = 0;            // of the output
-  double recurrent_dropout = 0;  // of the hidden state, locked over time
-  double candidate_dropout = 0;  // of g, fresh at every step
-  double weight_dropout = 0;     // of weight_hh, one mask a call
-  double zoneout_h = 0;
-  double zoneout_c = 0;
-  int64_t open_gates = 0;  // gates that are 1: bits of OpenGate in cell.h
-  double eps = 1e-5;
-  bool bfloat16 = false;  // products may round what they multiply to it: all that a call takes is bfloat16
+  bool projection = false;  // weight_hr is given
+  bool peephole = false;    // weight_ci, weight_cf and weight_co are given
+  bool bfloat16 = false;    // products may round what they multiply to it: all that a call takes is bfloat16
   uint64_t seed = 0;
-  int64_t stream = 0;      // layer * directions + direction
   int64_t first_step = 0;  // the t of the first step, as the masks see it (a cell called step by step)
-  int64_t recompute = 0;   // steps of a segment, of which the backward pass computes the gates again; 0: none
 };
+#undef LSTM_FUSED_RATE_FIELD
+#undef LSTM_FUSED_COUNT_FIELD
+#undef LSTM_FUSED_FLAG_FIELD
+#undef LSTM_FUSED_REAL_FIELD
 
 LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.layer_norm != LayerNorm::none; }
 
@@ -53,23 +51,14 @@ LSTM_FUSED_FN int64_t segments(const LayerSizes& sizes, const LayerOptions& opti
   return sizes.steps / options.recompute + (sizes.steps % options.recompute != 0);
 }
 
+// Each null where it is not given. In the place of the biases those that "carry" adds there.
 template <typename T>
 struct LayerInputs {
-  const T* input;          // [T, B, I]
-  const T* h_0;            // [B, P]
-  const T* c_0;            // [B, H]
-  const T* weight_ih;      // [4H, I]
-  const T* weight_hh;      // [4H, P]
-  const T* bias_ih;        // [4H] or null; of "carry" bias_ln_ih: it is added in the same place
-  const T* bias_hh;        // [4H] or null; of "carry" bias_ln_hh
-  const T* weight_ln_ih;   // [4H], layer norm only, like the next three
-  const T* weight_ln_hh;   // [4H]
-  const T* weight_ln_c;    // [H]
-  const T* bias_ln_c;      // [H]
-  const T* weight_hr;      // [P, H], projection only
-  const T* weight_ci;      // [H], peepholes only, like the next two
-  const T* weight_cf;      // [H]
-  const T* weight_co;      // [H]
+  const T* input;  // [T, B, I]
+#define LSTM_FUSED_POINTER(name, ...) const T* name;
+  LSTM_FUSED_STATE(LSTM_FUSED_POINTER)
+  LSTM_FUSED_WEIGHTS(LSTM_FUSED_POINTER, LSTM_FUSED_POINTER, LSTM_FUSED_NONE)
+#undef LSTM_FUSED_POINTER
   const int64_t* lengths;  // [B] or null: every row has T steps
   const bool* reset;       // [T, B] or null: the state is zero before that step
 };
@@ -93,25 +82,16 @@ struct LayerOutputs {
   LayerSaved<T> saved;
 };
 
+// From the gradients of the results to those of the arguments, each null where it is not wanted or not there.
 template <typename T>
 struct LayerGradients {
   const T* d_output;  // [T, B, P]
   const T* d_h_n;     // [B, P]
   const T* d_c_n;     // [B, H]
-  T* d_input;         // [T, B, I] or null: not wanted
-  T* d_h_0;           // [B, P]
-  T* d_c_0;           // [B, H]
-  T* d_weight_ih;     // [4H, I] or null: not wanted
-  T* d_weight_hh;     // [4H, P] or null: not wanted
-  T* d_bias;          // [4H], the gradient of either bias, and of either bias of a norm
-  T* d_weight_ln_ih;  // [4H], layer norm only, like the next three
-  T* d_weight_ln_hh;  // [4H]
-  T* d_weight_ln_c;   // [H]
-  T* d_bias_ln_c;     // [H]
-  T* d_weight_hr;     // [P, H], projection only
-  T* d_weight_ci;     // [H], peepholes only, like the next two
-  T* d_weight_cf;     // [H]
-  T* d_weight_co;     // [H]
+  T* d_input;         // [T, B, I]
+#define LSTM_FUSED_POINTER(name, ...) T* name;
+  LSTM_FUSED_GRADIENTS(LSTM_FUSED_POINTER)
+#undef LSTM_FUSED_POINTER
 };
 
 }  // namespace lstm_fused
