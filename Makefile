@@ -19,7 +19,7 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks docs lint format clean
+.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks transcripts docs lint format audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ features: $(VENV)/.installed-dev ## docs/features.md anew: every feature, compil
 notebooks: $(VENV)/.installed-dev ## docs/notebooks anew: each run from top to bottom, with what it shows
 	$(BIN)/python tests/notebooks.py
 
+transcripts: $(VENV)/.installed-dev ## what the commands on pages of docs/ print and draw, anew: a few minutes of training
+	$(BIN)/python tests/transcripts.py $(ARGS)
+
 docs: $(VENV)/.installed-docs ## the documentation site, in build/site; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d build/site_cache . build/site
 	cp build/site/README.html build/site/index.html
@@ -79,6 +82,9 @@ format: $(VENV)/.installed-dev ## ruff and clang-format, changing files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+audit: $(VENV)/.installed-audit ## known holes in the packages of the environment; fails where the index answers for none
+	$(BIN)/python tests/audit.py
 
 clean: ## remove what was built, not the environment and not runs/
 	rm -rf build dist *.egg-info src/*.egg-info src/lstm_fused/*.so .pytest_cache .ruff_cache .hypothesis

@@ -21,9 +21,9 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 myst_heading_anchors = 4  # the anchors that forges make
 nb_execution_mode = "off"  # `make notebooks` runs them
 highlight_language = "none"  # of blocks that name no language: output, equations
+python_maximum_signature_line_length = 100  # longer ones have a line an argument
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
-autodoc_class_signature = "separated"
+autodoc_inherit_docstrings = False  # of Lightning's methods
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Inputs", "params_style"), ("Outputs", "params_style"), ("Variables", "params_style")]
 napoleon_use_rtype = False
@@ -31,7 +31,7 @@ napoleon_use_rtype = False
 html_theme = "furo"  # light and dark, narrow and wide; fonts are those of the reader's system, nothing is loaded
 html_title = f"lstm_fused {release}"
 html_copy_source = False
-html_theme_options = {"sidebar_hide_name": False}
+html_show_copyright = False
 
 
 def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:

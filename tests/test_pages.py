@@ -2,6 +2,8 @@
 documentation site has them all."""
 
 import functools
+import itertools
+import pydoc
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -98,6 +101,30 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 # Facts that pages repeat
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each ``lstm-fused`` command that a page shows in a block."""
+    for block in FENCED.finditer(read(page)):
+        for line in re.findall(r"^(?:\$ )?lstm-fused (.*)$", block[0], re.MULTILINE):
+            yield re.split(r" +# | [|>] ", line)[0].split()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda page: page.stem)
+def test_commands_that_pages_show_have_what_they_name(page):
+    """The verb, the config, and the arguments of its task and its data. (What they do is tested in tests/lightning.)"""
+    from lightning_modules.cli import MODULES
+    from lightning_modules.injection import parameters_of
+
+    for words in commands(page):
+        assert words[0] in MODULES, words
+        names = [name for flag, name in itertools.pairwise(words) if flag == "-c" and not name.startswith("runs/")]
+        configs = [yaml.safe_load(read(ROOT / "lightning_modules" / "configs" / f"{name}.yaml")) for name in names]
+        for part in ("model", "data"):
+            classes = [pydoc.locate(config[part]["class_path"]) for config in configs if part in config]
+            known = {name for cls in classes for name in parameters_of(cls)}
+            given = {word.split(".")[1].split("=")[0] for word in words if word.startswith(f"--{part}.")}
+            assert not classes or given <= known, words
 
 
 def test_the_table_of_environment_variables_is_complete():
