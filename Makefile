@@ -73,10 +73,13 @@ bench: $(VENV)/.installed-dev ## speed and memory against nn.LSTM: a page, a CSV
 bench-quick: $(VENV)/.installed-dev ## the same of fewer shapes, in under 3 minutes
 	$(BIN)/python -m benchmarks --scale quick $(ARGS)
 
-lint: $(VENV)/.installed-dev ## ruff and clang-format, changing nothing
+# pyright looks up what is imported in the python that comes first.
+lint: $(VENV)/.installed-dev ## ruff, clang-format, mypy and pyright, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+	PATH=$(abspath $(BIN)):$$PATH PYTHONPATH=src $(BIN)/pyright --verifytypes lstm_fused --ignoreexternal
 
 format: $(VENV)/.installed-dev ## ruff and clang-format, changing files
 	$(BIN)/ruff check --fix .
@@ -87,7 +90,7 @@ audit: $(VENV)/.installed-audit ## known holes in the packages of the environmen
 	$(BIN)/python tests/audit.py
 
 clean: ## remove what was built, not the environment and not runs/
-	rm -rf build dist *.egg-info src/*.egg-info src/lstm_fused/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info src/*.egg-info src/lstm_fused/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(VENV)/.installed-*
 

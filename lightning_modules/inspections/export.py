@@ -20,7 +20,7 @@ from lightning_modules.runs import run_folder
 from lightning_modules.tasks import RecurrentTask
 from lightning_modules.tasks.exported import Exported
 from lstm_fused import FusedLSTM
-from lstm_fused.onnx import decompositions
+from lstm_fused.ops import decompositions
 
 TOLERANCE = 1e-3  # of the largest output, between this program and the file: float32 sums in another order
 

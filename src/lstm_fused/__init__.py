@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from . import convert, cuda, flops, ops, reference, vmap  # noqa: F401  flops and vmap register what they have
+from . import _flops, _vmap, convert, cuda, ops, reference  # noqa: F401  _flops and _vmap register what they have
 from .drop_in import LSTM, LSTMCell
 from .lstm import FusedLSTM, FusedLSTMCell
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from ._C import BuildInfo
 
 __all__ = [
     "LSTM",
@@ -23,7 +26,7 @@ __all__ = [
 ]
 
 
-def build_info() -> dict[str, Any]:
+def build_info() -> BuildInfo | dict[str, str]:
     """How the kernels were built and which ones run here: versions, compiler, instruction sets, CUDA or why not."""
     try:
         from . import _C

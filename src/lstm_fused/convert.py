@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import _checks as checks
+from ._types import LayerNorm
 from .lstm import FusedLSTM
 
 # haste's order is i, g, f, o: which block of its columns becomes which of our rows.
@@ -192,7 +193,7 @@ def _state(kernel: Any, recurrent_kernel: Any, bias: Any, order: tuple[int, ...]
 
 def _module(state: dict[str, Tensor], options: dict[str, Any]) -> FusedLSTM:
     weight, recurrent = state["weight_ih_l0"], state["weight_hh_l0"]
-    kinds = {"bias_ln_ih_l0": "carry", "weight_ln_ih_l0": "ba2016"}
+    kinds: dict[str, LayerNorm] = {"bias_ln_ih_l0": "carry", "weight_ln_ih_l0": "ba2016"}
     module = FusedLSTM(
         weight.shape[1],
         recurrent.shape[1],

@@ -30,20 +30,25 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-_OPS = ("lstm_layer", "lstm_layer_inference", "lstm_layer_backward")
-_OPS += ("lstm_cell", "lstm_cell_inference", "lstm_cell_plain", "lstm_cell_backward")
+if TYPE_CHECKING:
+    from ._types import Tensors
+
+_OPS = (
+    "lstm_layer", "lstm_layer_inference", "lstm_layer_backward",
+    "lstm_cell", "lstm_cell_inference", "lstm_cell_plain", "lstm_cell_backward",
+)  # fmt: skip
 
 try:
     from . import _cuda  # noqa: F401  registers torch.ops.lstm_fused for CUDA
 
     missing: str | None = None
-except ImportError as error:
-    missing = str(error)
+except ImportError as _error:
+    missing = str(_error)
 
 
 def unavailable() -> str | None:
@@ -108,7 +113,7 @@ _PLAIN_TENSORS = 7  # input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh
 _HARMLESS = {"variational", "training", "eps", "stream"}  # without a rate or a norm they change nothing
 
 
-def backend(device: torch.device | str, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> str:
+def backend(device: torch.device | str, tensors: Tensors, options: dict[str, Any]) -> str:
     """What a call of ``ops.lstm_layer`` runs on in eager mode: "cpu", "steps" (our CUDA kernels), "cudnn" or
     "cudnn-persistent" (a training step with the weights on the chip).
 
@@ -119,7 +124,7 @@ def backend(device: torch.device | str, tensors: tuple[Tensor | None, ...], opti
     seed_too = len(tensors) - 1
     plain = all(x is None for x in tensors[_PLAIN_TENSORS:seed_too])
     plain = plain and all(not value for name, value in options.items() if name not in _HARMLESS)
-    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:_PLAIN_TENSORS])):
+    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:3], *tensors[3:_PLAIN_TENSORS])):
         return "steps"
     input, h_0 = tensors[:2]
     if not _cudnn_computes(input.dtype):
@@ -162,7 +167,7 @@ def _well_formed(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor | Non
 _last_backend: str | None = None
 
 
-def takes_cudnn(tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
+def takes_cudnn(tensors: Tensors, options: dict[str, Any]) -> bool:
     """Whether this call of a layer with CUDA tensors goes to cuDNN; :func:`last_backend` will tell.
 
     None does without our kernels: that a layer works until an option is switched on would be no help.
@@ -185,10 +190,10 @@ def last_backend() -> str | None:
 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk", module=__name__)
 
 
-def cudnn_layer(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def cudnn_layer(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """``(output, h_n, c_n)`` of a plain layer, by torch's own LSTM."""
-    input, h_0, c_0, *weights = tensors[:_PLAIN_TENSORS]
-    weights = [x for x in weights if x is not None]
+    input, h_0, c_0 = tensors[:3]
+    weights = [x for x in tensors[3:_PLAIN_TENSORS] if x is not None]
     state = (h_0.unsqueeze(0), c_0.unsqueeze(0))
     with torch.autocast(input.device.type, enabled=False):  # whose rule our ops have followed already
         result = torch.lstm(input, state, weights, len(weights) == 4, 1, 0.0, True, False, False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from ._types import Device
 from .lstm import FusedLSTM, FusedLSTMCell
 
 
@@ -32,16 +34,21 @@ class LSTM(FusedLSTM, nn.LSTM):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
 
+    # Properties of FusedLSTM, which nn.RNNBase declares as attributes.
+    _all_weights: list[list[str]]
+    _flat_weights_names: list[str]
+    _flat_weights: list[Any]
+
     # What nn.RNNBase does to a list of the weights that it keeps, and that there is none of here.
-    __setattr__ = nn.Module.__setattr__
-    __setstate__ = nn.Module.__setstate__
+    __setattr__: Any = nn.Module.__setattr__
+    __setstate__: Any = nn.Module.__setstate__
     _apply = nn.Module._apply
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
@@ -53,6 +60,11 @@ class LSTMCell(FusedLSTMCell, nn.LSTMCell):
     """:class:`FusedLSTMCell` without options, and an ``nn.LSTMCell``, as :class:`LSTM` is an ``nn.LSTM``."""
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import checks, ops, per_sample
+from . import _checks as checks
+from . import _per_sample as per_sample
+from . import ops
+from ._types import Device, DropoutPlace, Gate, LayerNorm, State
 from .trace import Recorder, Trace
-
-State = tuple[Tensor, Tensor]
 
 # One layer's parameters in the order in which an op takes them, and in which nn.LSTM registers and initializes its own.
 _WEIGHTS = ("weight_ih", "weight_hh")
@@ -42,9 +43,9 @@ class _FusedBase(nn.Module):
         hidden_size: int,
         bias: bool,
         *,
-        layer_norm: bool | str,
+        layer_norm: bool | LayerNorm,
         recurrent_dropout: float,
-        recurrent_dropout_on: str,
+        recurrent_dropout_on: DropoutPlace,
         zoneout: float | tuple[float, float],
         weight_dropout: float,
         peephole: bool,
@@ -55,19 +56,19 @@ class _FusedBase(nn.Module):
     ) -> None:
         nn.Module.__init__(self)  # and no other: a class with nn.LSTM among its bases registers no weights of its own
         per_sample.refuse(type(self), self._OPACUS)
-        self.input_size = checks.positive_int("input_size", input_size)
-        self.hidden_size = checks.positive_int("hidden_size", hidden_size)
-        self.bias = bias
-        self.layer_norm = checks.layer_norm_kind(layer_norm, bias)
-        self.recurrent_dropout = checks.rate("recurrent_dropout", recurrent_dropout)
-        self.recurrent_dropout_on = checks.dropout_place(recurrent_dropout_on)
-        self.zoneout = checks.zoneout_rates(zoneout)
-        self.weight_dropout = checks.rate("weight_dropout", weight_dropout)
-        self.peephole = checks.boolean("peephole", peephole)
-        self.forget_bias = checks.forget_bias(forget_bias, bias)
-        self.open_gates = checks.gate_names(open_gates)
-        self.proj_size = checks.projection_size(proj_size, self.hidden_size, self.zoneout[0])
-        self.eps = checks.epsilon(eps)
+        self.input_size: int = checks.positive_int("input_size", input_size)
+        self.hidden_size: int = checks.positive_int("hidden_size", hidden_size)
+        self.bias: bool = bias
+        self.layer_norm: Literal[False] | LayerNorm = checks.layer_norm_kind(layer_norm, bias)
+        self.recurrent_dropout: float = checks.rate("recurrent_dropout", recurrent_dropout)
+        self.recurrent_dropout_on: DropoutPlace = checks.dropout_place(recurrent_dropout_on)
+        self.zoneout: tuple[float, float] = checks.zoneout_rates(zoneout)
+        self.weight_dropout: float = checks.rate("weight_dropout", weight_dropout)
+        self.peephole: bool = checks.boolean("peephole", peephole)
+        self.forget_bias: float | None = checks.forget_bias(forget_bias, bias)
+        self.open_gates: tuple[Gate, ...] = checks.gate_names(open_gates)
+        self.proj_size: int = checks.projection_size(proj_size, self.hidden_size, self.zoneout[0])
+        self.eps: float = checks.epsilon(eps)
         # Of each layer and direction: the names of its parameters as the ops take them, down to the last that it has.
         self._names: list[tuple[str, ...]] = []
 
@@ -75,7 +76,7 @@ class _FusedBase(nn.Module):
         """What follows a parameter's name, for every layer and direction."""
         raise NotImplementedError
 
-    def _register(self, suffix: str, input_size: int, device: Any, dtype: Any) -> None:
+    def _register(self, suffix: str, input_size: int, device: Device, dtype: torch.dtype | None) -> None:
         H, P = self.hidden_size, self._output_size
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (4 * H, input_size),
@@ -100,8 +101,8 @@ class _FusedBase(nn.Module):
         last = max(k for k, name in enumerate(_PARAMETERS) if name not in absent)
         self._names.append(tuple(name + suffix for name in _PARAMETERS[: last + 1]))
 
-    def _all_parameters(self) -> list[list[Tensor | None]]:
-        """Of each layer and direction, as an op takes them."""
+    def _all_parameters(self) -> list[list[Any]]:
+        """Of each layer and direction, as an op takes them: weight_ih and weight_hh, then tensors or None."""
         # nn.Module.__getattr__ is slow; it is needed only where a parametrization has taken a parameter's place.
         own = self._parameters
         return [[own[name] if name in own else getattr(self, name) for name in names] for names in self._names]
@@ -161,11 +162,12 @@ class _FusedBase(nn.Module):
 
     def _in_fx_graph(self, input: torch.fx.Proxy, **arguments: Any) -> torch.fx.Proxy:
         """A node of ``torch.fx`` that calls this module, as it makes one of every module of torch's own."""
-        tracer = input.tracer
+        tracer: Any = input.tracer  # a torch.fx.Tracer: nothing else has modules
         if tracer.root is self:
             raise TypeError("root must be a model with this module in it, to be traced by torch.fx, got the module")
         given = {name: value for name, value in arguments.items() if value is not None}
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+        node: torch.fx.Proxy = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+        return node
 
     def __prepare_scriptable__(self) -> None:
         """What ``torch.jit.script`` asks for first."""
@@ -263,13 +265,13 @@ class FusedLSTM(_FusedBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        layer_norm: bool | str = False,
+        layer_norm: bool | LayerNorm = False,
         variational: bool = False,
         recurrent_dropout: float = 0.0,
-        recurrent_dropout_on: str = "hidden",
+        recurrent_dropout_on: DropoutPlace = "hidden",
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         peephole: bool = False,
@@ -284,12 +286,12 @@ class FusedLSTM(_FusedBase):
             weight_dropout=weight_dropout, peephole=peephole, forget_bias=forget_bias, open_gates=open_gates, eps=eps,
             proj_size=proj_size,
         )  # fmt: skip
-        self.num_layers = checks.positive_int("num_layers", num_layers)
-        self.batch_first = checks.boolean("batch_first", batch_first)
-        self.dropout = checks.output_dropout_rate(dropout)
-        self.bidirectional = checks.boolean("bidirectional", bidirectional)
-        self.variational = checks.boolean("variational", variational)
-        self.recompute = checks.boolean("recompute", recompute)
+        self.num_layers: int = checks.positive_int("num_layers", num_layers)
+        self.batch_first: bool = checks.boolean("batch_first", batch_first)
+        self.dropout: float = checks.output_dropout_rate(dropout)
+        self.bidirectional: bool = checks.boolean("bidirectional", bidirectional)
+        self.variational: bool = checks.boolean("variational", variational)
+        self.recompute: bool = checks.boolean("recompute", recompute)
         if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
@@ -314,7 +316,7 @@ class FusedLSTM(_FusedBase):
             TypeError: ``lstm`` is another module.
         """
         checks.instance("lstm", lstm, nn.LSTM)
-        weight = lstm.weight_ih_l0
+        weight: Any = lstm.weight_ih_l0
         fused = cls(
             lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, lstm.batch_first, lstm.dropout,
             lstm.bidirectional, lstm.proj_size, weight.device, weight.dtype, **options,
@@ -367,6 +369,24 @@ class FusedLSTM(_FusedBase):
     def _random(self) -> bool:
         return super()._random() or (self.training and self.dropout > 0 and self.num_layers > 1)
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        lengths: None = None,
+        reset: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> tuple[PackedSequence, State]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -401,6 +421,9 @@ class FusedLSTM(_FusedBase):
         if not isinstance(input, Tensor) and isinstance(input, torch.fx.Proxy):
             return self._in_fx_graph(input, hx=hx, lengths=lengths, reset=reset, seed=seed)
         return self._forward(input, hx, lengths, reset, seed, ops.lstm_layer)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module has no type for it
 
     def _is_plain_layer(self) -> bool:
         """Whether the op alone gives what this module gives, but for the layout of the state."""
@@ -465,8 +488,8 @@ class FusedLSTM(_FusedBase):
         hx: State | None,
         reset: Tensor | None,
         seed: int | Tensor | None,
-        run_layer: Callable[..., Any],
-    ) -> Any:
+        run_layer: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[PackedSequence, State]:
         """Run it padded, in the caller's order of sequences, as are hx, reset and the masks; pack the output again."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -499,7 +522,7 @@ class FusedLSTM(_FusedBase):
         self,
         input: Tensor,
         hx: State | None,
-        parameters: list[list[Tensor | None]],
+        parameters: list[list[Any]],
         lengths: Tensor | None,
         reset: Tensor | None,
         seed: int | Tensor | None,
@@ -514,6 +537,8 @@ class FusedLSTM(_FusedBase):
                 input = _own(input, parameters[0][0])
             if hx is not None:
                 hx = (_own(hx[0], *(weights[1] for weights in parameters)), hx[1])
+        h_0: Sequence[Tensor]
+        c_0: Sequence[Tensor]
         if hx is None:
             h_0 = c_0 = [parameters[0][0].new_zeros(input.shape[1], self.hidden_size)] * len(parameters)
             if self.proj_size:
@@ -592,12 +617,12 @@ class FusedLSTMCell(_FusedBase):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        layer_norm: bool | str = False,
+        layer_norm: bool | LayerNorm = False,
         recurrent_dropout: float = 0.0,
-        recurrent_dropout_on: str = "hidden",
+        recurrent_dropout_on: DropoutPlace = "hidden",
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         peephole: bool = False,
@@ -660,7 +685,8 @@ class FusedLSTMCell(_FusedBase):
             reset = None if reset is None else reset.unsqueeze(0)
         if torch.is_grad_enabled() or _is_traced():
             input, hx = _own(input, weight), (_own(hx[0], parameters[1]), hx[1])
-        h, c = ops.lstm_cell(
+        lstm_cell: Callable[..., State] = ops.lstm_cell  # no type says how many tensors *parameters holds
+        h, c = lstm_cell(
             input,
             *hx,
             *parameters,
@@ -670,6 +696,9 @@ class FusedLSTMCell(_FusedBase):
             **self._recurrence_options(),
         )
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"

@@ -11,14 +11,23 @@ An op with gradients costs several microseconds more than one without: where not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import _checks as checks
+from . import _onnx as onnx
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
-from . import checks, cuda, onnx, reference
+from . import cuda, reference
+from ._types import State
+
+if TYPE_CHECKING:
+    from ._types import Tensors
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+_Given = TypeVar("_Given", bound=tuple[Tensor | None, ...])  # an op's tensors, or some of them
 
 _OPS = torch.ops.lstm_fused
 # The one overload of each: choosing it anew in every call takes half a microsecond.
@@ -118,7 +127,7 @@ def lstm_layer(
         reverse or dropout or recompute or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h
         or zoneout_c or open_gates or eps != EPS
     )  # fmt: skip
-    options = {}
+    options: dict[str, Any] = {}
     if not plain:
         options = {
             "reverse": reverse,
@@ -135,7 +144,8 @@ def lstm_layer(
             "eps": eps,
             "stream": stream,
         }
-    return _call(reference.lstm_layer, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
+    results: tuple[Tensor, Tensor, Tensor] = _call(reference.lstm_layer, _LAYER, _LAYER_INFERENCE, tensors, options)[:3]
+    return results
 
 
 def lstm_cell(
@@ -169,7 +179,7 @@ def lstm_cell(
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> State:
     """One step, number ``step`` of its sequence: ``(h, c)``, [B, P] and [B, H], from input [B, I] and reset [B].
 
     As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
@@ -183,7 +193,7 @@ def lstm_cell(
         step or recurrent_dropout or candidate_dropout or weight_dropout or zoneout_h or zoneout_c
         or open_gates or eps != EPS
     )  # fmt: skip
-    options = {}
+    options: dict[str, Any] = {}
     if not plain:
         options = {
             "step": step,
@@ -197,10 +207,22 @@ def lstm_cell(
             "eps": eps,
             "stream": stream,
         }
-    return _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)[:2]
+    state: State = _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)[:2]
+    return state
 
 
-def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+def decompositions() -> dict[Any, Any]:
+    """For ``ExportedProgram.run_decompositions``: a layer in eval becomes torch's scan over the reference's cell.
+
+    The program then runs where ``lstm_fused`` is not, slower.
+
+    Raises:
+        RuntimeError: by ``run_decompositions``, for a layer in training that draws masks.
+    """
+    return {_LAYER_INFERENCE: onnx.as_scan}
+
+
+def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> State | None:
     """What :func:`lstm_cell` gives for a state and weights and nothing else, the short way: a step takes microseconds.
 
     Nobody but the op looks at the arguments. None where more than the op has to run (gradients, autocast, a transform,
@@ -212,15 +234,14 @@ def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> tuple[T
     op = _CELL_PLAIN if len(weights) <= _PLAIN_TENSORS - 3 else _CELL_INFERENCE
     try:
         if input.is_cpu and input.dim() == 2:
-            return op(input, h_0, c_0, *weights)
+            state: State = op(input, h_0, c_0, *weights)
+            return state
     except (AttributeError, RuntimeError, TypeError):
         pass
     return None
 
 
-def plain_layer(
-    input: Any, hx: Any, weights: Sequence[Tensor | None], hidden_size: int
-) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+def plain_layer(input: Any, hx: Any, weights: Sequence[Tensor | None], hidden_size: int) -> tuple[Tensor, State] | None:
     """``output, (h_n, c_n)`` of one layer in one direction, with the state as ``nn.LSTM`` has it: :func:`plain_step`'s
     short way of :func:`lstm_layer`. Without a state it starts from zeros of ``hidden_size`` units."""
     if _more_than_the_op_runs() or type(input) is not Tensor:
@@ -251,9 +272,7 @@ def _more_than_the_op_runs() -> bool:
     )
 
 
-def _call(
-    reference: Callable[..., Any], op: Any, inference: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
-) -> Any:
+def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:
     """The op that this call needs. Arguments that have their default are not handed over: each costs 0.3 us."""
     if checks.autocast_is_on(tensors[0]):
         tensors = _autocast(tensors, is_cell=op is _CELL)
@@ -289,23 +308,25 @@ def _call(
     return inference(*tensors[:given], **options)
 
 
-def _autocast(tensors: tuple[Tensor | None, ...], is_cell: bool = False) -> tuple[Tensor | None, ...]:
+def _autocast(tensors: _Given, is_cell: bool = False) -> _Given:
     """The rule of these ops under autocast: a layer takes its half precision, as ``nn.LSTM`` does.
 
     A cell takes float32, as ``nn.LSTMCell`` does on the CPU: its caller carries the cell state, which half precision
     would round at every step, and a layer's kernel does not.
     """
-    dtype = torch.float32 if is_cell else torch.get_autocast_dtype(tensors[0].device.type)
+    input: Any = tensors[0]
+    dtype = torch.float32 if is_cell else torch.get_autocast_dtype(input.device.type)
     return _converted(tensors, dtype)
 
 
-def _converted(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+def _converted(tensors: _Given, dtype: torch.dtype) -> _Given:
     """Those that are float32 or half precision."""
-    return tuple(x.to(dtype) if x is not None and x.dtype in checks.AUTOCAST else x for x in tensors)
+    converted = tuple(x.to(dtype) if x is not None and x.dtype in checks.AUTOCAST else x for x in tensors)
+    return cast(_Given, converted)
 
 
 def _by_reference(
-    reference: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+    reference: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options: dict[str, Any]
 ) -> tuple[Tensor, ...]:
     """The reference as the kernels compute: half precision is rounded where it comes out, and nowhere before."""
     dtype = tensors[0].dtype
@@ -313,12 +334,11 @@ def _by_reference(
         return tuple(x.to(dtype) for x in reference(*_converted(tensors, torch.float32), **options))
 
 
-def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
+def _has_tangent(tensors: Tensors) -> bool:
     """Whether forward-mode differentiation passes through: the ops have no rule for it, the reference needs none."""
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-@torch.compiler.assume_constant_result  # of a graph: torch.compile guards the transforms that it was traced under
 def _in_func_gradient() -> bool:
     """Whether ``torch.func.grad`` or its kin is at work, perhaps inside or outside of a ``vmap``: as with tangents.
 
@@ -328,7 +348,17 @@ def _in_func_gradient() -> bool:
     return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)
 
 
+# Of a graph, which torch.compile guards by the transforms that it was traced under.
+torch.compiler.assume_constant_result(_in_func_gradient)
+
+
 # Fake kernels: the shapes of what the ops give. They do not get arguments that have their default.
+
+
+def _fake(op: str) -> Callable[[_Kernel], _Kernel]:
+    """``torch.library.register_fake``, which has no type of its own."""
+    decorator: Callable[[_Kernel], _Kernel] = torch.library.register_fake(f"lstm_fused::{op}")
+    return decorator
 
 
 def _check_fake(op: Any, tensors: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -364,7 +394,7 @@ def _saved(input: Tensor, leading: tuple[int, ...], hidden_size: int, norm: bool
     return _computed(input, *gates), _computed(input, *gates), _accumulators(input, *leading, 6)
 
 
-@torch.library.register_fake("lstm_fused::lstm_layer")
+@_fake("lstm_layer")
 def _(
     *tensors: Any, dropout: float = 0.0, training: bool = True, recompute: int = 0, **options: Any
 ) -> tuple[Tensor, ...]:
@@ -380,13 +410,13 @@ def _(
     return *results, hidden, _accumulators(input, T, B, H), *_saved(input, (T, B), H, _has_norm(tensors))
 
 
-@torch.library.register_fake("lstm_fused::lstm_layer_inference")
+@_fake("lstm_layer_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     _check_fake(_LAYER, (input, h_0, c_0, *tensors), options)
     return input.new_empty(*input.shape[:2], h_0.shape[1]), input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 
 
-@torch.library.register_fake("lstm_fused::lstm_cell")
+@_fake("lstm_cell")
 def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     _check_fake(_CELL, tensors, options)
     input, h_0, c_0 = tensors[:3]
@@ -394,8 +424,8 @@ def _(*tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape), *_saved(input, (B,), H, norm)
 
 
-@torch.library.register_fake("lstm_fused::lstm_cell_plain")
-@torch.library.register_fake("lstm_fused::lstm_cell_inference")
+@_fake("lstm_cell_plain")
+@_fake("lstm_cell_inference")
 def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) -> tuple[Tensor, ...]:
     _check_fake(_CELL, (input, h_0, c_0, *tensors), options)
     return input.new_empty(h_0.shape), input.new_empty(c_0.shape)
@@ -413,12 +443,12 @@ def _fake_gradients(tensors: tuple[Any, ...], options: dict[str, Any]) -> tuple[
     return tuple(input.new_empty(shape) for shape in (d_input, h_0.shape, c_0.shape, *shapes))
 
 
-@torch.library.register_fake("lstm_fused::lstm_layer_backward")
+@_fake("lstm_layer_backward")
 def _(d_output: Tensor, d_h_n: Tensor, d_c_n: Tensor, *tensors: Any, **options: Any) -> Any:
     return _fake_gradients(tensors, options)
 
 
-@torch.library.register_fake("lstm_fused::lstm_cell_backward")
+@_fake("lstm_cell_backward")
 def _(d_h: Tensor, d_c: Tensor, *tensors: Any, **options: Any) -> Any:
     return _fake_gradients(tensors, options)
 
@@ -471,14 +501,14 @@ def _gradients(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, 
 def _differentiable_gradients(
     ctx: Any,
     forward: Callable[..., tuple[Tensor, ...]],
-    inputs: tuple[Tensor | None, ...],
+    inputs: Tensors,
     d_results: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients to be differentiated again (``create_graph=True``), which the kernel's cannot be: the reference's."""
     # Views, so that an input that depends on another, or stands in two places, is differentiated in each place alone.
-    inputs = tuple(None if x is None else x.view_as(x) for x in inputs)
-    needed = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-    results = _by_reference(forward, inputs, ctx.options)
+    views: Any = tuple(None if x is None else x.view_as(x) for x in inputs)
+    needed = [x for x, need in zip(views, ctx.needs_input_grad, strict=False) if need]
+    results = _by_reference(forward, views, ctx.options)
     with torch.autocast(inputs[0].device.type, enabled=False):
         gradients = iter(torch.autograd.grad(results, needed, d_results, create_graph=True, materialize_grads=True))
     return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
@@ -523,7 +553,7 @@ def _register_autograd(
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
             *inputs, keyset, options = arguments
-            results = below_autograd(keyset, *inputs, **options)
+            results: tuple[Tensor, ...] = below_autograd(keyset, *inputs, **options)
             setup(ctx, inputs, options, results)
             return results
 
@@ -531,11 +561,13 @@ def _register_autograd(
 
     def below_autograd(keyset: Any, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs, **options)
+            results: tuple[Tensor, ...] = op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs, **options)
+            return results
 
     def with_autograd(keyset: Any, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-            return FusedLSTM.apply(*inputs, *[None] * (count - len(inputs)), keyset, options)
+            apply: Callable[..., tuple[Tensor, ...]] = FusedLSTM.apply
+            return apply(*inputs, *[None] * (count - len(inputs)), keyset, options)
         return below_autograd(keyset, *inputs, **options)
 
     _AUTOGRAD.impl(op, with_autograd, "Autograd", with_keyset=True)

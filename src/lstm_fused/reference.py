@@ -65,7 +65,7 @@ def hits(seed: Tensor | None, use: str, rate: float, t: int, like: Tensor, *, st
     its rows take the place of the sequences.
     """
     if seed is None:
-        raise ValueError("seed must be an int64 tensor when a dropout or zoneout rate is above 0 in training, got None")
+        raise RuntimeError("seed must be given when a rate is above 0 in training, got None")
     return random_bits(seed, use, t, *like.shape, stream=stream) < int(rate * 2**32)
 
 
@@ -148,8 +148,10 @@ def lstm_cell(
     weight_co (p_i, p_f, p_o) [H]; reset bool [B]; seed int64, 0-dim. A projection excludes zoneout_h: h' has H units,
     h_{t-1} has P.
     """
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError("bias_ih and bias_hh must be given together")
     if weight_hr is not None and zoneout_h > 0:
-        raise ValueError(f"zoneout_h must be 0 with a projection (weight_hr), got {zoneout_h}")
+        raise RuntimeError(f"zoneout_h must be 0 with a projection (weight_hr), got {zoneout_h}")
 
     def zoneout(new: Tensor, old: Tensor, rate: float, use: str) -> Tensor:
         if rate == 0:
@@ -172,7 +174,7 @@ def lstm_cell(
     z_x = _norm(F.linear(input, weight_ih), weight_ln_ih, bias_ln_ih, eps)
     z_h = _norm(F.linear(h, weight_hh), weight_ln_hh, bias_ln_hh, eps)
     z = z_x + z_h
-    if bias_ih is not None:
+    if bias_ih is not None and bias_hh is not None:
         z = z + bias_ih + bias_hh
     z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
     g = z_g.tanh()

@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, onnx, ops, reference
+from . import _checks as checks
+from . import _onnx as onnx
+from . import ops, reference
+from ._types import LayerTensors, State
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_PARAMETERS = (
-    "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c",
-    "bias_ln_ih", "bias_ln_hh", "weight_hr", "weight_ci", "weight_cf", "weight_co",
-)  # fmt: skip
 
 
 class Trace(NamedTuple):
@@ -32,7 +30,7 @@ class Trace(NamedTuple):
     """
 
     output: Any  # as forward returns it
-    state: tuple[Tensor, Tensor]  # (h_n, c_n), likewise
+    state: State  # (h_n, c_n), likewise
     gates: tuple[Tensor, ...]  # [T, B, 4, H]: i, f, g, o after their activations
     cells: tuple[Tensor, ...]  # [T, B, H]: c_t, as the next step gets it
     hidden: tuple[Tensor, ...]  # [T, B, P]: h_t, as the next step gets it, before the output's dropout
@@ -75,42 +73,37 @@ class Recorder:
         self.hidden: list[Tensor] = []
 
     def __call__(
-        self, input: Tensor, h_0: Tensor, c_0: Tensor, *parameters: Tensor | None, **arguments: Any
+        self, input: Tensor, h_0: Tensor, c_0: Tensor, *parameters: Any, **arguments: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         if torch.onnx.is_in_onnx_export():
             onnx.refuse({})
         if checks.autocast_is_on(input):
             with torch.autocast(input.device.type, enabled=False):
                 return self(*ops._autocast((input, h_0, c_0, *parameters)), **arguments)
-        weights = dict.fromkeys(_PARAMETERS) | dict(zip(_PARAMETERS, parameters, strict=False))
-        tensors = {name: arguments.pop(name, None) for name in ("lengths", "reset", "seed")}
+        others = {name: arguments.pop(name, None) for name in ("lengths", "reset", "seed")}
+        tensors = LayerTensors(input, h_0, c_0, *parameters)._replace(**others)
         arguments.pop("recompute", None)  # every state is wanted
-        layer = torch.ops.lstm_fused.lstm_layer
-        output, h_n, c_n, hidden, cells, *_ = layer(input, h_0, c_0, *weights.values(), *tensors.values(), **arguments)
+        output, h_n, c_n, hidden, cells, *_ = torch.ops.lstm_fused.lstm_layer(*tensors, **arguments)
         if not (arguments["training"] and arguments["dropout"] > 0):
             hidden = output
         # In float32 where the kernel computes in it.
-        states = ops._converted((input, h_0, c_0, hidden, cells), torch.float32)
-        weights = dict(zip(weights, ops._converted(tuple(weights.values()), torch.float32), strict=True))
-        self.gates.append(_gates(*states, weights, tensors, arguments))
+        computed = LayerTensors(*ops._converted(tensors, torch.float32))
+        self.gates.append(_gates(computed, *ops._converted((hidden, cells), torch.float32), arguments))
         self.cells.append(cells)
         self.hidden.append(hidden.to(output.dtype))  # which is float32 where the op keeps it beside the output
         return output, h_n, c_n
 
 
-def _gates(
-    input: Tensor, h_0: Tensor, c_0: Tensor, hidden: Tensor, cells: Tensor,
-    weights: dict[str, Tensor | None], tensors: dict[str, Tensor | None], options: dict[str, Any],
-) -> Tensor:  # fmt: skip
+def _gates(tensors: LayerTensors, hidden: Tensor, cells: Tensor, options: dict[str, Any]) -> Tensor:
     """The equations of :func:`lstm_fused.reference.lstm_cell` for all steps at once: [T, B, 4, H]."""
     T = cells.shape[0]
-    lengths, reset, seed = tensors["lengths"], tensors["reset"], tensors["seed"]
+    input, lengths, reset, seed = tensors.input, tensors.lengths, tensors.reset, tensors.seed
     past = None
     if lengths is not None:
         past = torch.arange(T, device=input.device).unsqueeze(1) >= lengths  # [T, B]
         input = input.masked_fill(past.unsqueeze(-1), 0)
-    h = _previous(hidden, h_0, past, options["reverse"])
-    c = _previous(cells, c_0, past, options["reverse"])
+    h = _previous(hidden, tensors.h_0, past, options["reverse"])
+    c = _previous(cells, tensors.c_0, past, options["reverse"])
     if reset is not None:
         h, c = (x.masked_fill(reset.unsqueeze(-1), 0) for x in (h, c))
 
@@ -122,19 +115,17 @@ def _gates(
         return options.get(name, 0.0) if options["training"] else 0.0
 
     def norm(x: Tensor, name: str) -> Tensor:
-        weight = weights[f"weight_ln_{name}"]
-        return (
-            x if weight is None else F.layer_norm(x, x.shape[-1:], weight, weights[f"bias_ln_{name}"], options["eps"])
-        )
+        weight, bias = getattr(tensors, f"weight_ln_{name}"), getattr(tensors, f"bias_ln_{name}")
+        return x if weight is None else F.layer_norm(x, x.shape[-1:], weight, bias, options["eps"])
 
     if rate("recurrent_dropout") > 0 and T > 0:
         h = torch.stack([dropped(x, "hidden", rate("recurrent_dropout"), 0) for x in h])
     weight_hh = reference._weight_dropout(
-        weights["weight_hh"], options.get("weight_dropout", 0.0), seed, options["training"], options["stream"]
+        tensors.weight_hh, options.get("weight_dropout", 0.0), seed, options["training"], options["stream"]
     )
-    z = norm(F.linear(input, weights["weight_ih"]), "ih") + norm(F.linear(h, weight_hh), "hh")
-    if weights["bias_ih"] is not None:
-        z = z + weights["bias_ih"] + weights["bias_hh"]
+    z = norm(F.linear(input, tensors.weight_ih), "ih") + norm(F.linear(h, weight_hh), "hh")
+    if tensors.bias_ih is not None and tensors.bias_hh is not None:
+        z = z + tensors.bias_ih + tensors.bias_hh
     z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
 
     def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
@@ -142,14 +133,14 @@ def _gates(
             return torch.ones_like(z)
         return (z if peephole is None else z + peephole * c).sigmoid()
 
-    i, f, g = gate("i", z_i, weights["weight_ci"], c), gate("f", z_f, weights["weight_cf"], c), z_g.tanh()
+    i, f, g = gate("i", z_i, tensors.weight_ci, c), gate("f", z_f, tensors.weight_cf, c), z_g.tanh()
     new_c = c  # that of before zoneout and layer norm; only a peephole needs it
-    if weights["weight_co"] is not None:
+    if tensors.weight_co is not None:
         m_g = g
         if rate("candidate_dropout") > 0 and T > 0:
             m_g = torch.stack([dropped(x, "candidate", rate("candidate_dropout"), t) for t, x in enumerate(g)])
         new_c = f * c + i * m_g
-    gates = torch.stack((i, f, g, gate("o", z_o, weights["weight_co"], new_c)), dim=2)
+    gates = torch.stack((i, f, g, gate("o", z_o, tensors.weight_co, new_c)), dim=2)
     return gates if past is None else gates.masked_fill(past[..., None, None], 0)
 
 

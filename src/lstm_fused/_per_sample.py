@@ -23,7 +23,6 @@ def refuse(kind: type[nn.Module], replacement: str) -> None:
         return
     from opacus.validators.errors import ShouldReplaceModuleError
 
-    @opacus.register_module_validator(kind)
     def validate(module: nn.Module) -> list[Exception]:
         return [
             ShouldReplaceModuleError(
@@ -32,10 +31,13 @@ def refuse(kind: type[nn.Module], replacement: str) -> None:
             )
         ]
 
+    opacus.register_module_validator(kind)(validate)
+
     if replacement == "DPLSTM":
 
-        @opacus.register_module_fixer(kind)
-        def fix(module: Any, **arguments: Any) -> nn.Module:
+        def fix(module: Any, **arguments: Any) -> Any:
             from .convert import to_torch
 
             return opacus.ModuleValidator.FIXERS[nn.LSTM](to_torch(module), **arguments)
+
+        opacus.register_module_fixer(kind)(fix)

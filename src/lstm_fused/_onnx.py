@@ -1,7 +1,6 @@
 """``torch.onnx.export``: what the ops become in a file that other runtimes read.
 
-Nothing here but :func:`decompositions` is to be called: :mod:`lstm_fused.ops` comes by while torch traces a model for
-ONNX. T and B may be dynamic.
+:mod:`lstm_fused.ops` comes by while torch traces a model for ONNX. T and B may be dynamic.
 
 - A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, lengths, either direction.
 - Every other layer becomes a Scan over its steps, whose body is the reference's cell in ONNX's elementary operators.
@@ -14,48 +13,53 @@ Masks are not exported: a module in training that would draw some is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
 from . import reference
+from ._types import LayerTensors, State
+
+if TYPE_CHECKING:
+    from ._types import Tensors
 
 _RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
 # Without masks, and without a backward pass, these but the first do nothing.
 _IN_OPERATOR = {"reverse", "training", "eps", "stream", "variational", "recompute", *_RATES[:4]}
 
 
-def lower(function: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
+def lower(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """``function(*tensors, **options)`` for :func:`reference.lstm_layer` or ``lstm_cell``, in what ONNX has."""
     _draws_nothing(options)
     options = options | {"training": False}
     if function is reference.lstm_cell:
         return reference.lstm_cell(*tensors, **options)
-    *given, lengths, reset, _ = tensors  # the last is the seed
-    if not _beyond_the_operator(tensors, given[0].dtype, options):
-        return _operator(*given[:7], *given[14:], lengths, options.get("reverse", False))
-    return _scan(given, lengths, reset, options)
+    of_layer = LayerTensors(*tensors)
+    if not _beyond_the_operator(of_layer, of_layer.input.dtype, options):
+        return _operator(of_layer, options.get("reverse", False))
+    return _scan(of_layer, options)
 
 
-def lower_for_torchscript(
-    function: Any, op: Any, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
-) -> tuple[Tensor, ...]:
+def lower_for_torchscript(function: Any, op: Any, tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """The same for ``torch.onnx.export(dynamo=False)``: ``op`` stays one node of the graph until :func:`_symbolic`."""
     if function is reference.lstm_cell:
         return lower(function, tensors, options)
     _draws_nothing(options)
-    _in_operator(_beyond_the_operator(tensors, tensors[0].dtype, options))
-    return op(*tensors, **options)
+    _in_operator(_beyond_the_operator(LayerTensors(*tensors), tensors[0].dtype, options))
+    results: tuple[Tensor, ...] = op(*tensors, **options)
+    return results
 
 
-def _beyond_the_operator(tensors: Any, dtype: torch.dtype, options: dict[str, Any]) -> list[str]:
+def _beyond_the_operator(tensors: LayerTensors, dtype: torch.dtype, options: dict[str, Any]) -> list[str]:
     """What keeps a layer from being ONNX's LSTM operator, of ``tensors`` those that are not None."""
     found = {
-        "a norm": tensors[7] is not None,
-        "a projection": tensors[13] is not None,
-        "reset": tensors[18] is not None,
+        "a norm": tensors.weight_ln_ih is not None,
+        "a projection": tensors.weight_hr is not None,
+        "reset": tensors.reset is not None,
         f"{dtype}": dtype != torch.float32,
     }
     options = {name: value for name, value in options.items() if name not in _IN_OPERATOR}
@@ -67,18 +71,10 @@ def _in_operator(beyond: list[str]) -> None:
         raise RuntimeError(f"dynamo must be True in torch.onnx.export for a layer with {', '.join(beyond)}, got False")
 
 
-def decompositions() -> dict[Any, Any]:
-    """For ``ExportedProgram.run_decompositions``: a layer in eval becomes torch's scan over the reference's cell.
-
-    The program then runs where ``lstm_fused`` is not, slower.
-    """
-
-    def as_scan(*tensors: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        _draws_nothing(options)
-        *given, lengths, reset, _ = (*tensors, *[None] * (20 - len(tensors)))
-        return _scan(given, lengths, reset, options)
-
-    return {torch.ops.lstm_fused.lstm_layer_inference.default: as_scan}
+def as_scan(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`lstm_fused.ops.lstm_layer` in eval, as torch's scan."""
+    _draws_nothing(options)
+    return _scan(LayerTensors(*tensors), options)
 
 
 def refuse(options: dict[str, Any]) -> None:
@@ -103,13 +99,10 @@ def _draws_nothing(options: dict[str, Any]) -> None:
         )
 
 
-def _operator(
-    input: Tensor, h_0: Tensor, c_0: Tensor, weight_ih: Tensor, weight_hh: Tensor,
-    bias_ih: Tensor | None, bias_hh: Tensor | None,
-    weight_ci: Tensor | None, weight_cf: Tensor | None, weight_co: Tensor | None,
-    lengths: Tensor | None, reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _operator(tensors: LayerTensors, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """ONNX's LSTM of one direction, a dimension of size 1 in all but the input; gates i, o, f, g, peepholes i, o, f."""
+    input, h_0, c_0, lengths = tensors.input, tensors.h_0, tensors.c_0, tensors.lengths
+    peepholes = _joined(tensors.weight_ci, tensors.weight_co, tensors.weight_cf)
     (T, B, _), H = input.shape, c_0.shape[1]
 
     def rows(x: Tensor) -> Tensor:
@@ -117,13 +110,13 @@ def _operator(
 
     inputs = [
         input,
-        rows(weight_ih),
-        rows(weight_hh),
-        None if bias_ih is None else torch.cat((rows(bias_ih), rows(bias_hh)), dim=1),
+        rows(tensors.weight_ih),
+        rows(tensors.weight_hh),
+        _joined(*(None if x is None else rows(x) for x in (tensors.bias_ih, tensors.bias_hh)), dim=1),
         None if lengths is None else lengths.to(torch.int32),
         h_0.unsqueeze(0),
         c_0.unsqueeze(0),
-        None if weight_ci is None else torch.cat((weight_ci, weight_co, weight_cf)).unsqueeze(0),
+        None if peepholes is None else peepholes.unsqueeze(0),
     ]
     output, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
         "LSTM",
@@ -139,22 +132,30 @@ def _operator(
     return output, h_n, c_n
 
 
-def _scan(
-    given: list[Tensor | None], lengths: Tensor | None, reset: Tensor | None, options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _joined(*tensors: Tensor | None, dim: int = 0) -> Tensor | None:
+    """``torch.cat`` of tensors that come together or not at all."""
+    given = [x for x in tensors if x is not None]
+    return torch.cat(given, dim=dim) if given else None
+
+
+def _scan(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`reference.lstm_layer` with torch's scan as its loop; dropouts are off."""
     from torch._higher_order_ops.scan import scan  # a prototype, so that only those who export depend on it
 
-    input, h_0, c_0, *weights = given
-    cell = {name: options[name] for name in ("zoneout_h", "zoneout_c", "open_gates", "eps") if name in options}
+    input, h_0, c_0 = tensors[:3]
+    weights = tensors[3:17]
+    lengths, reset = tensors.lengths, tensors.reset
+    cell: dict[str, Any] = {
+        name: options[name] for name in ("zoneout_h", "zoneout_c", "open_gates", "eps") if name in options
+    }
     steps = {"input": input}
     if lengths is not None:
         steps["past"] = (torch.arange(input.shape[0], device=input.device).unsqueeze(1) >= lengths).unsqueeze(-1)
     if reset is not None:
         steps["reset"] = reset
 
-    def step(state: tuple[Tensor, Tensor], at: dict[str, Tensor]) -> Any:
-        h, c = reference.lstm_cell(at["input"], *state, *weights, at.get("reset"), training=False, **cell)
+    def step(state: State, at: dict[str, Tensor]) -> Any:
+        h, c = reference.lstm_cell(at["input"], state[0], state[1], *weights, at.get("reset"), training=False, **cell)
         y = h
         if "past" in at:
             h, c = (torch.where(at["past"], old, new) for old, new in zip(state, (h, c), strict=True))
@@ -172,13 +173,13 @@ def _scan(
 def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
     """ONNX's LSTM in the place of a node of an op, as :func:`_operator`."""
     arguments = op._schema.arguments
-    tensors = [
+    tensors: list[Any] = [
         None if x.node().mustBeNone() else x for x, at in zip(values, arguments, strict=True) if not at.kwarg_only
     ]
     options = {at.name: x.node().t("value").item() for x, at in zip(values, arguments, strict=True) if at.kwarg_only}
     input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh = tensors[:7]
     _draws_nothing(options)
-    _in_operator(_beyond_the_operator(tensors, weight_ih.type().dtype(), options))
+    _in_operator(_beyond_the_operator(LayerTensors(*tensors), weight_ih.type().dtype(), options))
     H = weight_hh.type().sizes()[1]
 
     def constant(*values: int) -> Any:
@@ -219,4 +220,5 @@ def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
 
 
 for _op in (torch.ops.lstm_fused.lstm_layer.default, torch.ops.lstm_fused.lstm_layer_inference.default):
-    torch.onnx.register_custom_op_symbolic(_op.name(), partial(_symbolic, _op), 9)
+    # Documented, and not in torch.onnx.__all__.
+    torch.onnx.register_custom_op_symbolic(_op.name(), partial(_symbolic, _op), 9)  # type: ignore[attr-defined]

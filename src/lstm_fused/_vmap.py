@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+
 _OPS = torch.ops.lstm_fused
 _RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
 
@@ -59,13 +61,14 @@ def _together(
 def _register(name: str, rows: dict[int, int], result_rows: tuple[int, ...]) -> None:
     op = getattr(_OPS, name).default
 
-    @torch.library.register_vmap(f"lstm_fused::{name}")
     def rule(info: Any, in_dims: Dims, *arguments: Any, **options: Any) -> Any:
         random = options.get("training", True) and any(options.get(rate, 0) > 0 for rate in _RATES)
         same = all(dim is None for place, dim in enumerate(in_dims) if place not in rows)
         if random or not same:
             return _slice_by_slice(op, info.batch_size, in_dims, arguments, options)
         return _together(op, info.batch_size, in_dims, arguments, options, rows, result_rows)
+
+    torch.library.register_vmap(f"lstm_fused::{name}", rule)
 
 
 for _name in ("lstm_layer", "lstm_layer_inference"):

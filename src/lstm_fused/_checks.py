@@ -12,14 +12,16 @@ import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ._types import DropoutPlace, Gate, LayerNorm
 
-def _index(value: object) -> int | None:
+
+def _index(value: Any) -> int | None:
     """What Python takes as an index, as an int: NumPy's integers and tensors of one integer too. None: of no other."""
     if type(value) is int:  # torch.compile sees a symbol so, which has to stay one
         return value
@@ -95,8 +97,7 @@ def zoneout_rates(value: float | tuple[float, float]) -> tuple[float, float]:
     return rate("zoneout[0]", value[0]), rate("zoneout[1]", value[1])
 
 
-def layer_norm_kind(value: bool | str, bias: bool) -> bool | str:
-    """``False``, ``"ba2016"`` or ``"carry"``."""
+def layer_norm_kind(value: bool | LayerNorm, bias: bool) -> Literal[False] | LayerNorm:
     if not isinstance(value, (bool, str)) or value not in (False, True, "ba2016", "carry"):
         raise ValueError(f"layer_norm must be False, True, 'ba2016' or 'carry', got {value!r}")
     if value == "carry" and not bias:
@@ -115,18 +116,19 @@ def projection_size(value: SupportsIndex, hidden_size: int, zoneout_h: float) ->
     return value
 
 
-def dropout_place(value: str) -> str:
+def dropout_place(value: DropoutPlace) -> DropoutPlace:
     if value not in ("hidden", "candidate"):
         raise ValueError(f"recurrent_dropout_on must be 'hidden' or 'candidate', got {value!r}")
     return value
 
 
-def gate_names(value: str | Iterable[str]) -> tuple[str, ...]:
+def gate_names(value: str | Iterable[str]) -> tuple[Gate, ...]:
     """Those of ``"i"``, ``"f"`` and ``"o"`` that are named, in this order."""
     names = list(value) if isinstance(value, Iterable) else [value]
     if not all(name in ("i", "f", "o") for name in names):
         raise ValueError(f"open_gates must name gates among 'i', 'f' and 'o', got {value!r}")
-    return tuple(name for name in ("i", "f", "o") if name in names)
+    order: tuple[Gate, ...] = ("i", "f", "o")
+    return tuple(name for name in order if name in names)
 
 
 def reset_tensor(reset: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

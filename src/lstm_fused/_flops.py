@@ -14,13 +14,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+
 _OPS = torch.ops.lstm_fused
 _WEIGHT_HR, _LENGTHS = 13, 17  # among the tensors of ops.lstm_layer
 
 
 def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
     """Steps of all sequences together, T * B without lengths."""
-    input = tensors[0]
+    input: Tensor = tensors[0]
     if not is_layer:
         return input.shape[0]
     lengths = tensors[_LENGTHS] if len(tensors) > _LENGTHS else None
@@ -30,8 +32,7 @@ def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
 
 
 def _forward(tensors: tuple[Any, ...], is_layer: bool) -> int:
-    weight_ih, weight_hh = tensors[3:5]
-    flops = weight_ih.numel() + weight_hh.numel()
+    flops: int = tensors[3].numel() + tensors[4].numel()  # weight_ih, weight_hh
     if len(tensors) > _WEIGHT_HR and tensors[_WEIGHT_HR] is not None:
         flops += tensors[_WEIGHT_HR].numel()
     return 2 * _rows(tensors, is_layer) * flops
@@ -39,7 +40,9 @@ def _forward(tensors: tuple[Any, ...], is_layer: bool) -> int:
 
 def _backward(tensors: tuple[Any, ...], is_layer: bool, options: dict[str, Any]) -> int:
     h_0: Tensor = tensors[1]
-    weight_ih, weight_hh, weight_hr = tensors[3], tensors[4], tensors[_WEIGHT_HR]
+    weight_ih: Tensor = tensors[3]
+    weight_hh: Tensor = tensors[4]
+    weight_hr: Tensor | None = tensors[_WEIGHT_HR]
     rows = _rows(tensors, is_layer)
     # Nothing before the first step wants a gradient, unless h_0 does.
     flops = (rows if h_0.requires_grad else max(rows - h_0.shape[0], 0)) * weight_hh.numel()
