@@ -63,8 +63,9 @@ docs: $(VENV)/.installed-docs ## the documentation site, in build/site; a warnin
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d build/site_cache . build/site
 	cp build/site/README.html build/site/index.html
 
-# No environment and no download: PYTHON is one that has torch for CUDA. ARGS=--dry-run: what can be done without a GPU.
-test-gpu: ## on a machine with a GPU: build, test, time, and report in benchmarks/results/gpu/, in under 10 minutes
+# No environment and no download: PYTHON is one that has torch for CUDA. ARGS="--stage first-light": the first two minutes
+# of it, see tests/gpu/run.py; ARGS=--dry-run: what can be done without a GPU.
+test-gpu: ## on a machine with a GPU: build, test, time, and report in benchmarks/results/gpu/, in about 10 minutes
 	$(PYTHON) tests/gpu/run.py $(ARGS)
 
 bench: $(VENV)/.installed-dev ## speed and memory against nn.LSTM: a page, a CSV and a picture in benchmarks/results/

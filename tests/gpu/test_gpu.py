@@ -21,7 +21,7 @@ from testing import DTYPES, EVERYTHING, EVERYTHING_ELSE, assert_close, assert_sa
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lstm_fused import FusedLSTM, build_info, cuda, ops
+from lstm_fused import FusedLSTM, build_info, cuda, ops, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATED = "LSTM_FUSED_EMULATED" in os.environ
@@ -43,6 +43,35 @@ def test_this_build_has_cuda_kernels():
     assert build_info()["cuda"]
     assert cuda.missing is None
     assert cuda.unavailable() is None
+
+
+# Of a result, against float64 on the CPU.
+CLOSE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+
+def against_float64(on, dtype, **sizes):
+    tensors, options = layer_case(on, dtype=dtype, **sizes)
+    exact = {name: x.detach().double() if x.is_floating_point() else x for name, x in tensors.items()}
+    exact = {name: x.requires_grad_(tensors[name].requires_grad) for name, x in exact.items()}
+    expected = run(reference.lstm_layer, exact, options)
+    there = {name: x.detach().to(DEVICE).requires_grad_(x.requires_grad) for name, x in tensors.items()}
+    for name, x in run(ops.lstm_layer, there, options).items():
+        assert_close(x.cpu().double(), expected[name], CLOSE[dtype], name)
+
+
+@pytest.mark.parametrize("H", [12, 10, 5])  # rows that are moved by 4 numbers, by 2, by 1
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("on", [(), EVERYTHING, EVERYTHING_ELSE], ids=label)
+def test_first_light(on, dtype, H):
+    """Every kernel of the steps in every dtype, forward and backward."""
+    against_float64(on, dtype, T=4, B=3, I=4, H=H)
+
+
+@needs_gpu
+@pytest.mark.parametrize("H", [650, 1150, 1538, 2047, 2052])  # registers to the last, and rows that do not fit
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_first_light_of_long_rows(dtype, H):
+    against_float64(("layer_norm", "initial_state", "zoneout_c"), dtype, T=2, B=3, I=4, H=H)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
