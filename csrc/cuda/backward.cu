@@ -19,66 +19,103 @@ namespace {
 constexpr int kPlainThreads = 128;  // a block without sums over its row
 constexpr int kPlainBlocks = 8;     // of a multiprocessor: left to itself ptxas aims at 16, and spills registers for it
 
-// What flows back into the h that step t of row b started from: through the product, and `passed` by other ways.
+// What is the same for all units of row b at step t.
+template <typename Step>
+struct Row {
+  const Step& step;
+  const int64_t b, length;
+  const uint64_t seed;
+
+  __device__ __forceinline__ Row(const Step& step, int64_t b)
+      : step(step), b(b), length(step.sequence.length(b)), seed(read_seed(step.seed)) {}
+  __device__ __forceinline__ int64_t first() const { return step.sequence.reverse ? length - 1 : 0; }
+  __device__ __forceinline__ int64_t last() const { return step.sequence.reverse ? 0 : length - 1; }
+};
+
+// What flows back into the h that step t of the row started from: through the product, and `passed` by other ways.
 template <typename T, int V, typename Step>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> flows_back(const Step& step, int64_t t, int64_t b, int64_t j,
-                                                               int64_t n, bool aligned) {
-  const int64_t P = step.sizes.projection_size;
-  auto d_h = hidden_operand<T, V>(step.options, step.sequence, step.seed, t, b, j,
-                                  load<V>(step.product + b * P, j, n, aligned));  // the derivative of h~ is its mask
-  if (step.passed) {
-    const auto passed = load<V>(step.passed + b * P, j, n, aligned);
-#pragma unroll
-    for (int lane = 0; lane < V; ++lane) d_h[lane] += passed[lane];
-  }
-  return d_h;
-}
-
-// d_h' of units [j, j + n) of row b; what zoneout passes on is stored.
-template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> d_new_hidden(const BackwardStep<T>& step, int64_t b, int64_t j,
-                                                                 int64_t n, bool aligned) {
+__device__ __forceinline__ Lanes<Accumulator<T>, V> flows_back(const Row<Step>& row, int64_t t, int64_t j,
+                                                               const Packed<T, V>& product,
+                                                               const Packed<Accumulator<T>, V>& passed) {
   using A = Accumulator<T>;
-  const LayerOptions& options = step.options;
-  const Sequence& sequence = step.sequence;
-  const int64_t P = step.sizes.projection_size, t = step.t;
-  auto d_h = t == sequence.last(b) ? load<V>(step.d_h_n + b * P, j, n, aligned)
-                                   : flows_back<T, V>(step, sequence.after(t), b, j, n, aligned);
-  auto d_y = load<V>(step.d_output + b * P, j, n, aligned);
-  if (options.training && options.dropout > 0) {
-    const auto mask = dropout_mask<A, V>(step.seed, options.stream, MaskUse::output, options.dropout,
-                                         options.variational ? 0 : t + options.first_step, b, j);
+  const Step& step = row.step;
+  auto d_h = hidden_operand<A, V>(step.options, step.sequence, row.seed, t, row.b, j,
+                                  widen(product));  // the derivative of h~ is its mask
+  const auto by_others = widen(passed);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) d_y[lane] *= mask[lane];
-  }
-#pragma unroll
-  for (int lane = 0; lane < V; ++lane) d_h[lane] += d_y[lane];
-
-  Lanes<A, V> passed{};
-  if (options.zoneout_h > 0) {
-    const auto keep = zoneout_mask<A, V>(step.seed, options.stream, MaskUse::zoneout_h, options.zoneout_h,
-                                         options.training, t + options.first_step, b, j);
-    const bool is_reset = sequence.is_reset(t, b);
-#pragma unroll
-    for (int lane = 0; lane < V; ++lane) {
-      passed[lane] = is_reset ? A(0) : keep[lane] * d_h[lane];
-      d_h[lane] *= 1 - keep[lane];
-    }
-  }
-  if (step.passed) store<V>(step.passed + b * P, j, n, aligned, passed);
+  for (int lane = 0; lane < V; ++lane) d_h[lane] += by_others[lane];
   return d_h;
 }
+
+template <typename T, int V, typename Step>
+__device__ __forceinline__ Packed<Accumulator<T>, V> load_passed(const Row<Step>& row, int64_t j) {
+  const Step& step = row.step;
+  return step.passed ? load<V>(step.passed + row.b * step.sizes.projection_size, j) : Packed<Accumulator<T>, V>{};
+}
+
+// What a step reads of V units of h's gradient. Asked for early: loads overlap where none waits for what comes before
+// it.
+template <typename T, int V>
+struct HiddenGradient {
+  using A = Accumulator<T>;
+  using R = Row<BackwardStep<T>>;
+  Packed<T, V> d_h{}, d_y{};  // d_h: of h_n or from the product; with a projection that of h' itself, and no d_y
+  Packed<A, V> passed{};
+
+  __device__ __forceinline__ HiddenGradient(const R& row, int64_t j) {
+    const BackwardStep<T>& step = row.step;
+    const int64_t P = step.sizes.projection_size;
+    const T* const from = step.t == row.last() ? step.d_h_n : step.product;
+    d_h = load<V>(from + row.b * P, j);
+    d_y = load<V>(step.d_output + row.b * P, j);
+    if (step.t != row.last()) passed = load_passed<T, V>(row, j);
+  }
+  // Where a projection has made d_h' already.
+  __device__ __forceinline__ HiddenGradient(const Packed<T, V>& d_unprojected) : d_h(d_unprojected) {}
+
+  // d_h'; what zoneout passes on is stored.
+  __device__ __forceinline__ Lanes<A, V> value(const R& row, int64_t j) const {
+    const BackwardStep<T>& step = row.step;
+    const StepOptions<A>& options = step.options;
+    const Sequence& sequence = step.sequence;
+    const int64_t P = step.sizes.projection_size, t = step.t, b = row.b;
+    auto sum = t == row.last() ? widen(d_h) : flows_back<T, V>(row, sequence.after(t), j, d_h, passed);
+    auto own = widen(d_y);
+    if (options.output.on) {
+      const auto mask = dropout_mask<A, V>(row.seed, options.stream, MaskUse::output, options.output,
+                                           options.variational ? 0 : t + options.first_step, b, j);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) own[lane] *= mask[lane];
+    }
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane) sum[lane] += own[lane];
+
+    Lanes<A, V> to_previous{};
+    if (options.zoneout_h.on) {
+      const auto keep = zoneout_mask<A, V>(row.seed, options.stream, MaskUse::zoneout_h, options.zoneout_h,
+                                           options.training, t + options.first_step, b, j);
+      const bool is_reset = sequence.is_reset(t, b);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) {
+        to_previous[lane] = is_reset ? A(0) : keep[lane] * sum[lane];
+        sum[lane] *= 1 - keep[lane];
+      }
+    }
+    if (step.passed) store<V>(step.passed + b * P, j, to_previous);
+    return sum;
+  }
+};
 
 // A row that has ended. In reverse such steps come after the row's first one, and `product` will not last until the
 // end: what it holds is put by.
 template <typename T, int V>
-__device__ __forceinline__ void put_product_by(const BackwardStep<T>& step, int64_t b) {
-  const Sequence& sequence = step.sequence;
-  const int64_t P = step.sizes.projection_size, length = sequence.length(b);
-  if (!sequence.reverse || step.t != length || length == 0) return;
-  for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    store<V>(step.passed + b * P, j, n, aligned, flows_back<T, V>(step, length - 1, b, j, n, aligned));
+__device__ __forceinline__ void put_product_by(const Row<BackwardStep<T>>& row) {
+  const BackwardStep<T>& step = row.step;
+  const int64_t P = step.sizes.projection_size, b = row.b;
+  if (!step.sequence.reverse || step.t != row.length || row.length == 0) return;
+  for_each_vector<V, false>(P, [&](int64_t j) {
+    store<V>(step.passed + b * P, j,
+             flows_back<T, V>(row, row.length - 1, j, load<V>(step.product + b * P, j), load_passed<T, V>(row, j)));
   });
 }
 
@@ -86,116 +123,146 @@ template <typename T, int V>
 __device__ __forceinline__ void zero_gates(const BackwardStep<T>& step, int64_t b) {
   using A = Accumulator<T>;
   const int64_t H = step.sizes.hidden_size;
-  for_each_vector<V, false>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
+  for_each_vector<V, false>(H, [&](int64_t j) {
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t k = gate * H + j;
-      store<V>(step.d_gates_ih + b * 4 * H, k, n, aligned, Lanes<A, V>{});
-      store<V>(step.d_gates_hh + b * 4 * H, k, n, aligned, Lanes<A, V>{});
-      if (step.d_z) store<V>(step.d_z + b * 4 * H, k, n, aligned, Lanes<A, V>{});
+      store<V>(step.d_gates_ih + b * 4 * H, k, Lanes<A, V>{});
+      store<V>(step.d_gates_hh + b * 4 * H, k, Lanes<A, V>{});
+      if (step.d_z) store<V>(step.d_z + b * 4 * H, k, Lanes<A, V>{});
     }
-    if (step.unprojected) store<V>(step.unprojected + b * H, j, n, aligned, Lanes<A, V>{});
+    if (step.unprojected) store<V>(step.unprojected + b * H, j, Lanes<A, V>{});
   });
 }
 
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kPlainThreads, kPlainBlocks)
     project_kernel(const __grid_constant__ BackwardStep<T> step) {
-  constexpr int V = kLanes<T>;
   const int64_t b = blockIdx.x, P = step.sizes.projection_size;
-  const bool is_real = step.sequence.is_real(step.t, b);
-  if (!is_real) put_product_by<T, V>(step, b);
-  for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    store<V>(step.d_projected + b * P, j, n, aligned,
-             is_real ? d_new_hidden<T, V>(step, b, j, n, aligned) : Lanes<Accumulator<T>, V>{});
+  const Row<BackwardStep<T>> row(step, b);
+  const bool is_real = step.t < row.length;
+  if (!is_real) put_product_by<T, V>(row);
+  for_each_vector<V, false>(P, [&](int64_t j) {
+    store<V>(step.d_projected + b * P, j,
+             is_real ? HiddenGradient<T, V>(row, j).value(row, j) : Lanes<Accumulator<T>, V>{});
   });
 }
 
-// d_c_t of units [j, j + n), split into what zoneout passes to c_{t-1} and the rest.
-template <typename A, int V>
-struct CellGradient {
-  Lanes<A, V> passed, rest;
-};
-
+// What a step reads of V units besides the gates: c before it, and the gradients of c and h after it.
 template <typename T, int V>
-__device__ __forceinline__ CellGradient<Accumulator<T>, V> d_cell_of(const BackwardStep<T>& step, int64_t b, int64_t j,
-                                                                     int64_t n, bool aligned) {
+struct StateGradient {
   using A = Accumulator<T>;
-  const LayerOptions& options = step.options;
-  const int64_t H = step.sizes.hidden_size;
-  CellGradient<A, V> d_cell{{},
-                            step.t == step.sequence.last(b) ? load<V>(step.d_c_n + b * H, j, n, aligned)
-                                                            : load<V>(step.d_cell + b * H, j, n, aligned)};
-  if (options.zoneout_c > 0) {
-    const auto keep = zoneout_mask<A, V>(step.seed, options.stream, MaskUse::zoneout_c, options.zoneout_c,
-                                         options.training, step.t + options.first_step, b, j);
+  using R = Row<BackwardStep<T>>;
+  Packed<T, V> c_0{}, d_c_n{};  // at a row's first and last step, in the place of
+  Packed<A, V> c{}, d_c{};
+  HiddenGradient<T, V> hidden;
+
+  __device__ __forceinline__ StateGradient(const R& row, int64_t j) : hidden(hidden_of(row, j)) {
+    const BackwardStep<T>& step = row.step;
+    const int64_t first = row.b * step.sizes.hidden_size;
+    if (step.t == row.first())
+      c_0 = load<V>(step.in.c_0 + first, j);
+    else
+      c = load<V>(step.cells + first, j);
+    if (step.t == row.last())
+      d_c_n = load<V>(step.d_c_n + first, j);
+    else
+      d_c = load<V>(step.d_cell + first, j);
+  }
+
+  __device__ __forceinline__ Lanes<A, V> previous_cell(const R& row) const {
+    if (row.step.sequence.is_reset(row.step.t, row.b)) return {};
+    return row.step.t == row.first() ? widen(c_0) : widen(c);
+  }
+  __device__ __forceinline__ Lanes<A, V> d_hidden(const R& row, int64_t j) const {
+    return row.step.d_unprojected ? widen(hidden.d_h) : hidden.value(row, j);
+  }
+  // d_c_t, split into what zoneout passes to c_{t-1} and the rest.
+  __device__ __forceinline__ void d_cell(const R& row, int64_t j, Lanes<A, V>& passed, Lanes<A, V>& rest) const {
+    const BackwardStep<T>& step = row.step;
+    const StepOptions<A>& options = step.options;
+    passed = Lanes<A, V>{};
+    rest = step.t == row.last() ? widen(d_c_n) : widen(d_c);
+    if (!options.zoneout_c.on) return;
+    const auto keep = zoneout_mask<A, V>(row.seed, options.stream, MaskUse::zoneout_c, options.zoneout_c,
+                                         options.training, step.t + options.first_step, row.b, j);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
-      d_cell.passed[lane] = keep[lane] * d_cell.rest[lane];
-      d_cell.rest[lane] *= 1 - keep[lane];
+      passed[lane] = keep[lane] * rest[lane];
+      rest[lane] *= 1 - keep[lane];
     }
   }
-  return d_cell;
-}
 
-template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> previous_cell(const BackwardStep<T>& step, int64_t b, int64_t j,
-                                                                  int64_t n, bool aligned) {
-  const int64_t H = step.sizes.hidden_size;
-  if (step.sequence.is_reset(step.t, b)) return {};
-  if (step.t == step.sequence.first(b)) return load<V>(step.in.c_0 + b * H, j, n, aligned);
-  return load<V>(step.cells + b * H, j, n, aligned);
-}
-
-template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> new_hidden_gradient(const BackwardStep<T>& step, int64_t b,
-                                                                        int64_t j, int64_t n, bool aligned) {
-  if (step.d_unprojected) return load<V>(step.d_unprojected + b * step.sizes.hidden_size, j, n, aligned);
-  return d_new_hidden<T, V>(step, b, j, n, aligned);
-}
+ private:
+  __device__ __forceinline__ static HiddenGradient<T, V> hidden_of(const R& row, int64_t j) {
+    const BackwardStep<T>& step = row.step;
+    if (step.d_unprojected)
+      return HiddenGradient<T, V>(load<V>(step.d_unprojected + row.b * step.sizes.hidden_size, j));
+    return HiddenGradient<T, V>(row, j);
+  }
+};
 
 // Stores d_c_{t-1}; a reset before step t cuts it off.
 template <typename T, int V>
-__device__ __forceinline__ void store_d_cell(const BackwardStep<T>& step, int64_t b, int64_t j, int64_t n, bool aligned,
+__device__ __forceinline__ void store_d_cell(const BackwardStep<T>& step, int64_t b, int64_t j,
                                              const Lanes<Accumulator<T>, V>& d_c_prev) {
   const bool is_reset = step.sequence.is_reset(step.t, b);
-  store<V>(step.d_cell + b * step.sizes.hidden_size, j, n, aligned, is_reset ? Lanes<Accumulator<T>, V>{} : d_c_prev);
+  store<V>(step.d_cell + b * step.sizes.hidden_size, j, is_reset ? Lanes<Accumulator<T>, V>{} : d_c_prev);
 }
 
-// unit_sums[which] += values.
-template <typename T, int V>
-__device__ __forceinline__ void add_to_sum(const BackwardStep<T>& step, int64_t which, int64_t b, int64_t j, int64_t n,
-                                           bool aligned, const Lanes<Accumulator<T>, V>& values) {
-  const int64_t H = step.sizes.hidden_size;
-  Accumulator<T>* const row = step.unit_sums + (b * unit_sums(step.options) + which) * H;
-  auto sum = load<V>(row, j, n, aligned);
+// kCount rows of unit_sums from `which` on, to which a step adds; the loads stand apart from the sums, to overlap.
+template <typename T, int V, int kCount>
+struct UnitSums {
+  using A = Accumulator<T>;
+  A* const rows;
+  const int64_t H;
+  Packed<A, V> before[kCount] = {};
+
+  __device__ __forceinline__ UnitSums(const BackwardStep<T>& step, bool wanted, int64_t which, int64_t b)
+      : rows(wanted ? step.unit_sums +
+                          (b * unit_sums(step.options.layer_norm != LayerNorm::none, step.options.peephole) + which) *
+                              step.sizes.hidden_size
+                    : nullptr),
+        H(step.sizes.hidden_size) {}
+  __device__ __forceinline__ void read(int64_t j) {
+    if (!rows) return;
 #pragma unroll
-  for (int lane = 0; lane < V; ++lane) sum[lane] += values[lane];
-  store<V>(row, j, n, aligned, sum);
-}
+    for (int k = 0; k < kCount; ++k) before[k] = load<V>(rows + k * H, j);
+  }
+  __device__ __forceinline__ void add(int k, int64_t j, const Lanes<A, V>& values) const {
+    auto sum = widen(before[k]);
+#pragma unroll
+    for (int lane = 0; lane < V; ++lane) sum[lane] += values[lane];
+    store<V>(rows + k * H, j, sum);
+  }
+};
 
 // Without layer norm: d_gates_ih and d_gates_hh are one.
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_constant__ BackwardStep<T> step) {
   using A = Accumulator<T>;
-  constexpr int V = kLanes<T>;
-  const LayerOptions& options = step.options;
+  const StepOptions<A>& options = step.options;
   const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
-  if (!step.sequence.is_real(step.t, b)) {
-    if (!step.d_unprojected) put_product_by<T, V>(step, b);
+  const Row<BackwardStep<T>> row(step, b);
+  if (step.t >= row.length) {
+    if (!step.d_unprojected) put_product_by<T, V>(row);
     return zero_gates<T, V>(step, b);
   }
-  for_each_vector<V, true>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    const auto c_prev = previous_cell<T, V>(step, b, j, n, aligned);
-    const Extras<T, V> extras(options, step.in, step.seed, step.t, b, j, n, aligned);
-    const auto d_h = new_hidden_gradient<T, V>(step, b, j, n, aligned);
-    const auto d_c = d_cell_of<T, V>(step, b, j, n, aligned);
-    Lanes<A, V> gate_values[4], d_c_prev, cell, h;
+  for_each_vector<V, true>(H, [&](int64_t j) {
+    Packed<T, V> given[4];
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate) gate_values[gate] = load<V>(step.gates + b * 4 * H, gate * H + j, n, aligned);
+    for (int gate = 0; gate < 4; ++gate) given[gate] = load<V>(step.gates + b * 4 * H, gate * H + j);
+    const StateGradient<T, V> state(row, j);
+    const Peepholes<T, V> peepholes(step.in, options.peephole, j);
+    UnitSums<T, V, 3> sums(step, options.peephole && step.unit_sums, 0, b);
+    sums.read(j);
+    const auto c_prev = state.previous_cell(row);
+    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
+    const auto d_h = state.d_hidden(row, j);
+    Lanes<A, V> d_c_passed, d_c_rest, gate_values[4], d_c_prev, cell, h;
+    state.d_cell(row, j, d_c_passed, d_c_rest);
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) gate_values[gate] = widen(given[gate]);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
       const CellExtras<A> own = extras.of(options, lane);
@@ -204,20 +271,19 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
       const A tanh_c = Math::tanh(cell[lane]);
       h[lane] = gates.o * tanh_c;
       const A d_z_o = d_output_gate(own, gates.o, d_h[lane], tanh_c);
-      const A d_cell = d_c.rest[lane] + d_tanh(tanh_c, d_h[lane] * gates.o) + d_cell_of_output_gate(own, d_z_o);
+      const A d_cell = d_c_rest[lane] + d_tanh(tanh_c, d_h[lane] * gates.o) + d_cell_of_output_gate(own, d_z_o);
       const Gates<A> d_z = d_cell_with_extras(own, gates, c_prev[lane], d_cell, d_c_prev[lane]);
-      d_c_prev[lane] += d_c.passed[lane];
+      d_c_prev[lane] += d_c_passed[lane];
       gate_values[0][lane] = d_z.i;
       gate_values[1][lane] = d_z.f;
       gate_values[2][lane] = d_z.g;
       gate_values[3][lane] = d_z_o;
     }
-    store_d_cell<T, V>(step, b, j, n, aligned, d_c_prev);
+    store_d_cell<T, V>(step, b, j, d_c_prev);
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate)
-      store<V>(step.d_gates_ih + b * 4 * H, gate * H + j, n, aligned, gate_values[gate]);
-    if (step.unprojected) store<V>(step.unprojected + b * H, j, n, aligned, h);
-    if (options.peephole && step.unit_sums) {
+    for (int gate = 0; gate < 4; ++gate) store<V>(step.d_gates_ih + b * 4 * H, gate * H + j, gate_values[gate]);
+    if (step.unprojected) store<V>(step.unprojected + b * H, j, h);
+    if (sums.rows) {
       Lanes<A, V> d_ci, d_cf, d_co;
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) {
@@ -225,29 +291,37 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
         d_cf[lane] = gate_values[1][lane] * c_prev[lane];
         d_co[lane] = gate_values[3][lane] * cell[lane];
       }
-      add_to_sum<T, V>(step, 0, b, j, n, aligned, d_ci);
-      add_to_sum<T, V>(step, 1, b, j, n, aligned, d_cf);
-      add_to_sum<T, V>(step, 2, b, j, n, aligned, d_co);
+      sums.add(0, j, d_ci);
+      sums.add(1, j, d_cf);
+      sums.add(2, j, d_co);
     }
   });
 }
 
-// With layer norm: two sums over the row for the norm of c', four for those of the products.
-template <typename T, bool kRegisters>
-__global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_constant__ BackwardStep<T> step) {
+// Rows of float32 up to this many units are kept whole with vectors of two.
+constexpr int kRoomyThreads = 512;
+
+template <typename T, int V, bool kRegisters, bool kRoom>
+constexpr int kNormThreads = kRoom && sizeof(T) == 4 && V == 2 ? kRoomyThreads : kThreads<T, V, kRegisters>;
+
+// With layer norm: two sums over the row for the norm of c', four for those of the products. A thread has registers for
+// what it makes of one vector (kRegisters), and for what it has read, too (kRoom); otherwise it reads that again.
+template <typename T, int V, bool kRegisters, bool kRoom>
+__global__ void __launch_bounds__(kNormThreads<T, V, kRegisters, kRoom>, 1)
+    layer_norm_kernel(const __grid_constant__ BackwardStep<T> step) {
   using A = Accumulator<T>;
-  // What is kept of a unit: W_ih x, W_hh h~, first the gates and then the gradients of the pre-activations; c', the
-  // gradient of its normalized value, c_{t-1}, the candidate's mask, and the two parts of d_c_t.
-  constexpr int V = kLanes<T>, kX = 0, kH = 4, kGates = 8, kCell = 12, kDCell = 13, kPrevious = 14, kMask = 15,
-                kRest = 16, kPassed = 17;
-  const LayerOptions& options = step.options;
-  const int64_t b = blockIdx.x, H = step.sizes.hidden_size, padded = (H + V - 1) / V * V;
-  if (!step.sequence.is_real(step.t, b)) {
-    if (!step.d_unprojected) put_product_by<T, V>(step, b);
+  // What is kept of a unit: first the gates and then the gradients of the pre-activations; c', the gradient of its
+  // normalized value, c_{t-1}, the candidate's mask, and the two parts of d_c_t.
+  constexpr int kGates = 0, kCell = 4, kDCell = 5, kPrevious = 6, kMask = 7, kRest = 8, kPassed = 9;
+  const StepOptions<A>& options = step.options;
+  const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
+  const Row<BackwardStep<T>> row(step, b);
+  if (step.t >= row.length) {
+    if (!step.d_unprojected) put_product_by<T, V>(row);
     return zero_gates<T, V>(step, b);
   }
   const bool carry = options.layer_norm == LayerNorm::carry;
-  Kept<A, V, kBackwardSlots, kRegisters> kept(step.overflow + b * kBackwardSlots * padded, padded);
+  Kept<A, V, kBackwardSlots, kRegisters> kept(step.overflow + b * kBackwardSlots * H, H);
   A* const shared = shared_memory<A>();  // a part for each sum, see block_sum
   const int warps = blockDim.x / kWarp;
   A stats[6];
@@ -255,25 +329,29 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
   for (int k = 0; k < 6; ++k) stats[k] = step.stats[b * 6 + k];
 
   // The gates and c' again, then the gradient of the normalized c' and its two sums.
+  const T* const gates_row = step.gates + b * 4 * H;
+  const T* const recurrent_row = step.recurrent + b * 4 * H;
+  Products<T, V> products;
+  GateParameters<T, V> parameters;
+  Peepholes<T, V> peepholes;
   A cell_sums[2] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    const auto c_prev = previous_cell<T, V>(step, b, j, n, aligned);
-    const Extras<T, V> extras(options, step.in, step.seed, step.t, b, j, n, aligned);
-    const auto d_h = new_hidden_gradient<T, V>(step, b, j, n, aligned);
-    auto d_c = d_cell_of<T, V>(step, b, j, n, aligned);
-    const auto gain = load<V>(step.in.weight_ln_c, j, n, aligned);
-    const auto bias = load<V>(step.in.bias_ln_c, j, n, aligned);
-    Lanes<A, V> z[4], cell, d_cell_hat, h, d_gain, d_bias;
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    products = Products<T, V>(gates_row, recurrent_row, H, j);
+    const StateGradient<T, V> state(row, j);
+    peepholes = Peepholes<T, V>(step.in, options.peephole, j);
+    const auto packed_gain = load<V>(step.in.weight_ln_c, j), packed_bias = load<V>(step.in.bias_ln_c, j);
+    UnitSums<T, V, 2> sums(step, step.unit_sums, 0, b);
+    if (kRoom) sums.read(j);
+    parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
+    Lanes<A, V> z[4], cell, d_cell_hat, h, d_gain, d_bias, d_c_passed, d_c_rest;
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const int64_t k = gate * H + j;
-      const auto x_part = load<V>(step.gates + b * 4 * H, k, n, aligned);
-      const auto h_part = load<V>(step.recurrent + b * 4 * H, k, n, aligned);
-      z[gate] = pre_activation<T, V>(step.in, x_part, h_part, stats, k, n, aligned);
-      kept.put(kX + gate, j, x_part);
-      kept.put(kH + gate, j, h_part);
-    }
+    for (int gate = 0; gate < 4; ++gate)
+      z[gate] = parameters.normalized(gate, widen(products.x[gate]), widen(products.h[gate]), stats);
+    const auto c_prev = state.previous_cell(row);
+    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
+    const auto d_h = state.d_hidden(row, j);
+    state.d_cell(row, j, d_c_passed, d_c_rest);
+    const auto gain = widen(packed_gain), bias = widen(packed_bias);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
       const CellExtras<A> own = extras.of(options, lane);
@@ -286,45 +364,49 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
       const A d_z_o = d_output_gate(own, gates.o, d_h[lane], tanh_n);
       A d_n = d_tanh(tanh_n, d_h[lane] * gates.o);
       if (carry) {
-        d_n += d_c.rest[lane];
-        d_c.rest[lane] = 0;
+        d_n += d_c_rest[lane];
+        d_c_rest[lane] = 0;
       }
-      d_c.rest[lane] += d_cell_of_output_gate(own, d_z_o);
+      d_c_rest[lane] += d_cell_of_output_gate(own, d_z_o);
       d_gain[lane] = d_n * cell_hat;
       d_bias[lane] = d_n;
       d_cell_hat[lane] = d_n * gain[lane];
-      if (lane < n) {
-        cell_sums[0] += d_cell_hat[lane];
-        cell_sums[1] += d_cell_hat[lane] * cell_hat;
-      }
+      cell_sums[0] += d_cell_hat[lane];
+      cell_sums[1] += d_cell_hat[lane] * cell_hat;
       z[0][lane] = gates.i;
       z[1][lane] = gates.f;
       z[2][lane] = gates.g;
       z[3][lane] = d_z_o;
     }
-    if (step.unit_sums) {
-      add_to_sum<T, V>(step, 0, b, j, n, aligned, d_gain);
-      add_to_sum<T, V>(step, 1, b, j, n, aligned, d_bias);
+    if (!kRoom) sums.read(j);
+    if (sums.rows) {
+      sums.add(0, j, d_gain);
+      sums.add(1, j, d_bias);
     }
-    if (step.unprojected) store<V>(step.unprojected + b * H, j, n, aligned, h);
+    if (step.unprojected) store<V>(step.unprojected + b * H, j, h);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) kept.put(kGates + gate, j, z[gate]);
     kept.put(kCell, j, cell);
     kept.put(kDCell, j, d_cell_hat);
     kept.put(kPrevious, j, c_prev);
     kept.put(kMask, j, extras.mask);
-    kept.put(kRest, j, d_c.rest);
-    kept.put(kPassed, j, d_c.passed);
+    kept.put(kRest, j, d_c_rest);
+    kept.put(kPassed, j, d_c_passed);
   });
   block_sum(cell_sums, shared);
   const A mean_d = cell_sums[0] / static_cast<A>(H), mean_d_cell = cell_sums[1] / static_cast<A>(H);
 
   // The gradients of the pre-activations, and the sums of the two norms over the 4H gates.
   A sums[4] = {};  // of d_x_hat, d_x_hat * x_hat, d_h_hat, d_h_hat * h_hat
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    Extras<T, V> extras(options, step.in, j, n, aligned);
-    extras.mask = kept.get(kMask, j);
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    UnitSums<T, V, 3> peephole_sums(step, options.peephole && step.unit_sums, 2, b);
+    if (kRoom) peephole_sums.read(j);
+    if (!kRoom) {
+      products = Products<T, V>(gates_row, recurrent_row, H, j);
+      peepholes = Peepholes<T, V>(step.in, options.peephole, j);
+      parameters.load_gains(step.in, H, j);
+    }
+    const Extras<T, V> extras(peepholes, kept.get(kMask, j));
     const auto cell = kept.get(kCell, j), c_prev = kept.get(kPrevious, j), d_cell_hat = kept.get(kDCell, j);
     const auto rest = kept.get(kRest, j), passed = kept.get(kPassed, j);
     Lanes<A, V> z[4], d_c_prev;
@@ -342,26 +424,25 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
       z[1][lane] = d_z.f;
       z[2][lane] = d_z.g;
     }
-    store_d_cell<T, V>(step, b, j, n, aligned, d_c_prev);
+    store_d_cell<T, V>(step, b, j, d_c_prev);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t k = gate * H + j;
-      const auto gain_x = load<V>(step.in.weight_ln_ih, k, n, aligned);
-      const auto gain_h = load<V>(step.in.weight_ln_hh, k, n, aligned);
-      const auto x_part = kept.get(kX + gate, j), h_part = kept.get(kH + gate, j);
+      const auto gain_x = widen(parameters.gain_x[gate]), gain_h = widen(parameters.gain_h[gate]);
+      const auto x_part = widen(products.x[gate]), h_part = widen(products.h[gate]);
 #pragma unroll
-      for (int lane = 0; lane < V; ++lane)
-        if (lane < n) {
-          const A d_x = z[gate][lane] * gain_x[lane], d_h = z[gate][lane] * gain_h[lane];
-          sums[0] += d_x;
-          sums[1] += d_x * normalize(x_part[lane], stats[0], stats[1]);
-          sums[2] += d_h;
-          sums[3] += d_h * normalize(h_part[lane], stats[2], stats[3]);
-        }
-      if (step.d_z) store<V>(step.d_z + b * 4 * H, k, n, aligned, z[gate]);
+      for (int lane = 0; lane < V; ++lane) {
+        const A d_x = z[gate][lane] * gain_x[lane], d_h = z[gate][lane] * gain_h[lane];
+        sums[0] += d_x;
+        sums[1] += d_x * normalize(x_part[lane], stats[0], stats[1]);
+        sums[2] += d_h;
+        sums[3] += d_h * normalize(h_part[lane], stats[2], stats[3]);
+      }
+      if (step.d_z) store<V>(step.d_z + b * 4 * H, k, z[gate]);
       kept.put(kGates + gate, j, z[gate]);
     }
-    if (options.peephole && step.unit_sums) {
+    if (!kRoom) peephole_sums.read(j);
+    if (peephole_sums.rows) {
       Lanes<A, V> d_ci, d_cf, d_co;
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) {
@@ -369,23 +450,26 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
         d_cf[lane] = z[1][lane] * c_prev[lane];
         d_co[lane] = z[3][lane] * cell[lane];
       }
-      add_to_sum<T, V>(step, 2, b, j, n, aligned, d_ci);
-      add_to_sum<T, V>(step, 3, b, j, n, aligned, d_cf);
-      add_to_sum<T, V>(step, 4, b, j, n, aligned, d_co);
+      peephole_sums.add(0, j, d_ci);
+      peephole_sums.add(1, j, d_cf);
+      peephole_sums.add(2, j, d_co);
     }
   });
   block_sum(sums, shared + 2 * warps);
 #pragma unroll
   for (int k = 0; k < 4; ++k) sums[k] /= static_cast<A>(4 * H);
 
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    if (!kRoom) {
+      products = Products<T, V>(gates_row, recurrent_row, H, j);
+      parameters.load_gains(step.in, H, j);
+    }
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t k = gate * H + j;
       const auto d_z = kept.get(kGates + gate, j);
-      auto d_x = load<V>(step.in.weight_ln_ih, k, n, aligned), d_h = load<V>(step.in.weight_ln_hh, k, n, aligned);
-      const auto x_part = kept.get(kX + gate, j), h_part = kept.get(kH + gate, j);
+      auto d_x = widen(parameters.gain_x[gate]), d_h = widen(parameters.gain_h[gate]);
+      const auto x_part = widen(products.x[gate]), h_part = widen(products.h[gate]);
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) {
         d_x[lane] =
@@ -393,28 +477,29 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
         d_h[lane] =
             d_normalize(d_z[lane] * d_h[lane], normalize(h_part[lane], stats[2], stats[3]), sums[2], sums[3], stats[3]);
       }
-      store<V>(step.d_gates_ih + b * 4 * H, k, n, aligned, d_x);
-      store<V>(step.d_gates_hh + b * 4 * H, k, n, aligned, d_h);
+      store<V>(step.d_gates_ih + b * 4 * H, k, d_x);
+      store<V>(step.d_gates_hh + b * 4 * H, k, d_h);
     }
   });
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kPlainThreads) finish_kernel(const __grid_constant__ Finish<T> finish) {
+  using A = Accumulator<T>;
   const int64_t b = blockIdx.x, H = finish.sizes.hidden_size, P = finish.sizes.projection_size;
-  const Sequence& sequence = finish.sequence;
-  const int64_t length = sequence.length(b);
-  for_each_vector<1, false>(P, [&](int64_t j, int64_t) {
-    Accumulator<T> d_h;
+  const Row<Finish<T>> row(finish, b);
+  const int64_t length = row.length;
+  for_each_vector<1, false>(P, [&](int64_t j) {
+    A d_h;
     if (length == 0)
       d_h = widen(finish.d_h_n[b * P + j]);
-    else if (sequence.reverse && length < sequence.steps)
+    else if (finish.sequence.reverse && length < finish.sequence.steps)
       d_h = finish.passed[b * P + j];  // put by, see put_product_by
     else
-      d_h = flows_back<T, 1>(finish, sequence.first(b), b, j, 1, false)[0];
+      d_h = flows_back<T, 1>(row, row.first(), j, load<1>(finish.product + b * P, j), load_passed<T, 1>(row, j))[0];
     finish.d_h_0[b * P + j] = Narrow<T>::from(d_h);
   });
-  for_each_vector<1, false>(H, [&](int64_t j, int64_t) {
+  for_each_vector<1, false>(H, [&](int64_t j) {
     finish.d_c_0[b * H + j] = Narrow<T>::from(length == 0 ? widen(finish.d_c_n[b * H + j]) : finish.d_cell[b * H + j]);
   });
 }
@@ -423,22 +508,42 @@ __global__ void __launch_bounds__(kPlainThreads) finish_kernel(const __grid_cons
 
 template <typename T>
 cudaError_t backward_project_step(const BackwardStep<T>& step, cudaStream_t stream) {
-  const unsigned threads = threads_for<T>(step.sizes.projection_size, kPlainThreads);
-  return launch(project_kernel<T>, {step.sizes.batch}, threads, 0, stream, step);
+  return with_width<T>(step.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const unsigned threads = threads_for<V>(step.sizes.projection_size, kPlainThreads);
+    return launch(project_kernel<T, V>, {step.sizes.batch}, threads, 0, stream, step);
+  });
 }
 
 template <typename T>
 cudaError_t backward_step(const BackwardStep<T>& step, cudaStream_t stream) {
   const int64_t H = step.sizes.hidden_size, rows = step.sizes.batch;
-  if (!has_layer_norm(step.options)) {
-    const unsigned threads = threads_for<T>(H, kPlainThreads);
-    const int64_t parts = (H + threads * kLanes<T> - 1) / (threads * kLanes<T>);
-    return launch(plain_kernel<T>, {rows, parts}, threads, 0, stream, step);
+  const auto norm = [&](auto kernel, unsigned threads) {
+    return launch(kernel, {rows}, threads, 6 * threads / kWarp * sizeof(Accumulator<T>), stream, step);
+  };
+  if (step.options.layer_norm == LayerNorm::none)
+    return with_width<T>(step.width, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const unsigned threads = threads_for<V>(H, kPlainThreads);
+      const int64_t parts = (H + threads * V - 1) / (threads * V);
+      return launch(plain_kernel<T, V>, {rows, parts}, threads, 0, stream, step);
+    });
+  if (step.overflow)
+    return with_whole_width<T>(step.width, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      return norm(layer_norm_kernel<T, V, false, false>, threads_for<V>(H, kThreads<T, V, false>));
+    });
+  if constexpr (sizeof(T) == 4) {
+    if (step.width == 1) return norm(layer_norm_kernel<T, 1, true, true>, threads_for<1>(H, kThreads<T, 1>));
+    const auto kernel =
+        H <= 2 * kRoomyThreads ? layer_norm_kernel<T, 2, true, true> : layer_norm_kernel<T, 2, true, false>;
+    return norm(kernel, threads_for<2>(H, kThreads<T, 2>));
+  } else {
+    return with_width<T>(step.width, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      return norm(layer_norm_kernel<T, V, true, true>, threads_for<V>(H, kThreads<T, V>));
+    });
   }
-  const unsigned threads = threads_for<T>(H, kThreads<T>);
-  const size_t shared = 6 * threads / kWarp * sizeof(Accumulator<T>);
-  const auto kernel = step.overflow ? layer_norm_kernel<T, false> : layer_norm_kernel<T, true>;
-  return launch(kernel, {rows}, threads, shared, stream, step);
 }
 
 template <typename T>

@@ -23,125 +23,165 @@ __global__ void start_kernel(const __grid_constant__ Start<T> start) {
   const int64_t b = blockIdx.x, H = start.sizes.hidden_size, P = start.sizes.projection_size;
   const int64_t first = start.sequence.first(b);
   const int64_t next = start.sequence.reverse && first < start.t ? first : start.t;
-  for_each_vector<1, false>(P, [&](int64_t j, int64_t) {
+  const uint64_t seed = read_seed(start.seed);
+  for_each_vector<1, false>(P, [&](int64_t j) {
     const T h = start.h_0[b * P + j];
     start.h[b * P + j] = h;
     if (!start.operand) return;
     const bool runs = start.sequence.length(b) > 0;
-    const Lanes<A, 1> masked =
-        hidden_operand<T, 1>(start.options, start.sequence, start.seed, runs ? next : 0, b, j, {widen(h)});
+    const auto masked =
+        hidden_operand<A, 1>(start.options, start.sequence, seed, runs ? next : 0, b, j, Lanes<A, 1>{widen(h)});
     start.operand[b * P + j] = Narrow<T>::from(masked[0]);
   });
-  for_each_vector<1, false>(H, [&](int64_t j, int64_t) { start.cell[b * H + j] = widen(start.c_0[b * H + j]); });
+  for_each_vector<1, false>(H, [&](int64_t j) { start.cell[b * H + j] = widen(start.c_0[b * H + j]); });
 }
 
-// From h' on: zoneout, the masks, and everything that is stored, for units [j, j + n) of row b.
+// What is the same for all units of row b at step t.
+template <typename T>
+struct Row {
+  const ForwardStep<T>& step;
+  const int64_t b, length;
+  const bool is_real, is_reset;
+  const uint64_t seed;
+
+  __device__ __forceinline__ Row(const ForwardStep<T>& step, int64_t b)
+      : step(step),
+        b(b),
+        length(step.sequence.length(b)),
+        is_real(step.t < length),
+        is_reset(step.sequence.is_reset(step.t, b)),
+        seed(read_seed(step.seed)) {}
+};
+
+// What the step reads of V units of h and c before it, and of the norm of c', each where it is needed. Asked for early,
+// since nothing has to be known for it: loads overlap where none waits for what comes before it.
+template <typename T, int V, bool kNorm>
+struct Before {
+  using A = Accumulator<T>;
+  Packed<A, V> cell;
+  Packed<T, V> hidden{}, gain, bias;
+
+  __device__ __forceinline__ Before() {}
+  __device__ __forceinline__ void load_cell(const Row<T>& row, int64_t j) {
+    cell = load<V>(row.step.cell + row.b * row.step.sizes.hidden_size, j);
+  }
+  __device__ __forceinline__ void load_rest(const Row<T>& row, int64_t j) {
+    if (row.step.options.zoneout_h.on) hidden = load<V>(row.step.h + row.b * row.step.sizes.projection_size, j);
+    if (!kNorm) return;
+    gain = load<V>(row.step.in.weight_ln_c, j);
+    bias = load<V>(row.step.in.bias_ln_c, j);
+  }
+  __device__ __forceinline__ Lanes<A, V> c(const Row<T>& row) const {
+    return row.is_reset ? Lanes<A, V>{} : widen(cell);
+  }
+};
+
+// From h' on: zoneout with the h before, the masks, and everything that is stored, for units [j, j + V).
 template <typename T, int V>
-__device__ __forceinline__ void finish_hidden(const ForwardStep<T>& step, int64_t b, int64_t j, int64_t n, bool aligned,
+__device__ __forceinline__ void finish_hidden(const Row<T>& row, int64_t j, const Packed<T, V>& before,
                                               Lanes<Accumulator<T>, V> h) {
   using A = Accumulator<T>;
-  const LayerOptions& options = step.options;
-  const int64_t P = step.sizes.projection_size, t = step.t;
-  if (options.zoneout_h > 0) {
-    const auto keep = zoneout_mask<A, V>(step.seed, options.stream, MaskUse::zoneout_h, options.zoneout_h,
+  const ForwardStep<T>& step = row.step;
+  const StepOptions<A>& options = step.options;
+  const int64_t P = step.sizes.projection_size, t = step.t, b = row.b;
+  if (options.zoneout_h.on) {
+    const auto keep = zoneout_mask<A, V>(row.seed, options.stream, MaskUse::zoneout_h, options.zoneout_h,
                                          options.training, t + options.first_step, b, j);
-    const auto before = step.sequence.is_reset(t, b) ? Lanes<A, V>{} : load<V>(step.h + b * P, j, n, aligned);
+    const auto previous = row.is_reset ? Lanes<A, V>{} : widen(before);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) h[lane] = zoneout(h[lane], before[lane], keep[lane]);
+    for (int lane = 0; lane < V; ++lane) h[lane] = lstm_fused::zoneout(h[lane], previous[lane], keep[lane]);
   }
-  store<V>(step.h + b * P, j, n, aligned, h);
-  if (step.hidden) store<V>(step.hidden + b * P, j, n, aligned, h);
+  store<V>(step.h + b * P, j, h);
+  if (step.hidden) store<V>(step.hidden + b * P, j, h);
   if (step.operand) {
     const int64_t next = step.sequence.after(t);
-    const bool runs = next >= 0 && step.sequence.is_real(next, b);
-    store<V>(step.operand + b * P, j, n, aligned,
-             runs ? hidden_operand<T, V>(options, step.sequence, step.seed, next, b, j, h) : h);
+    const bool runs = next >= 0 && next < row.length;
+    store<V>(step.operand + b * P, j, runs ? hidden_operand<A, V>(options, step.sequence, row.seed, next, b, j, h) : h);
   }
-  if (options.training && options.dropout > 0) {
-    const auto mask = dropout_mask<A, V>(step.seed, options.stream, MaskUse::output, options.dropout,
+  if (options.output.on) {
+    const auto mask = dropout_mask<A, V>(row.seed, options.stream, MaskUse::output, options.output,
                                          options.variational ? 0 : t + options.first_step, b, j);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) h[lane] *= mask[lane];
   }
-  store<V>(step.output + b * P, j, n, aligned, h);
+  store<V>(step.output + b * P, j, h);
 }
 
 // From c' (or its norm) and h' on.
 template <typename T, int V>
-__device__ __forceinline__ void finish_units(const ForwardStep<T>& step, int64_t b, int64_t j, int64_t n, bool aligned,
-                                             const Lanes<Accumulator<T>, V>& c_prev, Lanes<Accumulator<T>, V> c,
+__device__ __forceinline__ void finish_units(const Row<T>& row, int64_t j, const Lanes<Accumulator<T>, V>& c_prev,
+                                             const Packed<T, V>& h_prev, Lanes<Accumulator<T>, V> c,
                                              const Lanes<Accumulator<T>, V>& h) {
   using A = Accumulator<T>;
-  const LayerOptions& options = step.options;
-  const int64_t H = step.sizes.hidden_size;
-  if (options.zoneout_c > 0) {
-    const auto keep = zoneout_mask<A, V>(step.seed, options.stream, MaskUse::zoneout_c, options.zoneout_c,
+  const ForwardStep<T>& step = row.step;
+  const StepOptions<A>& options = step.options;
+  const int64_t H = step.sizes.hidden_size, b = row.b;
+  if (options.zoneout_c.on) {
+    const auto keep = zoneout_mask<A, V>(row.seed, options.stream, MaskUse::zoneout_c, options.zoneout_c,
                                          options.training, step.t + options.first_step, b, j);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) c[lane] = zoneout(c[lane], c_prev[lane], keep[lane]);
+    for (int lane = 0; lane < V; ++lane) c[lane] = lstm_fused::zoneout(c[lane], c_prev[lane], keep[lane]);
   }
-  store<V>(step.cell + b * H, j, n, aligned, c);
-  if (step.cells) store<V>(step.cells + b * H, j, n, aligned, c);
+  store<V>(step.cell + b * H, j, c);
+  if (step.cells) store<V>(step.cells + b * H, j, c);
   if (step.unprojected)
-    store<V>(step.unprojected + b * H, j, n, aligned, h);
+    store<V>(step.unprojected + b * H, j, h);
   else
-    finish_hidden<T, V>(step, b, j, n, aligned, h);
+    finish_hidden<T, V>(row, j, h_prev, h);
 }
 
 // What a row that has ended leaves of step t.
 template <typename T, int V>
 __device__ __forceinline__ void finish_ended_row(const ForwardStep<T>& step, int64_t b, int64_t units, bool hidden) {
   using A = Accumulator<T>;
-  for_each_vector<V, false>(units, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
+  for_each_vector<V, false>(units, [&](int64_t j) {
     if (!hidden) {
-      if (step.cells) store<V>(step.cells + b * units, j, n, aligned, Lanes<A, V>{});
-      if (step.unprojected) store<V>(step.unprojected + b * units, j, n, aligned, Lanes<A, V>{});
+      if (step.cells) store<V>(step.cells + b * units, j, Lanes<A, V>{});
+      if (step.unprojected) store<V>(step.unprojected + b * units, j, Lanes<A, V>{});
     } else {
-      if (step.hidden) store<V>(step.hidden + b * units, j, n, aligned, Lanes<A, V>{});
-      store<V>(step.output + b * units, j, n, aligned, Lanes<A, V>{});
+      if (step.hidden) store<V>(step.hidden + b * units, j, Lanes<A, V>{});
+      store<V>(step.output + b * units, j, Lanes<A, V>{});
     }
   });
 }
 
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kPlainThreads, kPlainBlocks)
     project_kernel(const __grid_constant__ ForwardStep<T> step) {
-  constexpr int V = kLanes<T>;
   const int64_t b = blockIdx.x, P = step.sizes.projection_size;
-  if (!step.sequence.is_real(step.t, b)) return finish_ended_row<T, V>(step, b, P, true);
-  for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    finish_hidden<T, V>(step, b, j, n, aligned, load<V>(step.projected + b * P, j, n, aligned));
-  });
+  const Row<T> row(step, b);
+  if (!row.is_real) return finish_ended_row<T, V>(step, b, P, true);
+  for_each_vector<V, false>(
+      P, [&](int64_t j) { finish_hidden<T, V>(row, j, Packed<T, V>{}, widen(load<V>(step.projected + b * P, j))); });
 }
 
 // Without layer norm.
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_constant__ ForwardStep<T> step) {
   using A = Accumulator<T>;
-  constexpr int V = kLanes<T>;
-  const LayerOptions& options = step.options;
+  const StepOptions<A>& options = step.options;
   const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
-  if (!step.sequence.is_real(step.t, b)) {
+  const Row<T> row(step, b);
+  if (!row.is_real) {
     finish_ended_row<T, V>(step, b, H, false);
     if (!step.unprojected) finish_ended_row<T, V>(step, b, H, true);
     return;
   }
   T* const gates_row = step.gates + b * 4 * H;
   const T* const recurrent_row = step.recurrent + b * 4 * H;
-  const bool is_reset = step.sequence.is_reset(step.t, b);
-  for_each_vector<V, true>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    const auto c_prev = is_reset ? Lanes<A, V>{} : load<V>(step.cell + b * H, j, n, aligned);
-    const Extras<T, V> extras(options, step.in, step.seed, step.t, b, j, n, aligned);
+  for_each_vector<V, true>(H, [&](int64_t j) {
+    const Products<T, V> products(gates_row, recurrent_row, H, j);
+    Before<T, V, false> before;
+    before.load_cell(row, j);
+    before.load_rest(row, j);
+    const Peepholes<T, V> peepholes(step.in, options.peephole, j);
+    const auto parameters = GateParameters<T, V>::template of<false>(step.in, H, j);
+    const auto c_prev = before.c(row);
+    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
     Lanes<A, V> z[4], c, h;
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const int64_t k = gate * H + j;
-      z[gate] = pre_activation<T, V>(step.in, load<V>(gates_row, k, n, aligned), load<V>(recurrent_row, k, n, aligned),
-                                     nullptr, k, n, aligned);
-    }
+    for (int gate = 0; gate < 4; ++gate)
+      z[gate] = parameters.plain(gate, widen(products.x[gate]), widen(products.h[gate]));
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
       Gates<A> gates{};
@@ -155,40 +195,49 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
     }
     if (step.saves)
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) store<V>(gates_row, gate * H + j, n, aligned, z[gate]);
-    finish_units<T, V>(step, b, j, n, aligned, c_prev, c, h);
+      for (int gate = 0; gate < 4; ++gate) store<V>(gates_row, gate * H + j, z[gate]);
+    finish_units<T, V>(row, j, c_prev, before.hidden, c, h);
   });
 }
 
 // With layer norm: four sums over the row, each after the other: two means of two passes each, of the products (both at
-// once) and of c'.
-template <typename T, bool kRegisters>
-__global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_constant__ ForwardStep<T> step) {
+// once) and of c'. Where a thread has one vector (kRegisters) it asks for all it reads before the first of them, but
+// for what there are no registers for until the gates are done, and that before the third.
+template <typename T, int V, bool kRegisters>
+__global__ void __launch_bounds__(kThreads<T, V, kRegisters>, 1)
+    layer_norm_kernel(const __grid_constant__ ForwardStep<T> step) {
   using A = Accumulator<T>;
-  constexpr int V = kLanes<T>, kX = 0, kH = 4, kCell = 8, kOutputGate = 9;
-  const LayerOptions& options = step.options;
-  const int64_t b = blockIdx.x, H = step.sizes.hidden_size, padded = (H + V - 1) / V * V;
-  if (!step.sequence.is_real(step.t, b)) {
+  constexpr int kCell = 0, kOutputGate = 1;
+  constexpr bool kHasRoom = sizeof(T) != 4 || V < 4;  // for the peepholes until they are needed
+  const StepOptions<A>& options = step.options;
+  const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
+  const Row<T> row(step, b);
+  if (!row.is_real) {
     finish_ended_row<T, V>(step, b, H, false);
     if (!step.unprojected) finish_ended_row<T, V>(step, b, H, true);
     return;
   }
   const T* const gates_row = step.gates + b * 4 * H;
   const T* const recurrent_row = step.recurrent + b * 4 * H;
-  const bool is_reset = step.sequence.is_reset(step.t, b);
-  Kept<A, V, kForwardSlots, kRegisters> kept(step.overflow + b * kForwardSlots * padded, padded);
+  Kept<A, V, kForwardSlots, kRegisters> kept(step.overflow + b * kForwardSlots * H, H);
   A* const shared = shared_memory<A>();  // a part for each sum, see block_sum
   const int warps = blockDim.x / kWarp;
+  GateParameters<T, V> parameters;
+  Before<T, V, true> before;
+  Peepholes<T, V> peepholes;
+  Products<T, V> products;
 
   A means[2] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    products = Products<T, V>(gates_row, recurrent_row, H, j);
+    if (kRegisters) {
+      before.load_cell(row, j);
+      if (kHasRoom) peepholes = Peepholes<T, V>(step.in, options.peephole, j);
+      parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
+    }
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
-      const auto x = load<V>(gates_row, gate * H + j, n, aligned);
-      const auto h = load<V>(recurrent_row, gate * H + j, n, aligned);
-      kept.put(kX + gate, j, x);
-      kept.put(kH + gate, j, h);
+      const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) {
         means[0] += x[lane];
@@ -201,62 +250,66 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
   means[1] /= static_cast<A>(4 * H);
 
   A squares[2] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    if (!kRegisters) products = Products<T, V>(gates_row, recurrent_row, H, j);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
-      const auto x = kept.get(kX + gate, j), h = kept.get(kH + gate, j);
+      const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
 #pragma unroll
-      for (int lane = 0; lane < V; ++lane)
-        if (lane < n) {
-          squares[0] += (x[lane] - means[0]) * (x[lane] - means[0]);
-          squares[1] += (h[lane] - means[1]) * (h[lane] - means[1]);
-        }
+      for (int lane = 0; lane < V; ++lane) {
+        squares[0] += (x[lane] - means[0]) * (x[lane] - means[0]);
+        squares[1] += (h[lane] - means[1]) * (h[lane] - means[1]);
+      }
     }
   });
   block_sum(squares, shared + 2 * warps);
-  const A eps = static_cast<A>(options.eps);
-  const A stats[4] = {means[0], 1 / Math::sqrt(squares[0] / static_cast<A>(4 * H) + eps), means[1],
-                      1 / Math::sqrt(squares[1] / static_cast<A>(4 * H) + eps)};
+  const A stats[4] = {means[0], 1 / Math::sqrt(squares[0] / static_cast<A>(4 * H) + options.eps), means[1],
+                      1 / Math::sqrt(squares[1] / static_cast<A>(4 * H) + options.eps)};
 
   A cell_mean[1] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    const auto c_prev = is_reset ? Lanes<A, V>{} : load<V>(step.cell + b * H, j, n, aligned);
-    const Extras<T, V> extras(options, step.in, step.seed, step.t, b, j, n, aligned);
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    if (!(kRegisters && kHasRoom)) peepholes = Peepholes<T, V>(step.in, options.peephole, j);
+    if (!kRegisters) {
+      products = Products<T, V>(gates_row, recurrent_row, H, j);
+      before.load_cell(row, j);
+      parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
+    }
+    const auto c_prev = before.c(row);
+    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
     Lanes<A, V> z[4], c, o;
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate)
-      z[gate] = pre_activation<T, V>(step.in, kept.get(kX + gate, j), kept.get(kH + gate, j), stats, gate * H + j, n,
-                                     aligned);
+      z[gate] = parameters.normalized(gate, widen(products.x[gate]), widen(products.h[gate]), stats);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
       Gates<A> gates{};
       c[lane] = cell_with_extras<Math, A>(extras.of(options, lane), {z[0][lane], z[1][lane], z[2][lane], z[3][lane]},
                                           c_prev[lane], gates);
       o[lane] = gates.o;
-      if (lane < n) cell_mean[0] += c[lane];
+      cell_mean[0] += c[lane];
     }
     kept.put(kCell, j, c);
     kept.put(kOutputGate, j, o);
+    if (kRegisters) before.load_rest(row, j);
   });
   block_sum(cell_mean, shared + 4 * warps);
   const A mean = cell_mean[0] / static_cast<A>(H);
 
   A cell_squares[1] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
     const auto c = kept.get(kCell, j);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane)
-      if (lane < n) cell_squares[0] += (c[lane] - mean) * (c[lane] - mean);
+    for (int lane = 0; lane < V; ++lane) cell_squares[0] += (c[lane] - mean) * (c[lane] - mean);
   });
   block_sum(cell_squares, shared + 5 * warps);
-  const A rstd = 1 / Math::sqrt(cell_squares[0] / static_cast<A>(H) + eps);
+  const A rstd = 1 / Math::sqrt(cell_squares[0] / static_cast<A>(H) + options.eps);
 
-  for_each_vector<V, kRegisters>(H, [&](int64_t j, int64_t n) {
-    const bool aligned = step.aligned && n >= V;
-    const auto c_prev = is_reset ? Lanes<A, V>{} : load<V>(step.cell + b * H, j, n, aligned);
-    const auto gain = load<V>(step.in.weight_ln_c, j, n, aligned);
-    const auto bias = load<V>(step.in.bias_ln_c, j, n, aligned);
+  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+    if (!kRegisters) {
+      before.load_cell(row, j);
+      before.load_rest(row, j);
+    }
+    const auto gain = widen(before.gain), bias = widen(before.bias);
     auto c = kept.get(kCell, j), h = kept.get(kOutputGate, j);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
@@ -264,14 +317,14 @@ __global__ void __launch_bounds__(kThreads<T>) layer_norm_kernel(const __grid_co
       h[lane] *= Math::tanh(normalized);
       if (options.layer_norm == LayerNorm::carry) c[lane] = normalized;
     }
-    finish_units<T, V>(step, b, j, n, aligned, c_prev, c, h);
+    finish_units<T, V>(row, j, before.c(row), before.hidden, c, h);
   });
   if (step.stats && threadIdx.x == 0) {
-    A* const row = step.stats + b * 6;
+    A* const to = step.stats + b * 6;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) row[k] = stats[k];
-    row[4] = mean;
-    row[5] = rstd;
+    for (int k = 0; k < 4; ++k) to[k] = stats[k];
+    to[4] = mean;
+    to[5] = rstd;
   }
 }
 
@@ -285,21 +338,34 @@ cudaError_t start(const Start<T>& start, cudaStream_t stream) {
 template <typename T>
 cudaError_t forward_step(const ForwardStep<T>& step, cudaStream_t stream) {
   const int64_t H = step.sizes.hidden_size, rows = step.sizes.batch;
-  if (!has_layer_norm(step.options)) {
-    const unsigned threads = threads_for<T>(H, kPlainThreads);
-    const int64_t parts = (H + threads * kLanes<T> - 1) / (threads * kLanes<T>);
-    return launch(plain_kernel<T>, {rows, parts}, threads, 0, stream, step);
-  }
-  const unsigned threads = threads_for<T>(H, kThreads<T>);
-  const size_t shared = 6 * threads / kWarp * sizeof(Accumulator<T>);
-  const auto kernel = step.overflow ? layer_norm_kernel<T, false> : layer_norm_kernel<T, true>;
-  return launch(kernel, {rows}, threads, shared, stream, step);
+  const auto norm = [&](auto kernel, unsigned threads) {
+    return launch(kernel, {rows}, threads, 6 * threads / kWarp * sizeof(Accumulator<T>), stream, step);
+  };
+  if (step.options.layer_norm == LayerNorm::none)
+    return with_width<T>(step.width, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const unsigned threads = threads_for<V>(H, kPlainThreads);
+      const int64_t parts = (H + threads * V - 1) / (threads * V);
+      return launch(plain_kernel<T, V>, {rows, parts}, threads, 0, stream, step);
+    });
+  if (step.overflow)
+    return with_whole_width<T>(step.width, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      return norm(layer_norm_kernel<T, V, false>, threads_for<V>(H, kThreads<T, V, false>));
+    });
+  return with_width<T>(step.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    return norm(layer_norm_kernel<T, V, true>, threads_for<V>(H, kThreads<T, V>));
+  });
 }
 
 template <typename T>
 cudaError_t project_step(const ForwardStep<T>& step, cudaStream_t stream) {
-  const unsigned threads = threads_for<T>(step.sizes.projection_size, kPlainThreads);
-  return launch(project_kernel<T>, {step.sizes.batch}, threads, 0, stream, step);
+  return with_width<T>(step.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const unsigned threads = threads_for<V>(step.sizes.projection_size, kPlainThreads);
+    return launch(project_kernel<T, V>, {step.sizes.batch}, threads, 0, stream, step);
+  });
 }
 
 #define LSTM_FUSED_INSTANTIATE(T)                                            \

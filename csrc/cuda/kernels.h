@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/masks.h"
 #include "cuda/types.h"
 #include "lstm/problem.h"
 
@@ -33,11 +34,38 @@ struct Sequence {
   __device__ __forceinline__ bool is_reset(int64_t t, int64_t b) const { return reset && reset[t * batch + b]; }
 };
 
+// LayerOptions as the kernels take them.
+template <typename A>
+struct StepOptions {
+  LayerNorm layer_norm = LayerNorm::none;
+  bool training = false, variational = false, peephole = false;
+  int64_t open_gates = 0, stream = 0, first_step = 0;
+  A eps = 0;
+  Mask<A> output, hidden, candidate, weight, zoneout_h, zoneout_c;
+
+  StepOptions() = default;
+  explicit StepOptions(const LayerOptions& options)
+      : layer_norm(options.layer_norm),
+        training(options.training),
+        variational(options.variational),
+        peephole(options.peephole),
+        open_gates(options.open_gates),
+        stream(options.stream),
+        first_step(options.first_step),
+        eps(static_cast<A>(options.eps)),
+        output(dropout<A>(options.dropout, options.training)),
+        hidden(dropout<A>(options.recurrent_dropout, options.training)),
+        candidate(dropout<A>(options.candidate_dropout, options.training)),
+        weight(dropout<A>(options.weight_dropout, options.training)),
+        zoneout_h(zoneout<A>(options.zoneout_h)),
+        zoneout_c(zoneout<A>(options.zoneout_c)) {}
+};
+
 // The state before a step.
 template <typename T>
 struct Start {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   Sequence sequence;
   int64_t t;             // of that step; rows that begin later take that for their first
   const int64_t* seed;   // [] or null: nothing is random
@@ -52,10 +80,10 @@ struct Start {
 template <typename T>
 struct ForwardStep {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   Sequence sequence;
   int64_t t;
-  bool aligned;         // every row can be read and written in whole vectors
+  int width;            // units of the vectors in which every row can be read and written, see with_width
   const int64_t* seed;  // [] or null
   LayerInputs<T> in;
   T* gates;                  // [B, 4H] in: W_ih x; out, without layer norm and where `saves`: the activations
@@ -70,17 +98,17 @@ struct ForwardStep {
   Accumulator<T>* cell;      // [B, H] in: c_{t-1}, out: c_t
   T* unprojected;            // [B, H] out: h' before W_hr; with a projection only, and then h_t and y_t are ...
   const T* projected;        // [B, P] ... made by a kernel of their own, from W_hr h'
-  Accumulator<T>* overflow;  // [B, forward_slots, padded H] for rows that do not fit into registers, or null
+  Accumulator<T>* overflow;  // [B, forward_slots, H] for rows that do not fit into registers, or null
 };
 
 // One step of all rows, backward: from the gradients of h_t and c_t to those of the pre-activations and of c_{t-1}.
 template <typename T>
 struct BackwardStep {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   Sequence sequence;
   int64_t t;
-  bool aligned;
+  int width;
   const int64_t* seed;
   LayerInputs<T> in;
   const T* gates;               // [B, 4H] of the forward pass
@@ -100,19 +128,17 @@ struct BackwardStep {
   T* d_projected;               // [B, P] with a projection only: gradient of W_hr h', by a kernel of its own;
   const T* d_unprojected;       // [B, H] in: d_projected W_hr;
   T* unprojected;               // [B, H] out: h' again, for the gradient of W_hr
-  Accumulator<T>* overflow;     // [B, backward_slots, padded H], or null
+  Accumulator<T>* overflow;     // [B, backward_slots, H], or null
 };
 
 // The gradients that are summed over the steps row by row: of weight_ln_c and bias_ln_c, then of the peepholes.
-LSTM_FUSED_FN int64_t unit_sums(const LayerOptions& options) {
-  return (has_layer_norm(options) ? 2 : 0) + (options.peephole ? 3 : 0);
-}
+LSTM_FUSED_FN int64_t unit_sums(bool norm, bool peephole) { return (norm ? 2 : 0) + (peephole ? 3 : 0); }
 
 // Gradient of the initial state, after the last product.
 template <typename T>
 struct Finish {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   Sequence sequence;
   const int64_t* seed;
   const T* d_h_n;                // [B, P]
@@ -128,7 +154,7 @@ struct Finish {
 template <typename T>
 struct Operand {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   Sequence sequence;
   int64_t first;  // t of the first row
   int64_t rows;   // steps * B
@@ -136,7 +162,7 @@ struct Operand {
   const T* input;   // [steps, B, I]
   const T* h_0;     // [B, P]
   const T* hidden;  // [steps, B, P] h_t; where the first of these is not a row's first, there is the one before too
-  bool aligned;
+  int width;
   T* out;  // [steps, B, I] the input, or [steps, B, P] h~_{t-1}
 };
 
@@ -144,9 +170,9 @@ struct Operand {
 template <typename T>
 struct WeightMask {
   LayerSizes sizes;
-  LayerOptions options;
+  StepOptions<Accumulator<T>> options;
   const int64_t* seed;
-  bool aligned;
+  int width;
   const T* weight;
   T* out;  // may be `weight`
 };
@@ -158,7 +184,7 @@ struct ColumnSums {
   Sequence sequence;      // rows [steps, B] that are not real are left out
   int64_t first;          // t of the first row
   int64_t rows, columns;  // rows = steps * B, or B with `sequence.steps` 1
-  bool aligned;
+  int width;
   bool norms;                   // otherwise the first sum alone
   const T* values;              // [rows, columns]
   const T* gates;               // [rows, columns] W_ih x, for the norms, as the next two
@@ -179,17 +205,24 @@ struct ChunkSums {
   T* out[5];
 };
 
-// Rows up to this H stay in the registers of a block.
-template <typename T>
-constexpr int kThreads = sizeof(T) == 8 ? 256 : 512;  // the most a block has
-template <typename T>
-constexpr int64_t kRegisterUnits = kThreads<T> * kLanes<T>;
-constexpr int kForwardSlots = 10, kBackwardSlots = 18;  // values kept of each unit; layer norm only
+// The most threads of a block that sums over a row, each with V units of it, as their registers allow.
+template <typename T, int V, bool kRegisters = true>
+constexpr int kThreads = !kRegisters      ? 256
+                         : sizeof(T) == 8 ? 512 / V
+                         : V == 4         ? 512
+                                          : 768;
 
+// Longer rows than this do not stay in the registers of a block, with vectors of this width.
 template <typename T>
-int64_t padded_units(int64_t hidden_size) {
-  return (hidden_size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+int64_t register_units(int width) {
+  return width == kLanes<T> ? kLanes<T> * kThreads<T, kLanes<T>> : width == 2 ? 2 * kThreads<T, 2> : kThreads<T, 1>;
 }
+// The same in the backward pass, where a thread keeps more: of float32 two units at most.
+template <typename T>
+int64_t backward_register_units(int width) {
+  return register_units<T>(sizeof(T) == 4 && width > 2 ? 2 : width);
+}
+constexpr int kForwardSlots = 2, kBackwardSlots = 10;  // values kept of each unit; layer norm only
 
 template <typename T>
 cudaError_t start(const Start<T>&, cudaStream_t);

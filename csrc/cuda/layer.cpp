@@ -72,12 +72,19 @@ void multiply_in(ScalarType accumulator, const Tensor& out, const Tensor& a, con
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Whether rows of P and of H units, at these addresses, can be moved in whole vectors.
+// The most units that a vector can have, if rows of P and of H units at these addresses are moved in them: kLanes, 2
+// or 1.
 template <typename T>
-bool aligned(const LayerSizes& sizes, std::initializer_list<const void*> addresses) {
-  if (sizes.hidden_size % kLanes<T> != 0 || sizes.projection_size % kLanes<T> != 0) return false;
-  return std::all_of(addresses.begin(), addresses.end(),
-                     [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; });
+int width_of(const LayerSizes& sizes, std::initializer_list<const void*> addresses) {
+  for (const int width : {kLanes<T>, 2}) {
+    const auto fits = [&](const void* address) {
+      return reinterpret_cast<uintptr_t>(address) % (width * sizeof(Accumulator<T>)) == 0;
+    };
+    if (sizes.hidden_size % width == 0 && sizes.projection_size % width == 0 &&
+        std::all_of(addresses.begin(), addresses.end(), fits))
+      return width;
+  }
+  return 1;
 }
 
 // What forward and backward share: the arguments as the kernels take them.
@@ -90,7 +97,7 @@ struct Call {
   const int64_t* seed;
   bool norm, drops_weight, drops_hidden;
   int64_t segments;  // with `recompute`; otherwise all steps are one
-  bool inputs_aligned;
+  int inputs_width;  // of the arguments that the steps read
   const Arguments& arguments;
   Tensor weight_hh;  // [4H, P] as the steps use it: with weight dropout, in training, a masked copy
 
@@ -123,9 +130,9 @@ struct Call {
     in.weight_co = pointer<T>(arguments.weight_co);
     in.lengths = sequence.lengths;
     in.reset = sequence.reset;
-    inputs_aligned =
-        aligned<T>(sizes, {in.h_0, in.c_0, in.weight_hh, in.bias_ih, in.bias_hh, in.weight_ln_ih, in.weight_ln_hh,
-                           in.weight_ln_c, in.bias_ln_c, in.weight_ci, in.weight_cf, in.weight_co});
+    inputs_width =
+        width_of<T>(sizes, {in.h_0, in.c_0, in.weight_hh, in.bias_ih, in.bias_hh, in.weight_ln_ih, in.weight_ln_hh,
+                            in.weight_ln_c, in.bias_ln_c, in.weight_ci, in.weight_cf, in.weight_co});
     if (drops_weight && sizes.batch > 0) {
       weight_hh = arguments.empty({4 * sizes.hidden_size, sizes.projection_size});
       mask_weight_hh(in.weight_hh, weight_hh, stream);
@@ -140,13 +147,15 @@ struct Call {
 
   void mask_weight_hh(const T* from, const Tensor& to, cudaStream_t stream) const {
     T* const out = static_cast<T*>(to.mutable_data_ptr());
-    check(mask_weight<T>({sizes, options, seed, aligned<T>(sizes, {from, out}), from, out}, stream));
+    check(mask_weight<T>(
+        {sizes, StepOptions<Accumulator<T>>(options), seed, width_of<T>(sizes, {from, out}), from, out}, stream));
   }
 
-  // Where layer norm keeps rows that are too long for the registers of a block.
-  MaybeTensor overflow(int64_t slots) const {
-    if (!norm || sizes.hidden_size <= kRegisterUnits<T>) return std::nullopt;
-    return arguments.empty_accumulators({sizes.batch, slots, padded_units<T>(sizes.hidden_size)});
+  // Where layer norm keeps rows that are too long for the registers of a block; `memory` is made when it is needed.
+  Accumulator<T>* overflow(int64_t register_units, int64_t slots, MaybeTensor& memory) const {
+    if (!norm || sizes.hidden_size <= register_units) return nullptr;
+    if (!memory) memory = arguments.empty_accumulators({sizes.batch, slots, sizes.hidden_size});
+    return pointer<Accumulator<T>>(memory);
   }
 };
 
@@ -164,8 +173,7 @@ class ForwardSteps {
         cell_(cell),
         operand_(has_own_operand(call) ? call.arguments.empty({call.sizes.batch, call.sizes.projection_size}) : h),
         weight_ih_t_(transposed(*call.arguments.weight_ih, 4 * call.sizes.hidden_size, call.sizes.input_size)),
-        weight_hh_t_(transposed(call.weight_hh, 4 * call.sizes.hidden_size, call.sizes.projection_size)),
-        overflow_(call.overflow(kForwardSlots)) {
+        weight_hh_t_(transposed(call.weight_hh, 4 * call.sizes.hidden_size, call.sizes.projection_size)) {
     const int64_t B = call.sizes.batch, H = call.sizes.hidden_size, P = call.sizes.projection_size;
     if (!saves || !call.norm) recurrent_ = call.arguments.empty({B, 4 * H});
     if (options.projection) {
@@ -174,7 +182,7 @@ class ForwardSteps {
       weight_hr_t_ = transposed(*call.arguments.weight_hr, P, H);
     }
     step_.sizes = call.sizes;
-    step_.options = options;
+    step_.options = StepOptions<A>(options);
     step_.sequence = call.sequence;
     step_.seed = call.seed;
     step_.in = call.in;
@@ -184,7 +192,6 @@ class ForwardSteps {
     step_.cell = pointer<A>(cell_);
     step_.unprojected = pointer<T>(unprojected_);
     step_.projected = pointer<T>(projected_);
-    step_.overflow = pointer<A>(overflow_);
   }
 
   // The state before step `begin`; steps are counted in the order in which they run. The cell is c_0's, in its type.
@@ -203,8 +210,9 @@ class ForwardSteps {
     const int64_t chunk_steps = saves ? end - begin : std::clamp<int64_t>(chunk_values / (4 * B * H), 1, end - begin);
     const Tensor gates = saves ? *out.gates : call_.arguments.empty({chunk_steps, B, 4 * H});
     const Tensor& recurrent = recurrent_ ? *recurrent_ : *out.recurrent;
-    step_.aligned =
-        call_.inputs_aligned && aligned<T>(call_.sizes, {step_.h, step_.operand, step_.cell, pointer<T>(out.output)});
+    step_.width = std::min(call_.inputs_width,
+                           width_of<T>(call_.sizes, {step_.h, step_.operand, step_.cell, pointer<T>(out.output)}));
+    step_.overflow = call_.overflow(register_units<T>(step_.width), kForwardSlots, overflow_);
     for (int64_t chunk = begin; chunk < end; chunk += chunk_steps) {
       const int64_t count = std::min(chunk_steps, end - chunk), chunk_first = call_.first_time(chunk, chunk + count);
       multiply(rows_of(gates, 0, count * B, 4 * H), rows_of(*call_.arguments.input, chunk_first * B, count * B, I),
@@ -236,8 +244,7 @@ class ForwardSteps {
   const Tensor h_, cell_;
   const Tensor operand_;  // [B, P] h~, the left operand of the product with W_hh
   const Tensor weight_ih_t_, weight_hh_t_;
-  const MaybeTensor overflow_;
-  MaybeTensor recurrent_, unprojected_, projected_, weight_hr_t_;
+  MaybeTensor overflow_, recurrent_, unprojected_, projected_, weight_hr_t_;
   ForwardStep<T> step_{};
 };
 
@@ -368,10 +375,9 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
   const Tensor d_gates_ih = arguments.empty({most_rows, 4 * H});
   const Tensor d_gates_hh = call.norm ? arguments.empty({most_rows, 4 * H}) : d_gates_ih;
   const Tensor product = arguments.empty({B, P}), d_cell = arguments.empty_accumulators({B, H});
-  const MaybeTensor overflow = call.overflow(kBackwardSlots);
-  MaybeTensor d_z, row_sums, passed, d_projected, d_unprojected, unprojected;
+  MaybeTensor overflow, d_z, row_sums, passed, d_projected, d_unprojected, unprojected;
   if (call.norm && wants_weights) d_z = arguments.empty({most_rows, 4 * H});
-  const int64_t sums = wants_weights ? unit_sums(options) : 0;
+  const int64_t sums = wants_weights ? unit_sums(call.norm, options.peephole) : 0;
   if (sums > 0) {
     const int64_t shape[] = {B, sums, H};
     row_sums = reasoned("allocate a tensor", [&] {
@@ -388,9 +394,10 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
 
   std::optional<Replay<T>> replay;
   if (options.recompute > 0 && B > 0) replay.emplace(call, given, stream);
+  const StepOptions<A> step_options(options);
   BackwardStep<T> step{};
   step.sizes = sizes;
-  step.options = options;
+  step.options = step_options;
   step.sequence = call.sequence;
   step.seed = call.seed;
   step.in = call.in;
@@ -401,7 +408,6 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
   step.d_cell = pointer<A>(d_cell);
   step.unit_sums = pointer<A>(row_sums);
   step.d_unprojected = pointer<T>(d_unprojected);
-  step.overflow = pointer<A>(overflow);
 
   WeightGradient d_weight_ih(arguments, grad.d_weight_ih, call.segments),
       d_weight_hh(arguments, grad.d_weight_hh, call.segments), d_weight_hr(arguments, grad.d_weight_hr, call.segments);
@@ -423,9 +429,10 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
     const int64_t begin = call.begin_of(segment), end = call.begin_of(segment + 1);
     const int64_t first = call.first_time(begin, end), rows = (end - begin) * B;
     const Forward& saved = replay ? replay->run(segment) : given;
-    step.aligned = call.inputs_aligned &&
-                   aligned<T>(sizes, {pointer<T>(saved.gates), pointer<T>(saved.recurrent), pointer<A>(saved.cells),
-                                      pointer<A>(given.cells), pointer<T>(d_output), step.d_h_n, step.d_c_n});
+    step.width = std::min(call.inputs_width, width_of<T>(sizes, {pointer<T>(saved.gates), pointer<T>(saved.recurrent),
+                                                                 pointer<A>(saved.cells), pointer<A>(given.cells),
+                                                                 pointer<T>(d_output), step.d_h_n, step.d_c_n}));
+    step.overflow = call.overflow(backward_register_units<T>(step.width), kBackwardSlots, overflow);
     for (int64_t s = end - 1; s >= begin && B > 0; --s) {
       const int64_t t = call.time_of(s), row = (t - first) * B;
       step.t = t;
@@ -456,7 +463,7 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
     if (!wants_weights) continue;
     if (rows > 0) {
       Operand<T> operand{sizes,
-                         options,
+                         step_options,
                          call.sequence,
                          first,
                          rows,
@@ -464,14 +471,14 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
                          call.in.input + first * B * I,
                          call.in.h_0,
                          pointer<T>(saved.hidden ? saved.hidden : saved.output),
-                         false,
+                         1,
                          nullptr};
       if (real_inputs) {
         operand.out = pointer<T>(real_inputs);
         check(real_input(operand, stream));
       }
       operand.out = pointer<T>(hidden);
-      operand.aligned = aligned<T>(sizes, {operand.h_0, operand.hidden, operand.out});
+      operand.width = width_of<T>(sizes, {operand.h_0, operand.hidden, operand.out});
       check(previous_hidden(operand, stream));
     }
     const Tensor inputs =
@@ -483,19 +490,19 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
     columns.first = first;
     columns.rows = rows;
     columns.values = pointer<T>(d_z ? *d_z : d_gates_ih);
-    columns.aligned = true;  // memory of torch's own, and rows of 4 H
+    columns.width = kLanes<T>;  // memory of torch's own, and rows of 4 H
     columns.partial = pointer<A>(partial) + segment * most_chunks * columns.sums() * columns.columns;
     if (call.norm) {
       columns.gates = pointer<T>(saved.gates);
       columns.recurrent = pointer<T>(saved.recurrent);
       columns.stats = pointer<A>(saved.stats);
-      columns.aligned = aligned<T>({0, 0, 0, 0, 0}, {columns.gates, columns.recurrent});
+      columns.width = width_of<T>({0, 0, 0, 0, 0}, {columns.gates, columns.recurrent});
     }
     if (columns.chunks() > 0) check(column_sums(columns, stream));
     if (segment + 1 == call.segments) chunks = segment * most_chunks + columns.chunks();
   }
   if (B > 0)
-    check(finish<T>({sizes, options, call.sequence, call.seed, step.d_h_n, step.d_c_n, step.product, step.passed,
+    check(finish<T>({sizes, step_options, call.sequence, call.seed, step.d_h_n, step.d_c_n, step.product, step.passed,
                      step.d_cell, pointer<T>(grad.d_h_0), pointer<T>(grad.d_c_0)},
                     stream));
   if (!wants_weights) return;
@@ -521,7 +528,7 @@ void layer_backward(const Arguments& arguments, const Forward& given, const Tens
     units.rows = B;
     units.columns = sums * H;
     units.values = pointer<A>(row_sums);
-    units.aligned = units.columns % kLanes<A> == 0;
+    units.width = units.columns % kLanes<A> == 0 ? kLanes<A> : 1;
     const Tensor unit_partial = arguments.empty_accumulators({units.chunks(), units.sums(), units.columns});
     units.partial = pointer<A>(unit_partial);
     if (units.chunks() > 0) check(column_sums(units, stream));

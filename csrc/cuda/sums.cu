@@ -15,15 +15,13 @@ __global__ void __launch_bounds__(kRowThreads) input_kernel(const __grid_constan
   const int64_t row = blockIdx.x, t = operand.first + row / operand.sequence.batch, b = row % operand.sequence.batch;
   const int64_t I = operand.sizes.input_size;
   const bool is_real = operand.sequence.is_real(t, b);
-  for_each_vector<1, false>(I, [&](int64_t j, int64_t) {
-    operand.out[row * I + j] = is_real ? operand.input[row * I + j] : Narrow<T>::from(0);
-  });
+  for_each_vector<1, false>(
+      I, [&](int64_t j) { operand.out[row * I + j] = is_real ? operand.input[row * I + j] : Narrow<T>::from(0); });
 }
 
 // One block a row (t, b): the h~_{t-1} that step t multiplied.
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kRowThreads) hidden_kernel(const __grid_constant__ Operand<T> operand) {
-  constexpr int V = kLanes<T>;
   using A = Accumulator<T>;
   const Sequence& sequence = operand.sequence;
   const int64_t row = blockIdx.x, t = operand.first + row / sequence.batch, b = row % sequence.batch;
@@ -31,28 +29,26 @@ __global__ void __launch_bounds__(kRowThreads) hidden_kernel(const __grid_consta
   const bool is_real = sequence.is_real(t, b), is_first = is_real && t == sequence.first(b);
   const T* const from =
       is_first ? operand.h_0 + b * P : operand.hidden + ((sequence.before(t) - operand.first) * sequence.batch + b) * P;
-  for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
-    const bool aligned = operand.aligned && n >= V;
+  const uint64_t seed = read_seed(operand.seed);
+  for_each_vector<V, false>(P, [&](int64_t j) {
     auto h = Lanes<A, V>{};
-    if (is_real)
-      h = hidden_operand<T, V>(operand.options, sequence, operand.seed, t, b, j, load<V>(from, j, n, aligned));
-    store<V>(operand.out + row * P, j, n, aligned, h);
+    if (is_real) h = hidden_operand<A, V>(operand.options, sequence, seed, t, b, j, widen(load<V>(from, j)));
+    store<V>(operand.out + row * P, j, h);
   });
 }
 
 // One block a row of W_hh.
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(kRowThreads) weight_kernel(const __grid_constant__ WeightMask<T> weight) {
-  constexpr int V = kLanes<T>;
   const int64_t row = blockIdx.x, P = weight.sizes.projection_size;
-  for_each_vector<V, false>(P, [&](int64_t j, int64_t n) {
-    const bool aligned = weight.aligned && n >= V;
-    auto values = load<V>(weight.weight + row * P, j, n, aligned);
-    const auto mask = dropout_mask<Accumulator<T>, V>(weight.seed, weight.options.stream, MaskUse::weight,
-                                                      weight.options.weight_dropout, 0, row, j);
+  const uint64_t seed = read_seed(weight.seed);
+  for_each_vector<V, false>(P, [&](int64_t j) {
+    auto values = widen(load<V>(weight.weight + row * P, j));
+    const auto mask =
+        dropout_mask<Accumulator<T>, V>(seed, weight.options.stream, MaskUse::weight, weight.options.weight, 0, row, j);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) values[lane] *= mask[lane];
-    store<V>(weight.out + row * P, j, n, aligned, values);
+    store<V>(weight.out + row * P, j, values);
   });
 }
 
@@ -60,26 +56,26 @@ constexpr int kSumColumns = 32, kSumRows = 8;  // threads of a block
 
 // One block a chunk of rows and a strip of columns: each thread adds up every kSumRows-th row, then the threads of a
 // column are added up in their order.
-template <typename T, bool kNorms>
+template <typename T, int V, bool kNorms>
 __global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __grid_constant__ ColumnSums<T> sums) {
   using A = Accumulator<T>;
-  constexpr int V = kLanes<T>, kSums = kNorms ? 3 : 1;
+  constexpr int kSums = kNorms ? 3 : 1;
   const int64_t chunk = blockIdx.x, columns = sums.columns;
   const int lane_of_row = threadIdx.x % kSumColumns;
   const int first = threadIdx.x / kSumColumns;
-  const int64_t k = (static_cast<int64_t>(blockIdx.y) * kSumColumns + lane_of_row) * V, n = columns - k;
-  const bool aligned = sums.aligned && n >= V;
+  const int64_t k = (static_cast<int64_t>(blockIdx.y) * kSumColumns + lane_of_row) * V;
   Lanes<A, V> total[kSums] = {};
   const int64_t end = (chunk + 1) * ColumnSums<T>::kRows < sums.rows ? (chunk + 1) * ColumnSums<T>::kRows : sums.rows;
-  if (n > 0)
+  if (k < columns)
     for (int64_t row = chunk * ColumnSums<T>::kRows + first; row < end; row += kSumRows) {
-      if (!sums.sequence.is_real(sums.first + row / sums.sequence.batch, row % sums.sequence.batch)) continue;
-      const auto v = load<V>(sums.values + row * columns, k, n, aligned);
+      if (sums.sequence.lengths)  // without, no division of 64 bits for every row
+        if (!sums.sequence.is_real(sums.first + row / sums.sequence.batch, row % sums.sequence.batch)) continue;
+      const auto v = widen(load<V>(sums.values + row * columns, k));
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) total[0][lane] += v[lane];
       if (!kNorms) continue;
-      const auto x = load<V>(sums.gates + row * columns, k, n, aligned);
-      const auto h = load<V>(sums.recurrent + row * columns, k, n, aligned);
+      const auto x = widen(load<V>(sums.gates + row * columns, k));
+      const auto h = widen(load<V>(sums.recurrent + row * columns, k));
       const A* const stats = sums.stats + row * 6;
 #pragma unroll
       for (int lane = 0; lane < V; ++lane) {
@@ -95,7 +91,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __
     for (int lane = 0; lane < V; ++lane)
       shared[((first * kSums + sum) * kSumColumns + lane_of_row) * V + lane] = total[sum][lane];
   __syncthreads();
-  if (first != 0 || n <= 0) return;
+  if (first != 0 || k >= columns) return;
 #pragma unroll
   for (int sum = 0; sum < kSums; ++sum) {
 #pragma unroll
@@ -104,8 +100,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __
         total[sum][lane] += shared[((other * kSums + sum) * kSumColumns + lane_of_row) * V + lane];
     A* const out = sums.partial + (chunk * kSums + sum) * columns;
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane)
-      if (lane < n) out[k + lane] = total[sum][lane];
+    for (int lane = 0; lane < V; ++lane) out[k + lane] = total[sum][lane];
   }
 }
 
@@ -114,7 +109,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads) chunks_kernel(const __grid_constant__ ChunkSums<T> sums) {
   const int64_t sum = blockIdx.x, columns = sums.columns;
   T* const out = sums.out[sum];
-  for_each_vector<1, false>(columns, [&](int64_t k, int64_t) {
+  for_each_vector<1, false>(columns, [&](int64_t k) {
     Accumulator<T> total = 0;
     for (int64_t chunk = 0; chunk < sums.chunks; ++chunk)
       total += sums.partial[(chunk * sums.sums + sum) * columns + k];
@@ -131,23 +126,32 @@ cudaError_t real_input(const Operand<T>& operand, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t previous_hidden(const Operand<T>& operand, cudaStream_t stream) {
-  const unsigned threads = threads_for<T>(operand.sizes.projection_size, kRowThreads);
-  return launch(hidden_kernel<T>, {operand.rows}, threads, 0, stream, operand);
+  return with_width<T>(operand.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const unsigned threads = threads_for<V>(operand.sizes.projection_size, kRowThreads);
+    return launch(hidden_kernel<T, V>, {operand.rows}, threads, 0, stream, operand);
+  });
 }
 
 template <typename T>
 cudaError_t mask_weight(const WeightMask<T>& weight, cudaStream_t stream) {
-  const unsigned threads = threads_for<T>(weight.sizes.projection_size, kRowThreads);
-  return launch(weight_kernel<T>, {4 * weight.sizes.hidden_size}, threads, 0, stream, weight);
+  return with_width<T>(weight.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const unsigned threads = threads_for<V>(weight.sizes.projection_size, kRowThreads);
+    return launch(weight_kernel<T, V>, {4 * weight.sizes.hidden_size}, threads, 0, stream, weight);
+  });
 }
 
 template <typename T>
 cudaError_t column_sums(const ColumnSums<T>& sums, cudaStream_t stream) {
-  constexpr int64_t kStrip = kSumColumns * kLanes<T>;
-  const Grid grid{sums.chunks(), (sums.columns + kStrip - 1) / kStrip};
-  const size_t shared = sums.sums() * kSumRows * kStrip * sizeof(Accumulator<T>);
-  const auto kernel = sums.norms ? columns_kernel<T, true> : columns_kernel<T, false>;
-  return launch(kernel, grid, kSumColumns * kSumRows, shared, stream, sums);
+  return with_whole_width<T>(sums.width, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    constexpr int64_t kStrip = kSumColumns * V;
+    const Grid grid{sums.chunks(), (sums.columns + kStrip - 1) / kStrip};
+    const size_t shared = sums.sums() * kSumRows * kStrip * sizeof(Accumulator<T>);
+    const auto kernel = sums.norms ? columns_kernel<T, V, true> : columns_kernel<T, V, false>;
+    return launch(kernel, grid, kSumColumns * kSumRows, shared, stream, sums);
+  });
 }
 
 template <typename T>

@@ -35,21 +35,39 @@ struct Kept<A, V, kSlots, false> {
   }
 };
 
-// f(j, n) for each vector of V units of the thread: the first unit, and how many from there on there are.
+// f(j) for each vector of V units of the thread, from unit j on; V divides `units`.
 template <int V, bool kOnce, typename F>
 __device__ __forceinline__ void for_each_vector(int64_t units, F f) {
   int64_t j = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
   if (kOnce) {
-    if (j < units) f(j, units - j);
+    if (j < units) f(j);
   } else {
-    for (; j < units; j += static_cast<int64_t>(gridDim.y) * blockDim.x * V) f(j, units - j);
+    for (; j < units; j += static_cast<int64_t>(gridDim.y) * blockDim.x * V) f(j);
   }
 }
 
+// f(V) with a constant V that is `width`: kLanes, 2 or 1.
+template <int V>
+struct Width {
+  static constexpr int value = V;
+};
+template <typename T, typename F>
+cudaError_t with_width(int width, F f) {
+  if (width == kLanes<T>) return f(Width<kLanes<T>>{});
+  if (kLanes<T> > 2 && width == 2) return f(Width<2>{});
+  return f(Width<1>{});
+}
+
+// The same of kLanes and 1 alone, for what is rare.
+template <typename T, typename F>
+cudaError_t with_whole_width(int width, F f) {
+  return width == kLanes<T> ? f(Width<kLanes<T>>{}) : f(Width<1>{});
+}
+
 // Threads for a row of `units`, in whole warps.
-template <typename T>
+template <int V>
 unsigned threads_for(int64_t units, int most) {
-  const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>, warps = (vectors + 31) / 32;
+  const int64_t vectors = (units + V - 1) / V, warps = (vectors + 31) / 32;
   return static_cast<unsigned>(warps * 32 < most ? warps * 32 : most);
 }
 
@@ -71,87 +89,136 @@ cudaError_t launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, s
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+// The seed of the masks, which the host has not read.
+__device__ __forceinline__ uint64_t read_seed(const int64_t* seed) { return seed ? static_cast<uint64_t>(*seed) : 0; }
+
 // h~ = m_h h, the operand of the product with W_hh at step t of row b; zero where the state is reset before that step.
-template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> hidden_operand(const LayerOptions& options,
-                                                                   const Sequence& sequence, const int64_t* seed,
-                                                                   int64_t t, int64_t b, int64_t j,
-                                                                   Lanes<Accumulator<T>, V> h) {
-  using A = Accumulator<T>;
+template <typename A, int V>
+__device__ __forceinline__ Lanes<A, V> hidden_operand(const StepOptions<A>& options, const Sequence& sequence,
+                                                      uint64_t seed, int64_t t, int64_t b, int64_t j, Lanes<A, V> h) {
   if (sequence.is_reset(t, b)) return Lanes<A, V>{};
-  if (options.training && options.recurrent_dropout > 0) {
-    const auto mask = dropout_mask<A, V>(seed, options.stream, MaskUse::hidden, options.recurrent_dropout, 0, b, j);
+  if (options.hidden.on) {
+    const auto mask = dropout_mask<A, V>(seed, options.stream, MaskUse::hidden, options.hidden, 0, b, j);
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) h[lane] *= mask[lane];
   }
   return h;
 }
 
-// The weights and the mask of lstm/cell.h's CellExtras, of V units.
+// The products W_ih x and W_hh h~ of the four gates of V units.
+template <typename T, int V>
+struct Products {
+  Packed<T, V> x[4], h[4];
+
+  __device__ __forceinline__ Products() {}
+  // gates, recurrent: those of the row.
+  __device__ __forceinline__ Products(const T* gates, const T* recurrent, int64_t H, int64_t j) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      x[gate] = load<V>(gates, gate * H + j);
+      h[gate] = load<V>(recurrent, gate * H + j);
+    }
+  }
+};
+
+// The peepholes of V units.
+template <typename T, int V>
+struct Peepholes {
+  Packed<T, V> ci{}, cf{}, co{};
+
+  __device__ __forceinline__ Peepholes() {}
+  __device__ __forceinline__ Peepholes(const LayerInputs<T>& in, bool given, int64_t j) {
+    if (!given) return;
+    ci = load<V>(in.weight_ci, j);
+    cf = load<V>(in.weight_cf, j);
+    co = load<V>(in.weight_co, j);
+  }
+};
+
+// What lstm/cell.h's CellExtras has of V units.
 template <typename T, int V>
 struct Extras {
   using A = Accumulator<T>;
-  Lanes<A, V> weight_ci{}, weight_cf{}, weight_co{}, mask;
+  Lanes<A, V> weight_ci, weight_cf, weight_co, mask;
 
-  // Without the mask: the caller has it.
-  __device__ __forceinline__ Extras(const LayerOptions& options, const LayerInputs<T>& in, int64_t j, int64_t n,
-                                    bool aligned) {
-    if (options.peephole) {
-      weight_ci = load<V>(in.weight_ci, j, n, aligned);
-      weight_cf = load<V>(in.weight_cf, j, n, aligned);
-      weight_co = load<V>(in.weight_co, j, n, aligned);
-    }
-  }
+  __device__ __forceinline__ Extras(const Peepholes<T, V>& peepholes, const Lanes<A, V>& mask)
+      : weight_ci(widen(peepholes.ci)), weight_cf(widen(peepholes.cf)), weight_co(widen(peepholes.co)), mask(mask) {}
 
-  __device__ __forceinline__ Extras(const LayerOptions& options, const LayerInputs<T>& in, const int64_t* seed,
-                                    int64_t t, int64_t b, int64_t j, int64_t n, bool aligned)
-      : Extras(options, in, j, n, aligned) {
-    if (options.training && options.candidate_dropout > 0) {
-      mask = dropout_mask<A, V>(seed, options.stream, MaskUse::candidate, options.candidate_dropout,
-                                t + options.first_step, b, j);
-    } else {
-#pragma unroll
-      for (int lane = 0; lane < V; ++lane) mask[lane] = 1;
-    }
-  }
-
-  __device__ __forceinline__ CellExtras<A> of(const LayerOptions& options, int lane) const {
+  __device__ __forceinline__ CellExtras<A> of(const StepOptions<A>& options, int lane) const {
     return {options.peephole, weight_ci[lane], weight_cf[lane], weight_co[lane], mask[lane], options.open_gates};
   }
 };
 
-// The two biases of gate unit k of [4H].
-template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> bias_of(const LayerInputs<T>& in, int64_t k, int64_t n,
-                                                            bool aligned) {
-  if (!in.bias_ih) return Lanes<Accumulator<T>, V>{};
-  auto bias = load<V>(in.bias_ih, k, n, aligned);
-  const auto other = load<V>(in.bias_hh, k, n, aligned);
+// The mask of the candidates; 1 without one.
+template <typename A, int V>
+__device__ __forceinline__ Lanes<A, V> candidate_mask(const StepOptions<A>& options, uint64_t seed, int64_t t,
+                                                      int64_t b, int64_t j) {
+  if (options.candidate.on)
+    return dropout_mask<A, V>(seed, options.stream, MaskUse::candidate, options.candidate, t + options.first_step, b,
+                              j);
+  Lanes<A, V> mask;
 #pragma unroll
-  for (int lane = 0; lane < V; ++lane) bias[lane] += other[lane];
-  return bias;
+  for (int lane = 0; lane < V; ++lane) mask[lane] = 1;
+  return mask;
 }
 
-// The pre-activation of gate unit k: N(W_ih x) + N(W_hh h~) + b. stats: mean and rstd of the two; null: no layer norm.
+// What the four gates of V units take besides the products: the sum of the two biases and, with layer norm, the gains.
 template <typename T, int V>
-__device__ __forceinline__ Lanes<Accumulator<T>, V> pre_activation(const LayerInputs<T>& in,
-                                                                   const Lanes<Accumulator<T>, V>& x,
-                                                                   const Lanes<Accumulator<T>, V>& h,
-                                                                   const Accumulator<T>* stats, int64_t k, int64_t n,
-                                                                   bool aligned) {
-  auto z = bias_of<T, V>(in, k, n, aligned);
-  if (!stats) {
+struct GateParameters {
+  using A = Accumulator<T>;
+  Lanes<A, V> bias[4];
+  Packed<T, V> gain_x[4], gain_h[4];
+
+  __device__ __forceinline__ GateParameters() {}
+
+  template <bool kNorm>
+  __device__ __forceinline__ static GateParameters of(const LayerInputs<T>& in, int64_t H, int64_t j) {
+    GateParameters parameters;
+    Packed<T, V> bias_ih[4] = {}, bias_hh[4] = {};
+    if (in.bias_ih) {
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) {
+        bias_ih[gate] = load<V>(in.bias_ih, gate * H + j);
+        bias_hh[gate] = load<V>(in.bias_hh, gate * H + j);
+      }
+    }
+    if (kNorm) parameters.load_gains(in, H, j);
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      const auto ih = widen(bias_ih[gate]), hh = widen(bias_hh[gate]);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) parameters.bias[gate][lane] = ih[lane] + hh[lane];
+    }
+    return parameters;
+  }
+
+  __device__ __forceinline__ void load_gains(const LayerInputs<T>& in, int64_t H, int64_t j) {
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      gain_x[gate] = load<V>(in.weight_ln_ih, gate * H + j);
+      gain_h[gate] = load<V>(in.weight_ln_hh, gate * H + j);
+    }
+  }
+
+  // The pre-activations of a gate: W_ih x + W_hh h~ + b.
+  __device__ __forceinline__ Lanes<A, V> plain(int gate, const Lanes<A, V>& x, const Lanes<A, V>& h) const {
+    Lanes<A, V> z = bias[gate];
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) z[lane] += x[lane] + h[lane];
     return z;
   }
-  const auto gain_x = load<V>(in.weight_ln_ih, k, n, aligned);
-  const auto gain_h = load<V>(in.weight_ln_hh, k, n, aligned);
+
+  // N(W_ih x) + N(W_hh h~) + b. stats: mean and rstd of the two.
+  __device__ __forceinline__ Lanes<A, V> normalized(int gate, const Lanes<A, V>& x, const Lanes<A, V>& h,
+                                                    const A* stats) const {
+    Lanes<A, V> z = bias[gate];
+    const auto of_x = widen(gain_x[gate]), of_h = widen(gain_h[gate]);
 #pragma unroll
-  for (int lane = 0; lane < V; ++lane)
-    z[lane] +=
-        normalize(x[lane], stats[0], stats[1]) * gain_x[lane] + normalize(h[lane], stats[2], stats[3]) * gain_h[lane];
-  return z;
-}
+    for (int lane = 0; lane < V; ++lane)
+      z[lane] +=
+          normalize(x[lane], stats[0], stats[1]) * of_x[lane] + normalize(h[lane], stats[2], stats[3]) * of_h[lane];
+    return z;
+  }
+};
 
 }  // namespace lstm_fused::cuda

@@ -70,12 +70,17 @@ def cases() -> Iterator[Case]:
         for dtype in (f16, bf16):
             yield make("lstm_layer", on, dtype, T=3, B=2, I=3, H=12)
         yield make("lstm_layer", on, bf16, T=2, B=2, I=3, H=5)
+        yield make("lstm_layer", on, f32, T=2, B=2, I=3, H=10)  # vectors of two
+        yield make("lstm_layer", on, f16, T=2, B=2, I=3, H=6)
     for on in ((), EVERYTHING, EVERYTHING_ELSE):
         cell = tuple(name for name in on if name not in ("lengths", "reverse", "dropout", "variational"))
         for dtype in (f64, f32, bf16):
             yield make("lstm_cell", cell, dtype, B=3, I=2, H=6)
     for on in (EVERYTHING, EVERYTHING_ELSE, ("initial_state", "peephole", "reset")):
         yield make("lstm_layer", on, f64, T=2, B=2, I=2, H=520)  # more than a block's registers take, or than one block
+    yield make("lstm_layer", EVERYTHING, f64, T=2, B=1, I=1, H=521)  # that, of single units
+    yield make("lstm_layer", EVERYTHING, f32, T=2, B=1, I=1, H=1026)  # what is read does not stay in registers
+    yield make("lstm_layer", ("carry", "initial_state"), f32, T=2, B=1, I=1, H=1540)  # backward nothing does
     yield make("lstm_layer", ("layer_norm", "lengths", "peephole"), f32, T=2, B=300, I=2, H=4)  # two chunks of rows
     for on in (*everything, ("initial_state",)):  # segments of 3 steps, two and a part of one
         for reverse in (on, tuple({*on} ^ {"reverse"})):
