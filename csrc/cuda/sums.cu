@@ -57,7 +57,7 @@ constexpr int kSumColumns = 32, kSumRows = 8;  // threads of a block
 // One block a chunk of rows and a strip of columns: each thread adds up every kSumRows-th row, then the threads of a
 // column are added up in their order.
 template <typename T, int V, bool kNorms>
-__global__ void __launch_bounds__(kSumColumns* kSumRows) columns_kernel(const __grid_constant__ ColumnSums<T> sums) {
+__global__ void __launch_bounds__(kSumColumns* kSumRows, 2) columns_kernel(const __grid_constant__ ColumnSums<T> sums) {
   using A = Accumulator<T>;
   constexpr int kSums = kNorms ? 3 : 1;
   const int64_t chunk = blockIdx.x, columns = sums.columns;
