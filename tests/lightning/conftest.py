@@ -1,17 +1,28 @@
 """What the tests of the training side share: a small text, small models, a trainer that writes where it is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from lightning.pytorch import Trainer, seed_everything
-from small_runs import SMALL, Result, make_text
+from small_runs import SHORT_RUN, SMALL, Result, make_text
 
+from lightning_modules.callbacks import TextSample
 from lightning_modules.checkpoints import SafeCheckpointIO
 from lightning_modules.cli import main
 from lightning_modules.data import TextDataModule
 from lightning_modules.tasks import LanguageModelTask
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_samples() -> Iterator[None]:
+    """Of the text that a fit samples when it ends; in full length that would take as long as the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_modules.tasks.language_model.TextSample", partial(TextSample, length=5))
+        yield
 
 
 @pytest.fixture
@@ -81,3 +92,39 @@ def small_fit(command: Callable[..., Result], text_file: Path) -> Callable[..., 
         return command("fit", "-c", config, "--data.path", text_file, *SMALL, *arguments)
 
     return fit
+
+
+@pytest.fixture(scope="module")
+def small_pictures() -> Iterator[None]:
+    """For tests of many fits that ask no more of a picture than that it is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(matplotlib.rcParams, "figure.dpi", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small_pictures: None) -> Path:
+    """Where all runs of a file are by ``fit`` and ``whole``; their folders are ``NAME/version_N``."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text.txt").write_text(make_text(170), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def fit(folder: Path, capfd: pytest.CaptureFixture) -> Callable[..., tuple[Result, Path]]:
+    def run(name: str, *arguments: str, config: str | Path = "char_lm", version: int = 0) -> tuple[Result, Path]:
+        """A fit under a name of its own; how it ended, and its folder."""
+        capfd.readouterr()
+        options = (f"--data.path={folder / 'text.txt'}", *SHORT_RUN) if config == "char_lm" else ()
+        code = main(["fit", "-c", str(config), *options, f"--runs={folder}", f"--name={name}", *arguments])
+        return Result(code, *capfd.readouterr()), folder / name / f"version_{version}"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The folder of a run of three epochs that never stops, and validates once an epoch."""
+    text = f"--data.path={folder / 'text.txt'}"
+    main(["fit", "-c", "char_lm", text, *SHORT_RUN, f"--runs={folder}", "--name=whole"])
+    return folder / "whole" / "version_0"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ SMALL = (
 
 # A language model writes 600 characters at the end of a run, unless it is told otherwise.
 SHORT_SAMPLE = '--trainer.callbacks+={"class_path":"lightning_modules.callbacks.TextSample","init_args":{"length":40}}'
+
+# A run of three epochs that validates once in each, by the fixtures ``fit`` and ``whole``.
+BATCHES = 7  # of an epoch
+EPOCHS = 3
+SHORT_RUN = (
+    *SMALL,
+    "--data.sequence_length=100",
+    "--data.split=[0.6,0.2,0.2]",
+    "--model.lr_schedule=constant",
+    f"--trainer.max_epochs={EPOCHS}",
+    "--trainer.log_every_n_steps=1",
+)
+
+slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that `make test-all` tries, beside others of its kind
 
 # The configs that anyone can rely on, a task or a recipe each, without data of one's own.
 CONFIG_NAMES = ("char_lm", "word_lm", "awd_lm", "sentiment", "series_classification", "ner", "forecast", "music")

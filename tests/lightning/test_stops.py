@@ -1,72 +1,32 @@
 """However training stops, it is judged by what was measured, leaves what there is to leave, and goes on exactly."""
 
-import csv
-import json
 import math
 import os
-import re
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from small_runs import SMALL, Result, make_text
+from run_folders import (
+    assert_is_judged_by_what_was_measured,
+    assert_same_weights,
+    figures_of,
+    last,
+    measured,
+    points,
+    rows_of,
+    summary_of,
+)
+from small_runs import BATCHES, EPOCHS, Result, slow
 
-from lightning_modules.callbacks import LearningCurves, TextSample
+from lightning_modules.callbacks import LearningCurves
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.cli import main
 from lightning_modules.models.metrics import Perplexity
 from lightning_modules.tasks import LanguageModelTask
-
-slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that `make test-all` tries, beside others of its kind
-BATCHES = 7  # of an epoch
-EPOCHS = 3
-OPTIONS = (
-    *SMALL,
-    "--data.sequence_length=100",
-    "--data.split=[0.6,0.2,0.2]",
-    "--model.lr_schedule=constant",
-    f"--trainer.max_epochs={EPOCHS}",
-    "--trainer.log_every_n_steps=1",
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all runs of this file are; their folders are ``NAME/version_N``."""
-    folder = tmp_path_factory.mktemp("stops")
-    (folder / "text.txt").write_text(make_text(170), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def fit(folder: Path, capfd: pytest.CaptureFixture) -> Callable[..., tuple[Result, Path]]:
-    def run(name: str, *arguments: str, config: str | Path = "char_lm", version: int = 0) -> tuple[Result, Path]:
-        """A fit under a name of its own; how it ended, and its folder."""
-        capfd.readouterr()
-        options = (f"--data.path={folder / 'text.txt'}", *OPTIONS) if config == "char_lm" else ()
-        code = main(["fit", "-c", str(config), *options, f"--runs={folder}", f"--name={name}", *arguments])
-        return Result(code, *capfd.readouterr()), folder / name / f"version_{version}"
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> Path:
-    """The folder of a run of three epochs that never stops, and validates once an epoch."""
-    main(["fit", "-c", "char_lm", f"--data.path={folder / 'text.txt'}", *OPTIONS, f"--runs={folder}", "--name=whole"])
-    return folder / "whole" / "version_0"
-
-
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_modules.tasks.language_model.TextSample", partial(TextSample, length=5))
 
 
 @pytest.fixture
@@ -79,62 +39,6 @@ def clock_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Timer, "on_train_batch_end", on_train_batch_end)
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage="train": float(getattr(self, "steps", self._offset)))
-
-
-def measured(run: Path) -> list[tuple[int, float]]:
-    """Step and val_loss of every validation, as the CSV logger has written them."""
-    return [(int(row["step"]) + 1, float(row["val_loss"])) for row in rows_of(run) if row.get("val_loss")]
-
-
-def rows_of(run: Path) -> list[dict[str, str]]:
-    """What the CSV logger has written, but for the number of the epoch."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name != "epoch"} for row in csv.DictReader(file)]
-
-
-def figures_of(run: Path) -> dict[tuple[str, str], str]:
-    """The CSV logger's figures by step and name."""
-    rows = rows_of(run)
-    return {(row["step"], name): value for row in rows for name, value in row.items() if value and name != "step"}
-
-
-def points(run: Path) -> list[tuple[int, float]]:
-    """Step and val_loss of every point of the learning curve."""
-    rows = last(run)["callbacks"]["LearningCurves"]["epochs"]
-    return [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
-
-
-def last(run: Path) -> dict[str, Any]:
-    return load_checkpoint(run / "checkpoints" / "last.ckpt")
-
-
-def summary_of(run: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads((run / "summary.json").read_text(), parse_constant=refuse)
-
-
-def assert_same_weights(run: Path, other: Path) -> None:
-    theirs = last(other)["state_dict"]
-    for name, value in last(run)["state_dict"].items():
-        assert value.equal(theirs[name]), name
-
-
-def assert_is_judged_by_what_was_measured(run: Path, out: str, before: list[tuple[int, float]] = ()) -> None:
-    """The best of a run is the lowest of what was measured, with its own figures, in every place that tells it."""
-    summary, best = summary_of(run), load_checkpoint(run / "checkpoints" / "best.ckpt")
-    step, loss = min([*before, *measured(run)], key=lambda point: point[1])
-    assert summary["best"]["val_loss"] == pytest.approx(loss, abs=1e-6)
-    assert (summary["best"]["step"], summary["best"]["epoch"]) == (best["global_step"], best["epoch"])
-    assert summary["best"]["step"] == step
-    assert summary["best_epoch"] == summary["best"]["epoch"]
-    [(key, state)] = [item for item in best["callbacks"].items() if item[0].startswith("BestCheckpoint")]
-    monitor = re.search(r"'monitor': '(\w+)'", key)[1]
-    assert summary["best"][monitor] == float(state["best_model_score"])
-    assert f"Best epoch {best['epoch']}, step {step}: " in out
-    assert f"loss {summary['best']['val_loss']:.4f}" in out
-    assert summary["best"]["val_ppl"] == pytest.approx(math.exp(loss), rel=1e-4)
 
 
 # Arguments, the step of the stop, and the steps of the validations before it.
@@ -557,246 +461,3 @@ def test_a_closed_terminal_in_the_last_epochs_end(
     assert fit("SIGHUP-at-the-end", "--ckpt_path=last", config=run)[0].code == 0
     assert summary_of(run)["stop_reason"] == "the limit of 1 epochs"
     assert summary_of(run)["test"]["test_loss"] > 0
-
-
-# Limits -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("limits", "batches"),
-    [
-        ({"limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1}, (1, 1, 1)),
-        ({"limit_train_batches": 1.0, "limit_val_batches": 1}, (BATCHES, 1, 3)),
-        ({"limit_train_batches": 0.5, "limit_val_batches": 1.0}, (3, 3, 3)),
-        ({"overfit_batches": 1}, (1, 1, 3)),
-        ({"overfit_batches": 2}, (2, 2, 3)),
-    ],
-)
-@pytest.mark.parametrize("place", ["command line", slow("file")])
-def test_a_whole_number_is_a_number_of_batches(
-    fit: Callable[..., tuple[Result, Path]],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-    limits: dict[str, float],
-    batches: tuple[int, int, int],
-) -> None:
-    seen: Counter = Counter()
-
-    def counter(stage: str) -> Callable[..., None]:
-        return lambda self, trainer, *_: seen.update([stage] if not trainer.sanity_checking else [])
-
-    for stage in ("train", "validation", "test"):
-        monkeypatch.setattr(LearningCurves, f"on_{stage}_batch_start", counter(stage), raising=False)
-    name = "-".join(f"{key}={value}" for key, value in limits.items()) + place.replace(" ", "-")
-    arguments = [f"--trainer.{key}={value}" for key, value in limits.items()]
-    if place == "file":
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": limits}))
-        arguments = [f"-c={folder / name}.yaml"]
-    result, run = fit(name, "--trainer.max_epochs=1", *arguments)
-    assert result.code == 0, result.err
-    assert (seen["train"], seen["validation"], seen["test"]) == batches
-    # The config that the run keeps, which is a file too, has not lost which of the two it was.
-    written = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
-    for key, value in limits.items():
-        assert (written[key], type(written[key])) == (value, type(value))
-
-
-def test_a_command_takes_whole_numbers_of_batches_too(whole: Path, capfd: pytest.CaptureFixture) -> None:
-    for command, limit in (("test", "limit_test_batches"), ("validate", "limit_val_batches")):
-        figures = []
-        for value in ("1", "1.0"):
-            main(
-                [
-                    command,
-                    "-c",
-                    str(whole),
-                    "--ckpt_path=best",
-                    "--trainer.enable_progress_bar=false",
-                    f"--trainer.{limit}={value}",
-                ]
-            )
-            figures.append(re.search(r"loss\D+([\d.]+)", capfd.readouterr().out)[1])
-        assert figures[0] != figures[1]
-    main(
-        [
-            "predict",
-            "-c",
-            str(whole),
-            "--ckpt_path=best",
-            "--trainer.enable_progress_bar=false",
-            "--trainer.limit_predict_batches=1",
-        ]
-    )
-    assert capfd.readouterr().out.startswith("100 tokens, ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--trainer.max_epochs=0"], "trainer.max_epochs must be more than 0 for a fit, got 0"),
-        (["--trainer.max_steps=0"], "trainer.max_steps must be more than 0 for a fit, got 0"),
-        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches must be more than 0 for a fit, got 0"),
-        (["--trainer.max_time=00:00:00:00"], "trainer.max_time must be more than 0 seconds"),
-        (
-            ["--trainer.limit_val_batches=0.01"],
-            "trainer.limit_val_batches must leave at least one of the 3 batches, got 0.01",
-        ),
-        (
-            ["--trainer.limit_train_batches=0.01"],
-            "trainer.limit_train_batches must leave at least one of the 7 batches",
-        ),
-        (
-            ["--trainer.val_check_interval=8"],
-            "trainer.val_check_interval must be at most the 7 batches of an epoch, got 8",
-        ),
-        (["--trainer.val_check_interval=4", "--trainer.limit_train_batches=3"], "must be at most the 3 batches"),
-        (["--last_checkpoint.every_minutes=-1"], "every_minutes must be at least 0, got -1"),
-        (["--model.lr_schedule=cosine", "--trainer.max_epochs=-1"], "lr_schedule 'cosine' needs an end of the run"),
-        (
-            ["--model.lr_schedule=cosine", "--trainer.max_epochs=null", "--trainer.max_time=00:01:00:00"],
-            "lr_schedule 'cosine' needs an end of the run",
-        ),
-        (
-            ["--early_stopping.monitor=val_los"],
-            "early_stopping.monitor must be one of val_bpc, val_loss, val_ppl, got 'val_los'",
-        ),
-    ],
-)
-def test_what_cannot_be_trained_is_told_before_it_begins(
-    fit: Callable[..., tuple[Result, Path]], arguments: list[str], sentence: str
-) -> None:
-    result, run = fit("refused", *arguments)
-    assert sentence in result.error
-    if "monitor" not in sentence:  # which the sanity check tells
-        assert not run.exists()
-    assert not (run / "checkpoints").exists()
-
-
-def test_validations_by_the_clock(fit: Callable[..., tuple[Result, Path]]) -> None:
-    result, run = fit("clock", "--trainer.val_check_interval=00:00:00:00", "--trainer.max_steps=3")
-    assert result.code == 0, result.err
-    assert [step for step, _ in points(run)] == [1, 2, 3]
-    assert_is_judged_by_what_was_measured(run, result.out)
-
-
-def test_fast_dev_run_tests_and_leaves_nothing(fit: Callable[..., tuple[Result, Path]]) -> None:
-    result, run = fit("fast", "--trainer.fast_dev_run=true")
-    assert result.code == 0, result.err
-    assert "Test: " in result.out
-    assert not run.parent.exists()
-
-
-def test_a_sanity_check_is_no_measurement(fit: Callable[..., tuple[Result, Path]]) -> None:
-    result, run = fit("sanity", "--trainer.num_sanity_val_steps=-1", "--trainer.max_epochs=1")
-    assert result.code == 0, result.err
-    assert [step for step, _ in points(run)] == [7]
-    assert_is_judged_by_what_was_measured(run, result.out)
-
-
-# Options of a run that goes on ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def two_epochs(folder: Path) -> Path:
-    """A run of two epochs with SGD."""
-    options = ("--model.optimizer=sgd", "--model.lr=0.1", "--model.momentum=0.5", "--trainer.max_epochs=2")
-    text = f"--data.path={folder / 'text.txt'}"
-    main(["fit", "-c", "char_lm", text, *OPTIONS, *options, f"--runs={folder}", "--name=two-epochs"])
-    return folder / "two-epochs" / "version_0"
-
-
-def options_of(run: Path) -> dict[str, Any]:
-    """What config.yaml says, with the model's and the data's options beside the others."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    return {**config, **config["model"]["init_args"], **config["data"]["init_args"]}
-
-
-@pytest.mark.parametrize(
-    ("given", "rate"),
-    [
-        ({"lr": 0.03, "weight_decay": 0.5, "momentum": 0.9}, 0.03),
-        ({"warmup_steps": 28}, 0.1 * 15 / 28),
-        ({"lr_schedule": "cosine"}, 0.1 * 0.5 * (1 + math.cos(math.pi * (14 - 2) / (21 - 2)))),
-    ],
-)
-def test_options_of_training_act_on_resuming(
-    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, given: dict[str, Any], rate: float
-) -> None:
-    before = options_of(two_epochs)
-    words = [f"--model.{name}={value}" for name, value in given.items()]
-    result, run = fit("-".join(given), "--ckpt_path=last", "--trainer.max_epochs=3", *words, config=two_epochs)
-    assert result.code == 0, result.err
-    for name, value in given.items():
-        assert f"model.{name} is {value!r} from here on, {before[name]!r} in the checkpoint\n" in result.out
-    assert float(next(row["lr-SGD/pg1"] for row in rows_of(run) if row["lr-SGD/pg1"])) == pytest.approx(rate)
-    decayed, spared = last(run)["optimizer_states"][0]["param_groups"]
-    assert decayed["momentum"] == spared["momentum"] == given.get("momentum", 0.5)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (given.get("weight_decay", 1e-4), 0)
-    assert {name: options_of(run)[name] for name in given} == given
-
-
-def test_options_of_the_model_stay_on_resuming_and_a_line_says_so(
-    fit: Callable[..., tuple[Result, Path]], two_epochs: Path, whole: Path
-) -> None:
-    given = {"model.dropout": 0.7, "model.hidden_size": 5, "seed_everything": 5, "data.max_vocab": 5}
-    words = [f"--{name}={value}" for name, value in given.items()] + ["--model.optimizer=adamw"]
-    result, run = fit("stay", "--ckpt_path=last", "--trainer.max_epochs=3", *words, config=two_epochs)
-    assert result.code == 0, result.err
-    before, after = options_of(two_epochs), options_of(run)
-    for name, value in given.items():
-        old = before[name.rpartition(".")[2]]
-        assert f"{name} is {old!r}, as in the checkpoint, not {value!r}\n" in result.out
-        assert after[name.rpartition(".")[2]] == old
-    assert (
-        "model.optimizer is {'class_path': 'torch.optim.SGD', 'init_args': {}}, as in the checkpoint, not" in result.out
-    )
-    assert after["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {}}
-    # They did stay: without them it goes on to the same weights.
-    _, plain = fit("stay", "--ckpt_path=last", "--trainer.max_epochs=3", config=two_epochs, version=1)
-    assert_same_weights(plain, run)
-
-
-@pytest.fixture(scope="module")
-def stopped_early(folder: Path) -> Path:
-    """A run that could have had four epochs, stopped after two: the second was no better by 9."""
-    options = ("--early_stopping.patience=1", "--early_stopping.min_delta=9", "--trainer.max_epochs=4")
-    text = f"--data.path={folder / 'text.txt'}"
-    main(["fit", "-c", "char_lm", text, *OPTIONS, *options, f"--runs={folder}", "--name=stopped-early"])
-    return folder / "stopped-early" / "version_0"
-
-
-@pytest.mark.parametrize(
-    ("given", "epochs"),
-    [
-        (["--early_stopping.patience=2"], 3),
-        (["--early_stopping.patience=2", "--early_stopping.min_delta=0"], 4),  # the limit: each is better than before
-        slow(["--early_stopping.patience=9"], 4),
-        slow(["--early_stopping.patience=9", "--early_stopping.stopping_threshold=99"], 3),
-        (["--early_stopping.monitor=val_bpc"], 4),  # counts from the third epoch on
-        slow(["--early_stopping.mode=max"], 4),
-        (["--trainer.min_epochs=3"], 3),
-    ],
-)
-def test_early_stopping_does_what_it_is_told_on_resuming(
-    fit: Callable[..., tuple[Result, Path]], stopped_early: Path, given: list[str], epochs: int
-) -> None:
-    assert summary_of(stopped_early)["epochs"] == 2
-    name = "-".join(word.partition(".")[2] for word in given)
-    result, run = fit(name, f"--ckpt_path={stopped_early}", *given, config=stopped_early)
-    assert result.code == 0, result.err
-    summary = summary_of(run)
-    assert summary["epochs"] == epochs
-    by_limit = epochs == 4 and "patience" in name
-    assert (summary["stop_reason"] == "the limit of 4 epochs") == by_limit
-    assert ("early stopping counts anew" in result.out) == ("patience" not in name and "min_epochs" not in name)
-    figure = "val_bpc" if "bpc" in name else "val_loss"
-    judged = [row for row in last(run)["callbacks"]["LearningCurves"]["epochs"][1:] if figure in row]
-    expected = (max if "mode" in name else min)(judged, key=lambda row: row[figure])
-    assert summary["best"]["step"] == expected["step"]
-    assert summary["best"][figure] == expected[figure]
-    config = yaml.safe_load((run / "config.yaml").read_text())["early_stopping"]
-    for word in given:
-        key, _, value = word.partition("=")
-        if key.startswith("--early_stopping."):
-            assert config[key.rpartition(".")[2]] == yaml.safe_load(value)
