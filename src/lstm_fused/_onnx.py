@@ -142,6 +142,8 @@ def _scan(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tenso
     """:func:`reference.lstm_layer` with torch's scan as its loop; dropouts are off."""
     from torch._higher_order_ops.scan import scan  # a prototype, so that only those who export depend on it
 
+    # An export has no backward pass, which torch would trace as well and which takes as long as all the rest.
+    tensors = LayerTensors._make(x if x is None else x.detach() for x in tensors)
     input, h_0, c_0 = tensors[:3]
     weights = tensors[3:17]
     lengths, reset = tensors.lengths, tensors.reset
