@@ -154,6 +154,10 @@ class OneSentenceParser(LightningArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **options)
 
+    def dump(self, *args: Any, **options: Any) -> str:
+        """What is written was checked when it was parsed: a second and a third time would cost a fit its start."""
+        return super().dump(*args, **options | {"skip_validation": True})
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         first, _, rest = message.partition("\n")
         _, _, causes = rest.partition("Errors:\n")
