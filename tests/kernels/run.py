@@ -14,6 +14,7 @@ Needs a C++ compiler and nothing else.
 """
 
 import argparse
+import hashlib
 import os
 import shlex
 import shutil
@@ -37,10 +38,23 @@ CROSS_CXX, EMULATOR = ["aarch64-linux-gnu-g++"], "qemu-aarch64"
 def build(name: str, compiler: list[str], isas: dict[str, list[str]], flags: list[str], packaged: bool = False) -> str:
     """Compile and link the test, with the package's own flags and then ``flags``; returns the program's path.
 
-    ``packaged``: the kernels themselves as they are in the package, without ``flags``.
+    Unchanged sources, flags and compiler: the last one. ``packaged``: the kernels themselves as they are in the
+    package, without ``flags``.
     """
     folder = ROOT / "build" / "kernels" / name
     folder.mkdir(parents=True, exist_ok=True)
+    program, stamp = folder / "test_kernels", folder / "state"
+    in_place = {isa: built_in_place(isa) if packaged else None for isa in isas}
+    others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
+    link = ["-pthread", "-Wl,--wrap=posix_memalign"]  # the test makes allocations fail
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    state = hashlib.sha256(repr((compiler, version, FLAGS, isas, flags, packaged, link)).encode())
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "tests" / "kernels").glob("*.h")]
+    for path in sorted([*others, *headers, *map(Path, filter(None, in_place.values()))]):
+        state.update(str(path).encode() + path.read_bytes())
+    if program.exists() and stamp.exists() and stamp.read_text() == state.hexdigest():
+        return str(program)
+    stamp.unlink(missing_ok=True)  # of a build that ends halfway nothing stays
 
     def compile_object(job: tuple[Path, str, list[str]]) -> str:
         source, stem, extra = job
@@ -51,18 +65,16 @@ def build(name: str, compiler: list[str], isas: dict[str, list[str]], flags: lis
 
     def compile_kernels(isa: str) -> str:
         extra = [*([] if packaged else flags), *isas[isa], f"-DLSTM_FUSED_ISA_NAME={isa}"]
-        return (packaged and built_in_place(isa)) or compile_object((KERNELS, f"kernels-{isa}", extra))
+        return in_place[isa] or compile_object((KERNELS, f"kernels-{isa}", extra))
 
-    others = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), *(ROOT / "tests" / "kernels").glob("*.cpp")]
     have = [f"-DLSTM_FUSED_HAVE_{isa.upper()}" for isa in isas]
     jobs = [(source, source.stem, [*flags, *have]) for source in others if source not in (KERNELS, NEEDS_TORCH)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kernels, rest = pool.map(compile_kernels, isas), pool.map(compile_object, jobs)
         objects = [*kernels, *rest]
-    program = str(folder / "test_kernels")
-    wrap = "-Wl,--wrap=posix_memalign"  # the test makes allocations fail
-    subprocess.run([*compiler, *flags, *objects, "-pthread", wrap, "-o", program], check=True)
-    return program
+    subprocess.run([*compiler, *flags, *objects, *link, "-o", str(program)], check=True)
+    stamp.write_text(state.hexdigest())
+    return str(program)
 
 
 def built_in_place(isa: str) -> str | None:

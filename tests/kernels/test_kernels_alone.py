@@ -21,7 +21,7 @@ def program() -> str:
     if shutil.which(kernels_run.CXX[0]) is None:
         pytest.skip(f"there is no {kernels_run.CXX[0]}")
     isas = {isa: flags for isa, flags in kernels_run.ISAS.items() if isa in CPU_ISAS}
-    return kernels_run.build("packaged", kernels_run.CXX, isas, ["-O1"], packaged=True)
+    return kernels_run.build("packaged", kernels_run.CXX, isas, ["-O2"], packaged=True)
 
 
 @pytest.mark.parametrize("isa", ISAS)
