@@ -11,8 +11,8 @@ from torch import Tensor
 class NonMonotonicAveraging(WeightAveraging):
     """Averages the weights of all steps from the moment on when validation has stopped to improve (NT-ASGD).
 
-    That is the first validation whose figure is no better than the best of those more than ``patience`` validations
-    before it (Merity et al. 2018, algorithm 1). Until then the average is the weights themselves. Validations, and the
+    That is the first validation whose figure is worse than the best of those more than ``patience`` validations before
+    it (Merity et al. 2018, algorithm 1). Until then the average is the weights themselves. Validations, and the
     checkpoints, are of the average; a resumed run goes on with both.
 
     Args:

@@ -86,7 +86,7 @@ class LanguageModelTask(RecurrentTask):
         change_penalty: coefficient of the mean square of that output's change from step to step, before dropout (TAR;
             the same paper).
         average_after: averages the weights, as NT-ASGD does (Merity et al. 2018), from the first validation on whose
-            loss is no better than the best of those more than so many before it; with ``optimizer: SGD``.
+            loss is worse than the best of those more than so many before it; with ``optimizer: SGD``.
         shared: those of :class:`RecurrentTask`.
     """
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -137,12 +138,26 @@ def test_batches_of_random_lengths_go_on_exactly(
     check_exact_resume(task, data, make_trainer, tmp_path / "saved", step=batches + batches // 2)
 
 
-def test_the_config_runs(command: Callable[..., Result], text_file: Path) -> None:
+def test_the_config_runs_and_averages_once_validation_worsens(
+    command: Callable[..., Result], text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line says from which step on, once; with the interval of 1, the third validation is the first that can."""
+    batch_loss = LanguageModelTask.batch_loss
+
+    def worsening(self: LanguageModelTask, *arguments: Any, **options: Any) -> tuple:
+        loss, count = batch_loss(self, *arguments, **options)
+        return (loss if self.training else loss * (1 + self.global_step)), count
+
+    monkeypatch.setattr(LanguageModelTask, "batch_loss", worsening)
     result = command(
         "fit", "-c", "awd_lm", "--data.path", text_file, "--model.embedding_size=8", "--model.hidden_size=8",
-        "--data.batch_size=4", "--data.sequence_length=20", "--trainer.max_epochs=2", "--model.average_after=1",
-        "--trainer.enable_progress_bar=false",
+        "--data.batch_size=4", "--data.sequence_length=20", "--trainer.max_epochs=4", "--model.average_after=1",
+        "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2", "--trainer.enable_progress_bar=false",
     )  # fmt: skip
     assert result.code == 0, result.err
     assert "weight_dropout=0.5" in result.out
-    assert load_checkpoint("runs/awd_lm/version_0/checkpoints/best.ckpt")["hyper_parameters"]["average_after"] == 1
+    assert [line for line in result.out.splitlines() if "averaged" in line] == ["Weights are averaged from step 15 on."]
+    best, last = (load_checkpoint(f"runs/awd_lm/version_0/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    assert best["hyper_parameters"]["average_after"] == 1
+    states = [checkpoint["callbacks"]["NonMonotonicAveraging"] for checkpoint in (best, last)]
+    assert [state["averaged"] for state in states] == [0, 6]  # the weights at step 15, and those of five steps since
