@@ -9,7 +9,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Handed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt"; ARGS="-n 0 --pdb" needs one process.
 ARGS ?=
-# Test files that run at a time. Files, so that what the tests of one share is made once; in their order, the long first.
+# Test files that run at a time. Files, so that what the tests of one share is made once; tests/conftest.py orders them.
 JOBS ?= 2
 
 BIN := $(VENV)/bin

@@ -22,6 +22,23 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
     Emulator(Path(os.environ["LSTM_FUSED_EMULATED"])).schedule(int(os.environ.get("LSTM_FUSED_EMULATED_SEED", "0")))
 
 
+# First, in this order, so that no worker of `make test` is left with a long file when all others are done.
+LONGEST_FILES = (
+    "cuda/test_cuda_kernels.py",
+    "test_torch.py",
+    "lightning/test_command.py",
+    "lightning/test_inspections.py",
+    "kernels/test_kernels_alone.py",
+    "test_gradcheck.py",
+    "lightning/test_stops.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_runtest_setup() -> None:
     """`make test-gpu` has minutes: what would begin after this moment (as time.time() counts) does not."""
     if time.time() > float(os.environ.get("LSTM_FUSED_TEST_UNTIL", "inf")):
