@@ -21,10 +21,12 @@ import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_backend"))
+from emulation import compiler_version  # noqa: E402
 from lstm_fused_build import cuda_toolkit  # noqa: E402
 
 FOLDER = ROOT / "build" / "cuda_module"
@@ -67,7 +69,8 @@ def build(architectures: tuple[str, ...] = ARCHITECTURES) -> tuple[Path, str]:
     """
     folder = FOLDER / "_".join(architectures)
     log, stamp = folder / "compilers.log", folder / "state"
-    state = hashlib.sha256()
+    tools = (cuda_toolkit(), metadata.version("torch"), os.environ.get("CXX"), compiler_version())
+    state = hashlib.sha256(repr(tools).encode())
     for path in sorted([ROOT / "setup.py", *(ROOT / "build_backend").glob("*.py"), *(ROOT / "csrc").rglob("*.*")]):
         state.update(path.read_bytes())
     if not stamp.exists() or stamp.read_text() != state.hexdigest():

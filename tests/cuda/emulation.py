@@ -28,6 +28,10 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-u
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
+def compiler_version() -> str:
+    return subprocess.run([*CXX, "--version"], capture_output=True, text=True, check=True).stdout
+
+
 def build(name: str = "plain", csrc: Path = ROOT / "csrc", flags: tuple[str, ...] = ()) -> Path:
     """Compile the backend in ``csrc`` and link it into a library; returns its path. Unchanged sources: the last one."""
     folder = ROOT / "build" / "cuda_emulated" / name
@@ -44,12 +48,13 @@ def build(name: str = "plain", csrc: Path = ROOT / "csrc", flags: tuple[str, ...
     link = [*CXX, "-shared", *flags, "-Wl,-Bsymbolic"]
     libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu"]
     headers = [*csrc.rglob("*.h"), *(HERE / "emulator").glob("*.h")]
-    state = hashlib.sha256(repr((compile_, link, torch.__version__)).encode())
+    state = hashlib.sha256(repr((compile_, link, torch.__version__, compiler_version())).encode())
     for path in sorted([*sources, *headers]):
         state.update(path.read_bytes())
     library, stamp = folder / "cuda_emulated.so", folder / "state"
     if library.exists() and stamp.exists() and stamp.read_text() == state.hexdigest():
         return library
+    stamp.unlink(missing_ok=True)  # of a build that ends halfway nothing stays
 
     def compile_object(source: Path) -> str:
         target = str(folder / f"{source.name}.o")
