@@ -8,7 +8,7 @@ from testing import assert_close, layer_case, run
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lstm_fused import FusedLSTM, checks, cuda, ops
+from lstm_fused import FusedLSTM, _checks, cuda, ops
 
 H100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
 A40 = SimpleNamespace(major=8, minor=6, multi_processor_count=84)
@@ -239,11 +239,11 @@ def test_the_host_does_not_wait_for_lengths_and_seed(lengths):
     with NothingWaits():
         output, _ = lstm(torch.ones(4, 3, 3, device="meta"), lengths=lengths, seed=2**62 + 1)
     assert output.shape == (4, 3, 5)
-    assert checks.seed_tensor(2**62 + 1, torch.device("cpu")).item() == 2**62 + 1
+    assert _checks.seed_tensor(2**62 + 1, torch.device("cpu")).item() == 2**62 + 1
 
 
 def test_a_packed_sequence_with_too_few_indices_is_refused_unread():
     packed = pack_padded_sequence(torch.ones(4, 3, 3), torch.tensor([2, 4, 1]), enforce_sorted=False)
     packed = packed._replace(sorted_indices=torch.empty(2, dtype=torch.int64, device="meta"))
     with pytest.raises(RuntimeError, match="PackedSequence whose sorted_indices order its 3 sequences"):
-        checks.packed(packed)
+        _checks.packed(packed)
