@@ -14,10 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+from ._schema import LENGTHS, WEIGHT_HR, WEIGHT_IH
 
 _OPS = torch.ops.lstm_fused
-_WEIGHT_HR, _LENGTHS = 13, 17  # among the tensors of ops.lstm_layer
 
 
 def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
@@ -25,16 +24,16 @@ def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
     input: Tensor = tensors[0]
     if not is_layer:
         return input.shape[0]
-    lengths = tensors[_LENGTHS] if len(tensors) > _LENGTHS else None
+    lengths = tensors[LENGTHS] if len(tensors) > LENGTHS else None
     if lengths is None or isinstance(lengths, FakeTensor) or lengths.is_meta:
         return input.shape[0] * input.shape[1]
     return int(lengths.sum())
 
 
 def _forward(tensors: tuple[Any, ...], is_layer: bool) -> int:
-    flops: int = tensors[3].numel() + tensors[4].numel()  # weight_ih, weight_hh
-    if len(tensors) > _WEIGHT_HR and tensors[_WEIGHT_HR] is not None:
-        flops += tensors[_WEIGHT_HR].numel()
+    flops: int = tensors[WEIGHT_IH].numel() + tensors[WEIGHT_IH + 1].numel()  # and weight_hh
+    if len(tensors) > WEIGHT_HR and tensors[WEIGHT_HR] is not None:
+        flops += tensors[WEIGHT_HR].numel()
     return 2 * _rows(tensors, is_layer) * flops
 
 
@@ -42,7 +41,7 @@ def _backward(tensors: tuple[Any, ...], is_layer: bool, options: dict[str, Any])
     h_0: Tensor = tensors[1]
     weight_ih: Tensor = tensors[3]
     weight_hh: Tensor = tensors[4]
-    weight_hr: Tensor | None = tensors[_WEIGHT_HR]
+    weight_hr: Tensor | None = tensors[WEIGHT_HR]
     rows = _rows(tensors, is_layer)
     # Nothing before the first step wants a gradient, unless h_0 does.
     flops = (rows if h_0.requires_grad else max(rows - h_0.shape[0], 0)) * weight_hh.numel()

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
 from . import reference
+from ._schema import LAYER_TENSORS, LENGTHS, WEIGHT_CI, WEIGHTS
 from ._types import LayerTensors, State
 
 if TYPE_CHECKING:
@@ -145,11 +145,12 @@ def _scan(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tenso
     # An export has no backward pass, which torch would trace as well and which takes as long as all the rest.
     tensors = LayerTensors._make(x if x is None else x.detach() for x in tensors)
     input, h_0, c_0 = tensors[:3]
-    weights = tensors[3:17]
+    weights: dict[str, Any] = dict(zip(LAYER_TENSORS[WEIGHTS], tuple(tensors)[WEIGHTS], strict=True))
     lengths, reset = tensors.lengths, tensors.reset
     cell: dict[str, Any] = {
         name: options[name] for name in ("zoneout_h", "zoneout_c", "open_gates", "eps") if name in options
     }
+    cell["training"] = False
     steps = {"input": input}
     if lengths is not None:
         steps["past"] = (torch.arange(input.shape[0], device=input.device).unsqueeze(1) >= lengths).unsqueeze(-1)
@@ -157,7 +158,9 @@ def _scan(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tenso
         steps["reset"] = reset
 
     def step(state: State, at: dict[str, Tensor]) -> Any:
-        h, c = reference.lstm_cell(at["input"], state[0], state[1], *weights, at.get("reset"), training=False, **cell)
+        h, c = reference.lstm_cell(
+            at["input"], state[0], state[1], reset=at.get("reset"), training=False, **weights, **cell
+        )
         y = h
         if "past" in at:
             h, c = (torch.where(at["past"], old, new) for old, new in zip(state, (h, c), strict=True))
@@ -196,7 +199,7 @@ def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
 
     missing = g.op("prim::Constant")
     missing.setType(torch._C.OptionalType.ofTensor())
-    weight_ci, weight_cf, weight_co, lengths = tensors[14:18]
+    weight_ci, weight_cf, weight_co, lengths = tensors[WEIGHT_CI : LENGTHS + 1]
     peepholes = missing
     if weight_ci is not None:
         peepholes = on_axis("Unsqueeze", g.op("Concat", weight_ci, weight_co, weight_cf, axis_i=0), 0)

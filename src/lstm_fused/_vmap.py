@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
+from ._schema import CELL_TENSORS, LAYER_TENSORS, RATES
 
 _OPS = torch.ops.lstm_fused
-_RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
 
 # Which dimension B is, of the arguments (by their place) and of the results.
-_LAYER_ROWS = {0: 1, 1: 0, 2: 0, 17: 0, 18: 1}  # input, h_0, c_0, lengths, reset
+_LAYER_ROWS = {
+    LAYER_TENSORS.index(name): dim for name, dim in (("input", 1), ("h_0", 0), ("c_0", 0), ("lengths", 0), ("reset", 1))
+}
 _LAYER_RESULT_ROWS = (1, 0, 0, 1, 1, 1, 1, 1)
-_CELL_ROWS = {0: 0, 1: 0, 2: 0, 17: 0}  # input, h_0, c_0, reset
+_CELL_ROWS = {CELL_TENSORS.index(name): 0 for name in ("input", "h_0", "c_0", "reset")}
 _CELL_RESULT_ROWS = (0, 0, 0, 0, 0)
 
 Dims = tuple[int | None, ...]  # of each argument, the dimension of the slices; None: it is the same for all
@@ -62,7 +63,7 @@ def _register(name: str, rows: dict[int, int], result_rows: tuple[int, ...]) -> 
     op = getattr(_OPS, name).default
 
     def rule(info: Any, in_dims: Dims, *arguments: Any, **options: Any) -> Any:
-        random = options.get("training", True) and any(options.get(rate, 0) > 0 for rate in _RATES)
+        random = options.get("training", True) and any(options.get(rate, 0) > 0 for rate in RATES)
         same = all(dim is None for place, dim in enumerate(in_dims) if place not in rows)
         if random or not same:
             return _slice_by_slice(op, info.batch_size, in_dims, arguments, options)

@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ._schema import PLAIN_TENSORS
+
 if TYPE_CHECKING:
     from ._types import Tensors
 
@@ -109,7 +111,6 @@ def _cudnn_mode() -> str:
 
 
 # The tensors of a layer (by their place among the arguments of ops.lstm_layer) and the options that cuDNN knows.
-_PLAIN_TENSORS = 7  # input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh
 _HARMLESS = {"variational", "training", "eps", "stream"}  # without a rate or a norm they change nothing
 
 
@@ -122,9 +123,9 @@ def backend(device: torch.device | str, tensors: Tensors, options: dict[str, Any
     if torch.device(device).type != "cuda":
         return "cpu"
     seed_too = len(tensors) - 1
-    plain = all(x is None for x in tensors[_PLAIN_TENSORS:seed_too])
+    plain = all(x is None for x in tensors[len(PLAIN_TENSORS) : seed_too])
     plain = plain and all(not value for name, value in options.items() if name not in _HARMLESS)
-    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:3], *tensors[3:_PLAIN_TENSORS])):
+    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:3], *tensors[3 : len(PLAIN_TENSORS)])):
         return "steps"
     input, h_0 = tensors[:2]
     if not _cudnn_computes(input.dtype):
@@ -193,7 +194,7 @@ warnings.filterwarnings("ignore", "RNN module weights are not part of single con
 def cudnn_layer(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """``(output, h_n, c_n)`` of a plain layer, by torch's own LSTM."""
     input, h_0, c_0 = tensors[:3]
-    weights = [x for x in tensors[3:_PLAIN_TENSORS] if x is not None]
+    weights = [x for x in tensors[3 : len(PLAIN_TENSORS)] if x is not None]
     state = (h_0.unsqueeze(0), c_0.unsqueeze(0))
     with torch.autocast(input.device.type, enabled=False):  # whose rule our ops have followed already
         result = torch.lstm(input, state, weights, len(weights) == 4, 1, 0.0, True, False, False)

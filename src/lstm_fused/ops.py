@@ -19,8 +19,18 @@ from torch.autograd import forward_ad
 
 from . import _checks as checks
 from . import _onnx as onnx
-from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
 from . import cuda, reference
+from ._schema import (
+    BIAS_HH,
+    BIAS_LN_HH,
+    CELL_TENSORS,
+    LAYER_TENSORS,
+    PLAIN_TENSORS,
+    WEIGHT_HR,
+    WEIGHT_LN_IH,
+    WEIGHTS,
+)
+from ._schema import EPS as EPS
 from ._types import State
 
 if TYPE_CHECKING:
@@ -37,14 +47,6 @@ _CELL, _CELL_INFERENCE, _CELL_PLAIN = (
     _OPS.lstm_cell_inference.default,
     _OPS.lstm_cell_plain.default,
 )
-EPS = 1e-5
-
-# How many of the tensor arguments there are, and the place of the weights among them.
-_LAYER_TENSORS, _CELL_TENSORS, _PLAIN_TENSORS = 20, 19, 7
-_WEIGHTS = slice(3, 17)
-# The places of the first of layer norm's tensors, and of the first that came after layer norm; bias_hh and bias_ln_hh.
-_WEIGHT_LN_IH, _WEIGHT_HR = 7, 13
-_BIAS_HH, _BIAS_LN_HH = 6, 12
 
 
 def lstm_layer(
@@ -231,7 +233,7 @@ def plain_step(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> State |
     if _more_than_the_op_runs() or type(input) is not Tensor or type(hx) is not tuple or len(hx) != 2:
         return None
     h_0, c_0 = hx
-    op = _CELL_PLAIN if len(weights) <= _PLAIN_TENSORS - 3 else _CELL_INFERENCE
+    op = _CELL_PLAIN if len(weights) <= len(PLAIN_TENSORS) - WEIGHTS.start else _CELL_INFERENCE
     try:
         if input.is_cpu and input.dim() == 2:
             state: State = op(input, h_0, c_0, *weights)
@@ -279,7 +281,7 @@ def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tenso
     if forward_ad._current_level >= 0 and _has_tangent(tensors):
         return _by_reference(reference, tensors, options)
     if tensors[0].is_complex():  # which no kernel knows
-        if tensors[_WEIGHT_LN_IH] is not None:
+        if tensors[WEIGHT_LN_IH] is not None:
             raise RuntimeError(f"input must be real where layer norm is on, got {tensors[0].dtype}")
         return _by_reference(reference, tensors, options)
     compiling = torch.compiler.is_compiling()
@@ -303,7 +305,7 @@ def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tenso
     given = len(tensors)
     while tensors[given - 1] is None:
         given -= 1
-    if inference is _CELL_INFERENCE and given <= _PLAIN_TENSORS and not options and tensors[0].is_cpu:
+    if inference is _CELL_INFERENCE and given <= len(PLAIN_TENSORS) and not options and tensors[0].is_cpu:
         inference = _CELL_PLAIN
     return inference(*tensors[:given], **options)
 
@@ -373,7 +375,7 @@ def _check_fake(op: Any, tensors: tuple[Any, ...], options: dict[str, Any]) -> N
 
 def _has_norm(tensors: tuple[Any, ...]) -> bool:
     """Of an op's tensors, down to the last that was given."""
-    return len(tensors) > _WEIGHT_LN_IH and tensors[_WEIGHT_LN_IH] is not None
+    return len(tensors) > WEIGHT_LN_IH and tensors[WEIGHT_LN_IH] is not None
 
 
 def _accumulators(input: Tensor, *shape: int) -> Tensor:
@@ -434,7 +436,7 @@ def _(input: Tensor, h_0: Tensor, c_0: Tensor, *tensors: Any, **options: Any) ->
 def _fake_gradients(tensors: tuple[Any, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
     """Empty where a gradient is not wanted or its parameter is not there."""
     input, h_0, c_0, weight_ih, weight_hh, *_ = tensors
-    others = [*tensors[_WEIGHT_LN_IH : _WEIGHT_LN_IH + 4], *tensors[_WEIGHT_HR : _WEIGHTS.stop]]
+    others = [*tensors[WEIGHT_LN_IH : WEIGHT_LN_IH + 4], *tensors[WEIGHT_HR : WEIGHTS.stop]]
     bias = weight_ih.shape[:1]
     shapes = [weight_ih.shape, weight_hh.shape, bias, *((0,) if other is None else other.shape for other in others)]
     if not options["want_weights"]:
@@ -484,14 +486,14 @@ def _zeros_for_none(gradients: tuple[Tensor | None, ...], like: tuple[Any, ...])
 
 
 def _wanted(ctx: Any) -> dict[str, bool]:
-    return {"want_input": ctx.needs_input_grad[0], "want_weights": any(ctx.needs_input_grad[_WEIGHTS])}
+    return {"want_input": ctx.needs_input_grad[0], "want_weights": any(ctx.needs_input_grad[WEIGHTS])}
 
 
 def _gradients(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The backward op's results, one for each input: the two biases have the same, the rest none."""
     d_bias, d_norms, d_others = gradients[5], gradients[6:10], gradients[10:]
     # Two tensors: who scales gradients in place would scale one that stands for two parameters twice.
-    second = ctx.needs_input_grad[_BIAS_HH] or ctx.needs_input_grad[_BIAS_LN_HH]
+    second = ctx.needs_input_grad[BIAS_HH] or ctx.needs_input_grad[BIAS_LN_HH]
     d_biases = (d_bias, d_bias.clone() if second else d_bias)
     all_of_them = (*gradients[:5], *d_biases, *d_norms, *d_biases, *d_others)
     padded = all_of_them + (None,) * (len(ctx.needs_input_grad) - len(all_of_them))
@@ -520,7 +522,7 @@ def _layer_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None,
     like = ((input, (*input.shape[:2], h_0.shape[1])), (h_0, h_0.shape), (c_0, c_0.shape))
     gradients = _zeros_for_none(d_results[:3], like)
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_layer, saved[:_LAYER_TENSORS], gradients)
+        return _differentiable_gradients(ctx, reference.lstm_layer, saved[: len(LAYER_TENSORS)], gradients)
     backward = cuda.out_of_memory_as_torch(_OPS.lstm_layer_backward)
     results = backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results)
@@ -531,7 +533,7 @@ def _cell_backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, 
     h_0, c_0 = saved[1:3]
     gradients = _zeros_for_none(d_results[:2], ((h_0, h_0.shape), (c_0, c_0.shape)))
     if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, reference.lstm_cell, saved[:_CELL_TENSORS], gradients)
+        return _differentiable_gradients(ctx, reference.lstm_cell, saved[: len(CELL_TENSORS)], gradients)
     backward = cuda.out_of_memory_as_torch(_OPS.lstm_cell_backward)
     results = backward(*gradients, *saved, **ctx.options, **_wanted(ctx))
     return _gradients(ctx, results)
@@ -573,5 +575,5 @@ def _register_autograd(
     _AUTOGRAD.impl(op, with_autograd, "Autograd", with_keyset=True)
 
 
-_register_autograd(_LAYER, _LAYER_TENSORS, _setup_layer, _layer_backward)
-_register_autograd(_CELL, _CELL_TENSORS, _setup_cell, _cell_backward)
+_register_autograd(_LAYER, len(LAYER_TENSORS), _setup_layer, _layer_backward)
+_register_autograd(_CELL, len(CELL_TENSORS), _setup_cell, _cell_backward)

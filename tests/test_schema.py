@@ -1,0 +1,111 @@
+"""Every argument of the registered ops reaches them: no list of options in Python forgets one on any path."""
+
+import inspect
+
+import pytest
+import torch
+from testing import assert_same_bits, layer_case
+
+from lstm_fused import ops, reference
+from lstm_fused._schema import CELL_TENSORS, LAYER_TENSORS, RATES
+from lstm_fused._types import LayerTensors
+
+# A value of each option that changes the result, and what has to be on for that.
+ACTING = {
+    "reverse": (True, {}),
+    "dropout": (0.3, {}),
+    "variational": (True, {"dropout": 0.3}),
+    "recompute": (2, {}),  # which changes what is kept alone
+    "recurrent_dropout": (0.3, {}),
+    "candidate_dropout": (0.3, {}),
+    "weight_dropout": (0.3, {}),
+    "zoneout_h": (0.3, {}),
+    "zoneout_c": (0.3, {}),
+    "open_gates": (2, {}),
+    "training": (False, {"recurrent_dropout": 0.3}),
+    "eps": (0.1, {}),
+    "stream": (1, {"recurrent_dropout": 0.3}),
+    "step": (1, {"zoneout_c": 0.5}),  # of a cell
+}
+OPS = {"lstm_layer": (ops.lstm_layer, reference.lstm_layer), "lstm_cell": (ops.lstm_cell, reference.lstm_cell)}
+
+
+def options_of(name):
+    return [
+        argument.name
+        for argument in getattr(torch.ops.lstm_fused, name).default._schema.arguments
+        if argument.kwarg_only
+    ]
+
+
+def case_of(name):
+    """Tensors of a layer-normed layer, where eps counts too; of a cell those of one step."""
+    tensors, _ = layer_case(["layer_norm", "initial_state"])
+    if name == "lstm_cell":
+        tensors["input"] = tensors["input"][0]
+    return tensors | {"seed": torch.tensor(5)}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_python_takes_the_arguments_of_the_schema(name):
+    schema = getattr(torch.ops.lstm_fused, name).default._schema.arguments
+    of_schema = [(a.name, a.default_value if a.has_default_value() else inspect.Parameter.empty) for a in schema]
+    for function in OPS[name]:
+        taken = [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
+        assert taken == of_schema, function
+    for other in (f"{name}_inference", f"{name}_backward"):
+        assert options_of(other)[: len(options_of(name))] == options_of(name)
+
+
+def test_the_names_of_tensors_are_those_of_the_schema():
+    assert LayerTensors._fields == LAYER_TENSORS
+    assert tuple(name for name in LAYER_TENSORS if name != "lengths") == CELL_TENSORS
+    assert set(RATES) == {name for name in options_of("lstm_layer") if "dropout" in name or "zoneout" in name}
+
+
+def eager(function, tensors, options):
+    return function(**tensors, **options)
+
+
+def inference(function, tensors, options):
+    with torch.no_grad():
+        return function(**tensors, **options)
+
+
+def vmapped(function, tensors, options):
+    def call(input):
+        return function(**tensors | {"input": input}, **options)
+
+    return tuple(x[0] for x in torch.vmap(call)(tensors["input"].expand(1, *tensors["input"].shape)))
+
+
+def compiled(function, tensors, options):
+    torch._dynamo.reset()
+    return torch.compile(function, backend="aot_eager", fullgraph=True)(**tensors, **options)
+
+
+def exported(function, tensors, options):
+    class Call(torch.nn.Module):
+        def forward(self, tensors):
+            return function(**tensors, **options)
+
+    return torch.export.export(Call(), (tensors,)).module()(tensors)
+
+
+@pytest.mark.parametrize("path", [eager, inference, vmapped, compiled, exported], ids=lambda path: path.__name__)
+@pytest.mark.parametrize("name", OPS)
+def test_every_option_acts_on_every_path(name, path):
+    function, specification = OPS[name]
+    assert set(options_of(name)) <= set(ACTING)
+    tensors = case_of(name)
+    for option in options_of(name):
+        value, base = ACTING[option]
+        with_it = path(function, tensors, base | {option: value})
+        without = eager(function, tensors, base)
+        same = all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+        assert same == (option == "recompute"), option
+        if path is eager:
+            for got, wanted in zip(with_it, specification(**tensors, **base | {option: value}), strict=True):
+                torch.testing.assert_close(got, wanted)
+        else:
+            assert_same_bits(with_it, eager(function, tensors, base | {option: value}))
