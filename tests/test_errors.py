@@ -1,5 +1,6 @@
 """Bad input: one sentence that names the argument, what it got and what it wanted; never a crash."""
 
+import contextlib
 import re
 import resource
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from testing import EVERYTHING, EVERYTHING_ELSE, NOT_OF_A_CELL, cell_case, label, layer_case
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_sequence
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, convert, ops
@@ -316,6 +318,25 @@ OP_CALLS = [
     ({"eps": -1.0}, "eps must be positive, got -1"),
     ({"stream": -1}, "stream must be in"),
 ]
+
+
+SEEN_BY_THE_REFERENCE = ("bias_ih and bias_hh must be given", "zoneout_h must be 0", "seed must be given")
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), OP_CALLS, ids=name)
+def test_op_where_the_reference_computes(arguments, sentence):
+    """It raises no other type than the op, and the same sentence where it has one of its own."""
+    tensors, options = layer_case(EVERYTHING, T=4, B=2, I=3, H=5, dtype=torch.float32)
+    for argument, value in arguments.items():
+        (tensors if argument in tensors else options)[argument] = value
+    with forward_ad.dual_level():
+        tensors["c_0"] = forward_ad.make_dual(tensors["c_0"], torch.ones_like(tensors["c_0"]))
+        if sentence.startswith(SEEN_BY_THE_REFERENCE):
+            with pytest.raises(RuntimeError, match=re.escape(sentence)):
+                ops.lstm_layer(**tensors, **options)
+        else:
+            with contextlib.suppress(RuntimeError):
+                ops.lstm_layer(**tensors, **options)
 
 
 @pytest.mark.parametrize("inference", [False, True])

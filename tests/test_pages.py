@@ -1,6 +1,7 @@
 """README, the pages beside it and those of docs/: their Python runs as it stands, their links lead somewhere, and the
 documentation site has them all."""
 
+import doctest
 import functools
 import itertools
 import pydoc
@@ -15,6 +16,8 @@ import pytest
 import torch
 import yaml
 
+import lstm_fused
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 NAVIGATION = DOCS / "navigation.md"
@@ -28,6 +31,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
+
+
+def test_examples_in_docstrings_run():
+    result = doctest.testmod(lstm_fused.lstm)
+    assert result.attempted >= 9
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(read(page))], ids=lambda page: page.name)

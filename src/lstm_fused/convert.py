@@ -2,7 +2,8 @@
 
 Every function takes plain tensors or arrays by the names that the package gives them and needs none of the packages.
 Here a gate's weights are rows, in the order i, f, g, o; in haste and Keras they are columns of ``[in, 4H]``, in an
-order of their own. What the weights tell (sizes, layers, directions, biases, kind of layer norm) is no option to give.
+order of their own. What the weights tell (sizes, layers, directions, biases, kind of layer norm) is no option to give;
+giving it is a TypeError, and other options are checked as by :class:`FusedLSTM`.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def from_haste(
         gamma, gamma_h, beta_h: [2, 4H] (of the input's and of the hidden state's product), [H], [H].
         options: of :class:`FusedLSTM`. haste's ``zoneout=z`` is ``zoneout=(z, 0.0)`` here, its ``dropout``
             ``weight_dropout``.
+
+    Raises:
+        ValueError: an array has another shape; some of the last three are missing.
     """
     norms = (gamma, gamma_h, beta_h)
     if any(x is None for x in norms) and any(x is not None for x in norms):
@@ -94,6 +98,9 @@ def from_keras(weights: Sequence[Any], **options: Any) -> FusedLSTM:
 
     Its order of gates is ours. It must have Keras's default activations, ``tanh`` and ``sigmoid``. ``batch_first`` is
     True unless told, as in Keras; ``unit_forget_bias`` is in the bias already.
+
+    Raises:
+        ValueError: weights are not two or three, or one has another shape.
     """
     if not 2 <= len(weights) <= 3:
         raise ValueError(f"weights must be kernel, recurrent_kernel and perhaps bias, got {len(weights)} of them")
@@ -110,6 +117,9 @@ def from_tensorflow_addons(weights: Sequence[Any], **options: Any) -> FusedLSTM:
             kernel_norm [4H], of recurrent_norm [4H] and of state_norm [H]. Its order of gates is ours.
         options: of :class:`FusedLSTM`. As there, ``batch_first`` is True and ``eps`` is 1e-3 unless told;
             ``recurrent_dropout`` is the same on both sides.
+
+    Raises:
+        ValueError: weights are not eight or nine, or one has another shape.
     """
     if not 8 <= len(weights) <= 9:
         raise ValueError(
@@ -146,6 +156,10 @@ def from_torchscript(state_dict: Mapping[str, Tensor], **options: Any) -> FusedL
         state_dict: of what ``script_lnlstm`` (layer norm ``"carry"``) or ``script_lstm`` gives, with any number of
             layers and both directions, or of one of their layers or cells.
         options: of :class:`FusedLSTM`. ``decompose_layernorm=True`` there has no eps: here a small one is close to it.
+
+    Raises:
+        ValueError: a name is none of ``custom_lstms.py``, or the first layer has no matrices.
+        RuntimeError: by ``load_state_dict``: layers, directions or shapes do not fit together.
     """
     state = {}
     for key, tensor in state_dict.items():

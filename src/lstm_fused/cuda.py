@@ -96,7 +96,11 @@ _mode: str | None = None  # what use_cudnn set, which has its way over the envir
 
 
 def use_cudnn(mode: str | None) -> None:
-    """ "auto", "0" (never) or "1" (wherever possible); ``None``: what LSTM_FUSED_CUDNN says."""
+    """ "auto", "0" (never) or "1" (wherever possible); ``None``: what LSTM_FUSED_CUDNN says.
+
+    Raises:
+        ValueError: mode is something else. A wrong ``LSTM_FUSED_CUDNN`` raises it in a layer's call.
+    """
     global _mode
     if mode is not None and mode not in _MODES:
         raise ValueError(f"mode must be 'auto', '0', '1' or None, got {mode!r}")

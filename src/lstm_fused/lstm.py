@@ -214,42 +214,120 @@ def _own(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 class FusedLSTM(_FusedBase):
-    """``nn.LSTM`` with regularization inside the recurrence, one op a layer and direction.
+    """``nn.LSTM`` with regularization inside the recurrence, one op per layer and direction.
 
-    Arguments, initialization, state dict and results are those of ``nn.LSTM``; the keyword-only arguments are new. The
-    equations stand in :func:`lstm_fused.reference.lstm_cell`.
+    Arguments, initialization, state dict and results are those of ``nn.LSTM``; the keyword-only arguments are new. At
+    every step a layer computes, with the new arguments at their defaults::
+
+        i_t = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+        f_t = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+        g_t = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        o_t = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+        c_t = f_t * c_{t-1} + i_t * g_t
+        h_t = o_t * tanh(c_t)                                  with a projection: W_hr (o_t * tanh(c_t))
+
+    Where each option enters these equations is said in :func:`lstm_fused.reference.lstm_cell`.
+
+    Sizes: T steps, B sequences, I = ``input_size``, H = ``hidden_size``, P = ``proj_size`` or H, L = ``num_layers``,
+    D = 2 if ``bidirectional``, otherwise 1.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as in
-            ``nn.LSTM`` (``dropout``: rate, after every layer but the last, a fresh mask a step; Zaremba et al. 2014).
+        input_size: features of the input, I.
+        hidden_size: units of the cell state, H.
+        num_layers: layers, each on the output of the one before. Default: 1.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``. Default: ``True``.
+        batch_first: whether input, output and ``reset`` are [B, T, ...] and not [T, B, ...]. Default: ``False``.
+        dropout: rate of dropout on the output of every layer but the last, a new mask at every step (Zaremba et al.
+            2014); up to and including 1, at which the next layer gets zeros. Default: 0.
+        bidirectional: whether each layer also runs from the last step to the first. Default: ``False``.
+        proj_size: units of the projected hidden state, P, below H (Sak et al. 2014); 0: no projection. Default: 0.
+        device, dtype: of the parameters.
         layer_norm: ``True`` or ``"ba2016"``: layer norm of both products and of the cell (Ba et al. 2016); ``"carry"``:
-            the normalized cell is carried to the next step, and the norms of the products have biases, in place of
-            ``bias_ih`` and ``bias_hh``. The two are different models, with different weights.
-        variational: the mask of ``dropout`` is one for all steps of a sequence (Gal & Ghahramani 2016).
-        recurrent_dropout: rate; with ``recurrent_dropout_on="hidden"`` on the hidden state before ``weight_hh``, one
-            mask for all steps (the same paper), with ``"candidate"`` on g, a fresh mask a step (Semeniuta et al. 2016).
-        zoneout: rate, or ``(rate_h, rate_c)``: units that keep their previous value (Krueger et al. 2016); with a
-            projection only of the cell.
-        weight_dropout: rate, on ``weight_hh`` itself, one mask a call (DropConnect; Merity et al. 2018). The parameter
-            is not changed.
-        peephole: gates see the cell, i and f the previous one, o the new one, through ``weight_ci``, ``weight_cf`` and
-            ``weight_co`` [H] (Gers & Schmidhuber 2000).
-        forget_bias: initial total bias of the forget gate (Jozefowicz et al. 2015); ``None``: as ``nn.LSTM``.
-        open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for.
-        recompute: a training step takes less memory and more time: the forward pass keeps only a state every k steps,
-            and the backward pass computes the steps between two of them again. k is the square root of T, rounded down;
-            32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the same, on the CPU
-            to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
-        eps: of the layer norms.
+            the normalized cell is carried to the next step, and the norms of the products have biases in place of
+            ``bias_ih`` and ``bias_hh``, as in PyTorch's ``custom_lstms.py`` and TensorFlow Addons. The two are
+            different models with different weights. Default: ``False``.
+        variational: one mask of ``dropout`` for all steps of a sequence (Gal and Ghahramani 2016). Default: ``False``.
+        recurrent_dropout: rate of dropout inside the recurrence. Default: 0.
+        recurrent_dropout_on: ``"hidden"``: on the hidden state before ``weight_hh``, one mask for all steps (Gal and
+            Ghahramani 2016); ``"candidate"``: on g, a new mask at every step (Semeniuta et al. 2016). Default:
+            ``"hidden"``.
+        zoneout: rate, or ``(rate_h, rate_c)``, at which units keep their previous value (Krueger et al. 2016); with a
+            projection only those of the cell. In eval the expected value. Default: 0.
+        weight_dropout: rate of dropout on ``weight_hh`` itself, one mask per call (Merity et al. 2018). The parameter
+            is not changed. Default: 0.
+        peephole: whether the gates see the cell, i and f the previous one, o the new one (Gers and Schmidhuber 2000).
+            Default: ``False``.
+        forget_bias: initial sum of the two biases of the forget gate (Jozefowicz et al. 2015); ``None``: drawn as the
+            other biases. Default: ``None``.
+        open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for. Default: none.
+        recompute: less memory for a longer training step (Chen et al. 2016): the forward pass keeps only a state every
+            k steps, and the backward pass computes the steps between two of them again. k is the square root of T,
+            rounded down; 32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the
+            same, on the CPU to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
+            Default: ``False``.
+        eps: of the layer norms. Default: 1e-5.
 
-    It is no ``nn.LSTM`` for ``isinstance``: see :class:`lstm_fused.LSTM`, and for initialization :attr:`all_weights`.
+    Rates are in [0, 1), that of ``dropout`` in [0, 1]. Random masks act in training only.
 
-    On the CPU, in all dtypes but float32 and with a projection, the output of a training step may be changed in place
-    before the backward pass, as that of ``nn.LSTM`` may. It is a copy, unless ``bidirectional`` or ``recompute`` makes
-    that needless, and costs about 1 % of the step's time and 8 to 14 % of the memory that it keeps.
+    Inputs:
+        input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] for one sequence, or a ``PackedSequence``.
+        hx: ``(h_0, c_0)``, [L * D, B, P] and [L * D, B, H]; zeros if not given.
+        lengths, reset, seed: of :meth:`forward`: steps of each sequence, steps before which the state is zero, and the
+            seed of the masks.
 
-    All rates are in [0, 1); that of ``dropout`` may be 1, as in ``nn.LSTM``: a layer then gets zeros from the one
-    before. Random masks act in training only; in eval zoneout takes its expected value.
+    Outputs:
+        output: [T, B, D * P], or as the input is laid out; zero past a sequence's length.
+        (h_n, c_n): [L * D, B, P] and [L * D, B, H]: the state after the last step of each sequence.
+
+    Variables:
+        weight_ih_l[k]: [4 * H, I] of layer k, [4 * H, D * P] from the second on: W_ii, W_if, W_ig and W_io.
+        weight_hh_l[k]: [4 * H, P]: W_hi, W_hf, W_hg and W_ho.
+        bias_ih_l[k], bias_hh_l[k]: [4 * H], likewise; not with ``layer_norm="carry"``.
+        weight_hr_l[k]: [P, H], with a projection.
+        weight_ci_l[k], weight_cf_l[k], weight_co_l[k]: [H], with ``peephole``.
+        weight_ln_ih_l[k], weight_ln_hh_l[k], weight_ln_c_l[k]: [4 * H], [4 * H] and [H], with ``layer_norm``: gains.
+        bias_ln_c_l[k]: [H], with ``layer_norm``.
+        bias_ln_ih_l[k], bias_ln_hh_l[k]: [4 * H], with ``layer_norm="carry"``.
+
+    Those of the reverse direction end in ``_reverse``. Gains start as 1 and biases of norms as 0; everything else is
+    drawn uniformly from [-1 / sqrt(H), 1 / sqrt(H)], as in ``nn.LSTM``. With ``forget_bias`` the forget gate's part of
+    ``bias_ih`` (of ``bias_ln_ih`` with ``"carry"``) starts as that, and its part of the other bias as 0.
+
+    Raises:
+        TypeError: an argument has a wrong type: a size that is no int, a switch that is no bool.
+        ValueError: an argument has a wrong value, or two exclude each other.
+
+    Note:
+        It is no ``nn.LSTM`` for ``isinstance``: see :class:`lstm_fused.LSTM`, and for initialization
+        :attr:`all_weights`.
+
+        On the CPU, in all dtypes but float32 and with a projection, the output of a training step may be changed in
+        place before the backward pass, as that of ``nn.LSTM`` may. It is a copy, unless ``bidirectional`` or
+        ``recompute`` makes that needless, and costs about 1 % of the step's time and 8 to 14 % of the memory that it
+        keeps.
+
+    Example:
+        >>> lstm = FusedLSTM(10, 20, num_layers=2, layer_norm=True, recurrent_dropout=0.25, zoneout=(0.05, 0.15))
+        >>> input = torch.randn(5, 3, 10)
+        >>> h_0, c_0 = torch.randn(2, 3, 20), torch.randn(2, 3, 20)
+        >>> output, (h_n, c_n) = lstm(input, (h_0, c_0), lengths=[5, 3, 4])
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+        >>> output[3:, 1].abs().max().item()
+        0.0
+
+    References:
+        - Zaremba, Sutskever and Vinyals, "Recurrent neural network regularization", 2014.
+        - Sak, Senior and Beaufays, "Long short-term memory based recurrent neural network architectures for large
+          vocabulary speech recognition", 2014.
+        - Ba, Kiros and Hinton, "Layer normalization", 2016.
+        - Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016.
+        - Semeniuta, Severyn and Barth, "Recurrent dropout without memory loss", 2016.
+        - Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", 2016.
+        - Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", 2018.
+        - Gers and Schmidhuber, "Recurrent nets that time and count", 2000.
+        - Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent network architectures", 2015.
+        - Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost", 2016.
     """
 
     mode = "LSTM"  # of torch's recurrent layers, to tell them apart
@@ -336,7 +414,7 @@ class FusedLSTM(_FusedBase):
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction that ``nn.LSTM.all_weights`` has: no norm's, no peephole's.
+        """The parameters of each layer and direction that ``nn.LSTM.all_weights`` has, without norms and peepholes.
 
         With ``layer_norm="carry"`` the biases among them are ``bias_ln_ih`` and ``bias_ln_hh``, which take the place of
         the others.
@@ -412,7 +490,13 @@ class FusedLSTM(_FusedBase):
             h_n and c_n shaped as ``hx``, those after the last real step (of the reverse direction: after step 0).
 
         Raises:
-            ValueError, TypeError or RuntimeError (as ``nn.LSTM`` where it checks the same), naming the argument.
+            TypeError: ``hx`` is no pair of tensors; input, lengths, reset or seed have a wrong type.
+            ValueError: input has the wrong number of dimensions or dtype, or is no dense tensor; seed has more than 64
+                bits; lengths are given with a ``PackedSequence``.
+            RuntimeError: sizes, dtypes or devices of two tensors differ; lengths are not in 0..T; a
+                ``PackedSequence`` is damaged, or to be traced.
+
+            All as ``nn.LSTM`` where it checks the same, in one sentence that names the argument.
         """
         if lengths is None and reset is None and seed is None and self._is_plain_layer():
             result = ops.plain_layer(input, hx, self._all_parameters()[0], self.hidden_size)
@@ -604,10 +688,41 @@ class FusedLSTM(_FusedBase):
 
 
 class FusedLSTMCell(_FusedBase):
-    """``nn.LSTMCell`` with layer norm, recurrent dropout and zoneout: one step of :class:`FusedLSTM`.
+    """``nn.LSTMCell`` with layer norm, recurrent dropout and zoneout: a step of :class:`FusedLSTM`, with its equations.
 
-    The keyword-only arguments are those of :class:`FusedLSTM`. A loop over the steps of a sequence gives what the layer
-    gives when every call gets the layer's ``seed`` and its number as ``step``.
+    A loop over the steps of a sequence gives what the layer gives if every call gets the layer's ``seed`` and its
+    number as ``step``.
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: units of the state, H.
+        bias: whether there are ``bias_ih`` and ``bias_hh``. Default: ``True``.
+        device, dtype: of the parameters.
+        layer_norm, recurrent_dropout, recurrent_dropout_on, zoneout: as in :class:`FusedLSTM`.
+        weight_dropout, peephole, forget_bias, open_gates, eps: likewise.
+
+    Inputs:
+        input: [B, I], or [I] for one sequence.
+        hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros if not given.
+        reset, seed, step: of :meth:`forward`.
+
+    Outputs:
+        (h_1, c_1): each [B, H] or [H].
+
+    Variables:
+        weight_ih: [4 * H, I]. The other parameters, too, are those of a layer of :class:`FusedLSTM`, without ``_l[k]``.
+
+    Raises:
+        TypeError: an argument has a wrong type.
+        ValueError: an argument has a wrong value, or two exclude each other.
+
+    Example:
+        >>> cell = FusedLSTMCell(10, 20, layer_norm="carry")
+        >>> h = c = torch.zeros(3, 20)
+        >>> for step, x in enumerate(torch.randn(6, 3, 10)):
+        ...     h, c = cell(x, (h, c), step=step)
+        >>> h.shape
+        torch.Size([3, 20])
     """
 
     _OPACUS = "DPLSTMCell"
@@ -659,7 +774,12 @@ class FusedLSTMCell(_FusedBase):
             step: the number of this step in its sequence, from 0, which ``None`` means; chooses the masks of zoneout.
 
         Raises:
-            ValueError, TypeError or RuntimeError (as ``nn.LSTMCell`` where it checks the same), naming the argument.
+            TypeError: ``hx`` is no pair of tensors; input, reset, seed or step have a wrong type.
+            ValueError: input or ``hx`` have a number of dimensions that ``nn.LSTMCell`` does not know, or input a wrong
+                dtype; seed or step are out of range.
+            RuntimeError: sizes, dtypes or devices of two tensors differ.
+
+            All as ``nn.LSTMCell`` where it checks the same, in one sentence that names the argument.
         """
         (parameters,) = self._all_parameters()
         given_step, step = step, 0 if step is None else checks.step_number(step)

@@ -118,7 +118,11 @@ def lstm_layer(
         output [T, B, P], h_n [B, P], c_n [B, H].
 
     Raises:
-        RuntimeError: one sentence that names the argument, what it got and what it wanted.
+        RuntimeError: an argument does not fit the others or its range, in one sentence that names it, what it got and
+            what it wanted. Where the reference computes in the kernels' place (``torch.func.grad``, forward mode,
+            complex numbers), what it sees of this raises the same type; ranges of lengths and rates it does not check.
+        torch.OutOfMemoryError: a GPU has no memory for a result; it is a RuntimeError.
+        ValueError: ``LSTM_FUSED_CUDNN`` is none of its values (:mod:`lstm_fused.cuda`).
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
@@ -184,7 +188,8 @@ def lstm_cell(
 ) -> State:
     """One step, number ``step`` of its sequence: ``(h, c)``, [B, P] and [B, H], from input [B, I] and reset [B].
 
-    As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same.
+    As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same, and mistakes raise
+    the same.
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
@@ -331,9 +336,22 @@ def _by_reference(
     reference: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options: dict[str, Any]
 ) -> tuple[Tensor, ...]:
     """The reference as the kernels compute: half precision is rounded where it comes out, and nowhere before."""
+    _check_dimensions(tensors)
     dtype = tensors[0].dtype
     with torch.autocast(tensors[0].device.type, enabled=False):  # whose rule has been followed
         return tuple(x.to(dtype) for x in reference(*_converted(tensors, torch.float32), **options))
+
+
+def _check_dimensions(tensors: Tensors) -> None:
+    """Where the reference would stumble, but not over a RuntimeError, which the ops raise."""
+    input, reset = tensors[0], tensors[-2]
+    for name, x, wanted in (
+        ("weight_ih", tensors[3], 2),
+        ("weight_hh", tensors[4], 2),
+        ("reset", reset, input.dim() - 1),
+    ):
+        if x is not None and x.dim() != wanted:
+            raise RuntimeError(f"{name} must have {wanted} dimensions, got shape {list(x.shape)}")
 
 
 def _has_tangent(tensors: Tensors) -> bool:
