@@ -498,7 +498,8 @@ class FusedLSTM(_FusedBase):
 
             All as ``nn.LSTM`` where it checks the same, in one sentence that names the argument.
         """
-        if lengths is None and reset is None and seed is None and self._is_plain_layer():
+        plain_call = lengths is None and reset is None and seed is None
+        if plain_call and not torch.is_grad_enabled() and self._is_plain_layer():
             result = ops.plain_layer(input, hx, self._all_parameters()[0], self.hidden_size)
             if result is not None:
                 return result

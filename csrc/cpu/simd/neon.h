@@ -3,23 +3,11 @@
 #pragma once
 
 #define LSTM_FUSED_VECTOR_BYTES 16
-#include "cpu/simd/vector.h"
+#include "cpu/simd/lane_loops.h"
 
 namespace lstm_fused::cpu::LSTM_FUSED_ISA_NAME {
 
 constexpr int kVectorRegisters = 32;
-
-// A loop over lanes: there is no load or store of a part of a vector.
-template <typename T>
-LSTM_FUSED_FN Vec<T> load_first(const T* p, int64_t n) {
-  Vec<T> v{};
-  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
-  return v;
-}
-template <typename T>
-LSTM_FUSED_FN void store_first(T* p, Vec<T> v, int64_t n) {
-  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
-}
 
 template <class V>
 LSTM_FUSED_FN V larger(V a, V b) {
