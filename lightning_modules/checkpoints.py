@@ -63,4 +63,5 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read(path)
+        checkpoint: dict[str, Any] = read(path)
+        return checkpoint

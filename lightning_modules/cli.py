@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from lightning_modules.experiments import VERBS as EXPERIMENTS
 from lightning_modules.terminal import check_text, hangup_terminates, lenient_output, utf8_files
@@ -107,7 +108,8 @@ def is_first_to_fail() -> bool:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" not in os.environ
     try:
-        return distributed.distributed_c10d._get_default_store().add("lstm_fused: failed", 1) == 1
+        failed: int = distributed.distributed_c10d._get_default_store().add("lstm_fused: failed", 1)
+        return failed == 1
     except RuntimeError:  # process 0, which has the store, is gone
         return False
 
@@ -138,10 +140,11 @@ def _run(arguments: list[str]) -> int:
         raise ModuleNotFoundError(
             f"'lstm-fused {command}' needs the package '{package}': pip install 'lstm-fused[train]'"
         ) from error
-    return run(command, arguments[1:])
+    status: int = run(command, arguments[1:])
+    return status
 
 
-def exit_code(end: BaseException) -> int:
+def exit_code(end: Any) -> int:
     """Lightning turns Ctrl-C into exit code 1 and SIGTERM into 0: the codes that a shell expects for them instead."""
     if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
         return INTERRUPTED

@@ -112,17 +112,17 @@ def to_spec(kind: Kind, value: Any) -> Spec:
     )
 
 
-def class_path(cls: type) -> str:
+def class_path(cls: Any) -> str:
     """Where to import ``cls`` from: the shortest public module that has it."""
-    parts = cls.__module__.split(".")
+    parts, name = cls.__module__.split("."), cls.__qualname__
     for count in range(1, len(parts)):
         module = importlib.import_module(".".join(parts[:count]))
-        if getattr(module, cls.__qualname__, None) is cls:
-            return f"{module.__name__}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+        if getattr(module, name, None) is cls:
+            return f"{module.__name__}.{name}"
+    return f"{cls.__module__}.{name}"
 
 
-def import_class(kind: Kind, word: str) -> type:
+def import_class(kind: Kind, word: Any) -> type:
     """The class that ``word`` names. Raises ValueError where there is none."""
     path = kind.aliases.get(word, word)
     module_name, _, name = path.rpartition(".")
@@ -154,7 +154,7 @@ def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
             continue
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         found |= {p.name: p for p in named if p.name not in found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -203,7 +203,8 @@ def _typed(kind: Kind, cls: type, arguments: Mapping[str, Any]) -> dict[str, Any
     except Exception:  # a signature that jsonargparse cannot read: the class checks its arguments itself
         return dict(arguments)
     try:
-        return parser.parse_object(dict(arguments), defaults=False).as_dict()
+        parsed: dict[str, Any] = parser.parse_object(dict(arguments), defaults=False).as_dict()
+        return parsed
     except Exception as error:
         raise ValueError(f"{kind.name}: {class_path(cls)}: {' '.join(str(error).split())}") from None
 

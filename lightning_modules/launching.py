@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lightning_modules.cli import TERMINATED, exit_code, sentence
 from lightning_modules.terminal import hangup_terminates, lenient_output, utf8_files
@@ -44,10 +44,11 @@ def run_in_processes(trainer: Trainer, model: LightningModule, command: Callable
         SystemExit: they were interrupted.
     """
     try:
-        with _signals_passed_on(trainer.strategy.launcher):
+        launcher: Any = trainer.strategy.launcher
+        with _signals_passed_on(launcher):
             # The model is named beside the command since only modules among the arguments are copied: other tensors
             # that go to a spawned process share their memory with this one's.
-            code = trainer.strategy.launcher.launch(_work, trainer, model, command)
+            code = launcher.launch(_work, trainer, model, command)
     except ProcessRaisedException as error:
         raise ProcessFailed(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error
     except ProcessExitedException as error:
@@ -76,7 +77,7 @@ def _signals_passed_on(launcher: _MultiProcessingLauncher) -> Iterator[None]:
     """While it lasts, the processes get SIGINT and SIGTERM that this one is sent, and this one waits for them."""
 
     def pass_on(number: int, frame: Any) -> None:
-        processes = multiprocessing.active_children()
+        processes: list[Any] = multiprocessing.active_children()
         if launcher.procs:
             for process in processes:
                 with suppress(ProcessLookupError):

@@ -9,6 +9,8 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
+from lightning_modules.trainer_parts import callbacks_of
+
 
 def put_int_before_float(action: Any) -> None:
     """Lets an argument that may be an int or a float be an int where it is written as one: 1 batch is not 1.0 of all.
@@ -25,8 +27,8 @@ def check_limits_of_training(trainer: Trainer) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if getattr(trainer, name) == 0:
             raise ValueError(f"trainer.{name} must be more than 0 for a fit, got 0")
-    for timer in trainer.callbacks:
-        if isinstance(timer, Timer) and timer.time_remaining() is not None and timer.time_remaining() <= 0:
+    for timer in callbacks_of(trainer):
+        if isinstance(timer, Timer) and (left := timer.time_remaining()) is not None and left <= 0:
             raise ValueError("trainer.max_time must be more than 0 seconds for a fit")
 
 

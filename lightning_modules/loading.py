@@ -46,8 +46,8 @@ def load_run(folder: str | Path, which: str = "best") -> LoadedRun:
     config_path = run_folder(path) / "config.yaml"
     config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     model, data = config.get("model") or {}, config.get("data") or {}
-    task_class = _import(model.get("class_path", DEFAULT_TASK), RecurrentTask)
-    data_class = _import(data.get("class_path", DEFAULT_DATA), TaskDataModule)
+    task_class: Any = _import(model.get("class_path", DEFAULT_TASK), RecurrentTask)
+    data_class: Any = _import(data.get("class_path", DEFAULT_DATA), TaskDataModule)
     try:
         state = checkpoint[data_class.__qualname__]
         known = parameters_of(data_class)

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import yaml
 from jsonargparse import get_loader
-from jsonargparse._typehints import ActionTypeHint, NestedArg
+from jsonargparse._typehints import ActionTypeHint, NestedArg  # type: ignore[attr-defined]  # no public name
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 
 from lightning_modules.callbacks.run_summary import write_json
 
@@ -102,7 +103,8 @@ class _InTheRunsFolder:
     """
 
     def __init__(self, save_dir: str | Path | None = None, name: str | None = "lightning_logs", **kwargs: Any) -> None:
-        super().__init__("." if save_dir is None else save_dir, name=name, **kwargs)
+        of_lightning: Any = super().__init__
+        of_lightning("." if save_dir is None else save_dir, name=name, **kwargs)
 
 
 class CSVLogger(_InTheRunsFolder, lightning_loggers.CSVLogger):
@@ -144,7 +146,8 @@ class LoggerAction(ActionTypeHint):
 
     def _check_type(self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
         try:
-            return super()._check_type(_as_ours(value), append=append, cfg=cfg, mode=mode)
+            check: Any = super()._check_type
+            return check(_as_ours(value), append=append, cfg=cfg, mode=mode)
         except TypeError:  # without wandb nothing is known of what wandb.init takes
             named = f"{value} {None if cfg is None else cfg.get(self.dest)}"
             if WandbLogger.__name__ in named and find_spec("wandb") is None:
@@ -169,12 +172,12 @@ def _as_ours(value: Any) -> Any:
     return OURS[name] if name in OURS and (not module or module.startswith(lightning_loggers.__name__)) else value
 
 
-def made_later(cls: type[Logger], *args: Any, **arguments: Any) -> partial:
+def made_later(cls: type[Logger], *args: Any, **arguments: Any) -> partial[Logger]:
     """What the command line makes of a logger before the run's folder is known, and where nothing is logged at all."""
     return partial(cls, *args, **arguments)
 
 
-def run_loggers(given: list[partial], folder: Path, name: str, resumed: Path | None) -> list[Logger]:
+def run_loggers(given: list[partial[Logger]], folder: Path, name: str, resumed: Path | None) -> list[Logger]:
     """A run's loggers: one that writes ``metrics.csv`` into its folder, and then those of the config.
 
     Args:
@@ -193,7 +196,7 @@ def _writes_csv_into(logger: Logger, folder: Path) -> bool:
     return isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve()
 
 
-def _in_folder(cls: type[Logger], arguments: dict[str, Any], folder: Path, name: str, resumed: Path | None) -> Logger:
+def _in_folder(cls: Any, arguments: dict[str, Any], folder: Path, name: str, resumed: Path | None) -> Logger:
     """Makes a logger; what it was not told is the run's."""
     if issubclass(cls, (CSVLogger, TensorBoardLogger)) and arguments.get("save_dir") is None:
         for option, default in (("name", "lightning_logs"), ("version", None)):
@@ -212,7 +215,7 @@ def _in_folder(cls: type[Logger], arguments: dict[str, Any], folder: Path, name:
         arguments["id"] = arguments.get("id") or kept.get("id")
         arguments["name"] = arguments.get("name") or kept.get("name") or f"{name}/{folder.name}"
     try:
-        logger = cls(**arguments)
+        logger: Logger = cls(**arguments)
     except ModuleNotFoundError as error:
         if (package := PACKAGES.get(cls.__name__)) is None:
             raise
@@ -233,7 +236,8 @@ def _names_a_run(arguments: dict[str, Any]) -> bool:
 
 def _read_wandb_file(folder: Path) -> dict[str, str]:
     try:
-        return json.loads((folder / WANDB_FILE).read_text(encoding="utf-8"))
+        run: dict[str, str] = json.loads((folder / WANDB_FILE).read_text(encoding="utf-8"))
+        return run
     except (OSError, ValueError):
         return {}
 
@@ -243,7 +247,7 @@ class _ContinuedCSVLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> Any:
         if self._experiment is None:
             self._experiment = _ContinuedWriter(self.log_dir)
         return self._experiment

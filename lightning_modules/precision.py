@@ -37,12 +37,14 @@ def check_precision(trainer: Trainer, task: RecurrentTask, data: TaskDataModule,
         ) from error
     if command == "fit":
         with suppress(RuntimeError):  # a task may ask for its trainer
-            plugin.convert_module(copy.deepcopy(task)).configure_optimizers()
+            converted: Any = plugin.convert_module(copy.deepcopy(task))
+            converted.configure_optimizers()
 
 
 def _failure(plugin: Precision, task: RecurrentTask, batch: Any, command: str) -> RuntimeError | None:
     """What torch says when the batch is run, if it fails."""
-    trial, batch = plugin.convert_module(copy.deepcopy(task)), plugin.convert_input(batch)
+    trial: Any = plugin.convert_module(copy.deepcopy(task))
+    batch = plugin.convert_input(batch)
     trial.train(command == "fit")
     try:
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(command == "fit"):

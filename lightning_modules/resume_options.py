@@ -60,7 +60,7 @@ def why_ended(checkpoint: Mapping[str, Any], trainer: Mapping[str, Any], stoppin
     if trainer["max_time"] is not None and "Timer" in states:
         timer = Timer(trainer["max_time"])
         timer.load_state_dict(states["Timer"])
-        if timer.time_remaining() <= 0:
+        if (left := timer.time_remaining()) is not None and left <= 0:
             had = timedelta(seconds=round(timer.time_elapsed()))
             return f"trainer.max_time must be more than the {had} that the checkpoint's run has had"
     state = states.get(stopping.state_key)

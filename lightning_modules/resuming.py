@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules.trainer_parts import datamodule_of
+
 
 @runtime_checkable
 class ResumableLoader(Protocol):
@@ -40,7 +42,7 @@ def continue_epoch(trainer: Trainer) -> None:
     another size, of other data or more or fewer: the epoch would end early, or late, and what it leaves out would be
     read by nobody. A loader that cannot go on where the epoch stopped begins it anew, and one line says so.
     """
-    begin_training = getattr(trainer.datamodule, "begin_training", None)
+    begin_training = getattr(datamodule_of(trainer), "begin_training", None)
     is_other_data = begin_training is not None and begin_training()
     loader = trainer.train_dataloader
     epoch = trainer.fit_loop.epoch_loop

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.trainer_parts import is_trial
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -49,7 +51,7 @@ def folder_of(trainer: "Trainer") -> Path | None:
 
     Every rank must ask: rank 0 tells the others.
     """
-    if trainer.fast_dev_run or not trainer.loggers:  # log_dir would be the user's own folder
+    if is_trial(trainer) or not trainer.loggers:  # log_dir would be the user's own folder
         return None
     folder = trainer.log_dir
     return None if folder is None else Path(folder)
@@ -64,6 +66,7 @@ def run_folder(checkpoint: str | Path) -> Path:
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """What a run's ``summary.json`` says; nothing where there is none that can be read."""
     try:
-        return json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+        return summary
     except (OSError, ValueError):
         return {}

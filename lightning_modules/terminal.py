@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class _Descriptor(io.FileIO):
@@ -27,7 +28,7 @@ class _Descriptor(io.FileIO):
         super().__init__(number, "w", closefd=False)
         self.failure: OSError | None = None
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:  # it must not block, as another program has left it
                 select.select([], [self], [])
@@ -38,7 +39,7 @@ class _Descriptor(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            return data.nbytes
+            return int(data.nbytes)
 
 
 class Output:

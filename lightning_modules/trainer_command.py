@@ -4,9 +4,10 @@ import difflib
 import logging
 import re
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.fabric.accelerators.cuda import is_cuda_available
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -28,6 +29,7 @@ from lightning_modules.loggers import LoggerAction, WandbLogger, made_later, run
 from lightning_modules.precision import check_precision
 from lightning_modules.resume_options import OF_TRAINING, counts_anew, other_options, settle_options, why_ended
 from lightning_modules.runs import checkpoint_file, config_file, folder_of, read_summary, run_folder
+from lightning_modules.trainer_parts import callbacks_of
 
 TRAINER_DEFAULTS = {
     "devices": 1,  # of a machine that others use too; and one process trains what one process says
@@ -43,7 +45,8 @@ DIVERGED_ADVICE = "lower the learning rate, or clip gradients (trainer.gradient_
 def run(command: str, arguments: list[str]) -> int:
     """Runs one of Lightning's subcommands on command line arguments."""
     silence()
-    if command == "predict" and rank_zero_only.rank and not {"-h", "--help"} & set(arguments):
+    on_rank: Any = rank_zero_only  # a function with an attribute
+    if command == "predict" and on_rank.rank and not {"-h", "--help"} & set(arguments):
         return 0  # under torchrun: the first process predicts it all
     if (help_text := spec_help(arguments)) is not None:
         print(help_text)
@@ -156,16 +159,17 @@ class OneSentenceParser(LightningArgumentParser):
 
     def dump(self, *args: Any, **options: Any) -> str:
         """What is written was checked when it was parsed: a second and a third time would cost a fit its start."""
-        return super().dump(*args, **options | {"skip_validation": True})
+        text: str = super().dump(*args, **options | {"skip_validation": True})
+        return text
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         first, _, rest = message.partition("\n")
         _, _, causes = rest.partition("Errors:\n")
         if causes:  # all that was tried and all that was given is told too: the causes are enough
             causes, _, given = causes.partition("Given value")
             given = given.rpartition("Given value: ")[2].strip()
-            causes = [cause.strip() for cause in causes.split("- ")]
-            message = f"{first} {'; '.join(cause for cause in causes if cause and 'NoneType' not in cause)}"
+            each = [cause.strip() for cause in causes.split("- ")]
+            message = f"{first} {'; '.join(cause for cause in each if cause and 'NoneType' not in cause)}"
             if "Got value" not in message and "(" not in given and len(given) < 80:  # a plain value
                 message += f". Got value: {given}"
         message = " ".join(message.split())
@@ -202,7 +206,7 @@ class TrainerCommand(LightningCLI):
 
     command: str  # the only one whose parser is made, which takes a while
     checkpoint: dict[str, Any] | None = None
-    new_options: frozenset[str] = frozenset()  # of the model, which act in spite of the checkpoint
+    new_options: Collection[str] = frozenset()  # of the model, which act in spite of the checkpoint
     unfinished: Path | None = None  # the folder of a run that is trained, and lacks what comes after
     diverged: callbacks.TrainingDiverged | None = None
 
@@ -210,8 +214,10 @@ class TrainerCommand(LightningCLI):
         self.command = command
         super().__init__(*args, **options)
 
-    def subcommands(self) -> dict[str, set[str]]:
+    def _of_this_command(self) -> dict[str, set[str]]:
         return {self.command: LightningCLI.subcommands()[self.command]}
+
+    subcommands: Any = _of_this_command  # a static method of Lightning's
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_core_arguments_to_parser(parser)
@@ -251,7 +257,7 @@ class TrainerCommand(LightningCLI):
                 if config.model.init_args.get(kind.name) is not None:
                     config.model.init_args[kind.name] = to_spec(kind, config.model.init_args[kind.name])
             given = {name.rpartition(".")[2] for name in self.given if name.startswith("--model.")}
-            acting = given & set(OF_TRAINING) if command == "fit" else ()
+            acting: Collection[str] = given & set(OF_TRAINING) if command == "fit" else ()
             lines, self.new_options = settle_options(config.model.init_args, saved, "model.", acting)
         if command == "fit":
             saved = self.checkpoint.get("datamodule_hyper_parameters") or {}
@@ -289,14 +295,15 @@ class TrainerCommand(LightningCLI):
         if self.subcommand == "fit":
             check_limits_of_training(self.trainer)
             self.model.check_trainer(self.trainer)
-            if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):
+            if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks_of(self.trainer)):
                 raise ValueError(
                     "trainer.callbacks must not have StochasticWeightAveraging, whose average comes after the last "
                     "validation, so that it could not be the best: WeightAveraging and EMAWeightAveraging validate "
                     "theirs"
                 )
-        check_limits_of_batches(self.trainer, self.datamodule, stages[self.subcommand])
-        check_precision(self.trainer, self.model, self.datamodule, self.subcommand)
+        command: Any = self.subcommand
+        check_limits_of_batches(self.trainer, self.datamodule, stages[command])
+        check_precision(self.trainer, self.model, self.datamodule, command)
         if self.subcommand == "fit" and self.trainer.loggers and not self.unfinished:
             self._make_folder_of_runs()
 
@@ -358,7 +365,7 @@ class TrainerCommand(LightningCLI):
         tests = self.datamodule.has_test() and self._get(self.config_init, "trainer").limit_test_batches != 0
         if kept and ("test" in kept or not tests):
             raise ValueError(reason)
-        saved = self.checkpoint.get("datamodule_hyper_parameters") or {}
+        saved = (self.checkpoint or {}).get("datamodule_hyper_parameters") or {}
         for name, value, given in other_options(saved, self.datamodule.hparams):
             raise ValueError(f"data.{name} must be {value!r}, as in the run that is to be finished, got {given!r}")
         rank_zero_only(print)(f"All is trained: what is missing in {folder} is made now.")
@@ -414,7 +421,8 @@ class TrainerCommand(LightningCLI):
         if self.interruption.interrupted or self.trainer.received_sigterm:  # after the last batch of all
             self.trainer.print(how_to_finish)
             raise KeyboardInterrupt if self.interruption.interrupted else SIGTERMException
-        best = callbacks.best_checkpoint(self.trainer).best
+        kept: Any = callbacks.best_checkpoint(self.trainer)
+        best: Any = kept.best
         if self.diverged is not None and best is None:
             raise callbacks.TrainingDiverged(f"{self.diverged}; no weights were validated before; {DIVERGED_ADVICE}")
         if not self.datamodule.has_test():

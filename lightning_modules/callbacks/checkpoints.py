@@ -20,6 +20,7 @@ from lightning_modules.callbacks.resume_point import ResumePoint, is_after_a_ste
 from lightning_modules.checkpoints import load_checkpoint
 from lightning_modules.files import replaced
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import is_trial
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -72,7 +73,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Takes over the best so far, judged by this run's ``monitor`` even if the checkpoint's had another."""
         if trainer.state.fn != TrainerFn.FITTING or (state := _state_of_best(checkpoint)) is None:
             return
-        before, score = Path(trainer.ckpt_path).with_name("best.ckpt"), float(state["best_model_score"])
+        path_of_run: Any = trainer.ckpt_path
+        before, score = Path(path_of_run).with_name("best.ckpt"), float(state["best_model_score"])
         found = load_checkpoint(before) if before.is_file() else {}
         if float((_state_of_best(found) or {}).get("best_model_score", math.nan)) != score:
             rank_zero_warn(
@@ -86,7 +88,8 @@ class BestCheckpoint(ModelCheckpoint):
         if self.monitor not in best:
             rank_zero_warn(f"'{before}' tells no {self.monitor}: the best of this run is that of its own epochs")
             return
-        path = Path(self.dirpath) / "best.ckpt"
+        folder: Any = self.dirpath  # which is known by now
+        path = Path(folder) / "best.ckpt"
         if trainer.is_global_zero and path.resolve() != before.resolve():
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(before, path)
@@ -127,7 +130,8 @@ class LastCheckpoint(ResumePoint, Checkpoint):
 
     @property
     def path(self) -> Path:
-        return Path(self.dirpath) / "last.ckpt"
+        folder: Any = self.dirpath  # which is known in a fit
+        return Path(folder) / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = folder_of(trainer)  # asked on every rank
@@ -171,7 +175,7 @@ class LastCheckpoint(ResumePoint, Checkpoint):
             trainer.print(f"Stopped; --ckpt_path {self.path} goes on from step {self._saved_step}.")
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         trainer.save_checkpoint(self.path)
         self._saved_at, self._saved_step, self._saved_place = time.monotonic(), trainer.global_step, self.place(trainer)
@@ -207,7 +211,7 @@ def is_measured_in_training(name: str) -> bool:
 def _state_of_best(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The state of the :class:`BestCheckpoint` of a checkpoint's run, whatever it judged by, if there was a best."""
     states = checkpoint.get("callbacks", {}).items()
-    state = next((state for key, state in states if key.startswith("BestCheckpoint")), {})
+    state: dict[str, Any] = next((state for key, state in states if key.startswith("BestCheckpoint")), {})
     return state if state.get("best_model_score") is not None else None
 
 

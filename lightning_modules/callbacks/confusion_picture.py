@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import datamodule_of
 
 MOST_NUMBERED = 20  # classes up to which each cell has its count written in it
 
@@ -32,7 +33,7 @@ class ConfusionPicture(Callback):
         folder = folder_of(trainer)
         if folder is None or batches is None:
             return
-        labels = trainer.datamodule.labels
+        labels = datamodule_of(trainer).labels
         counts = confusion(trainer, pl_module, batches, len(labels))
         if trainer.is_global_zero:
             draw_confusion(counts, labels, folder / f"confusion_{split}.png", f"{split} split")

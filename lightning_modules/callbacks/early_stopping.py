@@ -69,7 +69,7 @@ class EarlyStopping(LightningEarlyStopping):
         reason = EarlyStoppingReason(state_dict.get("stopping_reason", EarlyStoppingReason.NOT_STOPPED.value))
         current = state_dict.get("current_score")
         if reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
-            return state_dict["wait_count"] >= self.patience
+            return bool(state_dict["wait_count"] >= self.patience)
         if reason == EarlyStoppingReason.STOPPING_THRESHOLD and current is not None:
             return self.stopping_threshold is not None and bool(self.monitor_op(current, self.stopping_threshold))
         if reason == EarlyStoppingReason.DIVERGENCE_THRESHOLD and current is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_modules.callbacks.checkpoints import best_checkpoint
@@ -22,21 +22,21 @@ class EntityPicture(Callback):
     def __init__(self) -> None:
         self.counts: dict[int, list[list[int]]] = {}  # of the valid split, by step
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.counts[trainer.global_step] = _counts(pl_module.val_metrics["f1"]).tolist()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         found = best_checkpoint(trainer)
         best = None if found is None else found.best
-        step = max(self.counts, default=None) if best is None else best["step"]
+        step: Any = max(self.counts, default=None) if best is None else best["step"]
         if step in self.counts:
             self._write(trainer, pl_module, "valid", torch.tensor(self.counts[step]), f", step {step}")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._write(trainer, pl_module, "test", _counts(pl_module.test_metrics["f1"]))
 
-    def _write(self, trainer: Trainer, task: LightningModule, split: str, counts: Tensor, what: str = "") -> None:
+    def _write(self, trainer: Trainer, task: Any, split: str, counts: Tensor, what: str = "") -> None:
         folder = folder_of(trainer)
         if trainer.is_global_zero and folder is not None:
             draw_scores(
@@ -53,7 +53,8 @@ class EntityPicture(Callback):
 def _counts(metric: Any) -> Tensor:
     """Over all processes."""
     with metric.sync_context():
-        return metric.counts.clone().cpu()
+        counts: Tensor = metric.counts.clone().cpu()
+        return counts
 
 
 @plain_names()

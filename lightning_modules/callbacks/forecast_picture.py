@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import datamodule_of
 
 STEPS = 200  # as many as can be told apart
 
@@ -29,7 +30,7 @@ class ForecastPicture(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if trainer.world_size == 1:
-            self._add(batch, pl_module, trainer.datamodule)
+            self._add(batch, pl_module, datamodule_of(trainer))
 
     def _add(self, batch: Any, pl_module: LightningModule, data: Any) -> None:
         examples, forecast, truth = pl_module.predict_step(batch, 0)
@@ -40,12 +41,14 @@ class ForecastPicture(Callback):
         folder = folder_of(trainer)
         if trainer.is_global_zero and trainer.world_size > 1:  # whose batches were shares
             with torch.inference_mode():
-                for batch in trainer.datamodule.test_dataloader().whole():
+                for batch in datamodule_of(trainer).test_dataloader().whole():
                     self._add(
-                        pl_module.transfer_batch_to_device(batch, pl_module.device, 0), pl_module, trainer.datamodule
+                        pl_module.transfer_batch_to_device(batch, pl_module.device, 0),
+                        pl_module,
+                        datamodule_of(trainer),
                     )
         if self._batches and folder is not None and trainer.loggers:
-            self.draw(folder / "forecast.png", trainer.datamodule)
+            self.draw(folder / "forecast.png", datamodule_of(trainer))
 
     @plain_names()
     def draw(self, path: Path, data: Any) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules.callbacks.resume_point import is_after_a_step, is_fitting
+from lightning_modules.trainer_parts import callbacks_of
 
 # Two SIGINTs so close together are one Ctrl-C: it goes to all processes of a terminal, some of which pass it on.
 ONE_CTRL_C = 0.5  # seconds
@@ -32,7 +33,8 @@ class Interruption(Callback):
         self._received: set[int] = set()  # the signals that this process was sent
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+        others = [callback for callback in callbacks_of(trainer) if callback is not self]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]  # as in trainer_parts
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over Ctrl-C; when the fit ends in any way, Lightning puts back all handlers there were before it."""
@@ -63,7 +65,10 @@ class Interruption(Callback):
         self._received.discard(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda signum, frame: self._received.add(signum))
 
-    on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = _take_over_sigterm
+    on_sanity_check_start: Any = _take_over_sigterm
+    on_validation_start: Any = _take_over_sigterm
+    on_test_start: Any = _take_over_sigterm
+    on_predict_start: Any = _take_over_sigterm
 
     def _agree(self, trainer: Trainer, *_: Any) -> None:
         """What one process was sent before this batch's end, all take as sent."""
@@ -76,7 +81,8 @@ class Interruption(Callback):
                 trainer._signal_connector.received_sigterm = True  # on which Lightning acts between two batches
         self.interrupted = bool(sent[0])
 
-    on_test_batch_end = on_train_end = _agree
+    on_test_batch_end: Any = _agree
+    on_train_end: Any = _agree
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """(After an epoch's last batch comes its validation, or its end.)"""

@@ -57,7 +57,8 @@ class LearningCurves(Callback):
         self._unit = getattr(pl_module, "loss_unit", "")
         watching = [best_checkpoint(trainer), *trainer.early_stopping_callbacks]
         if watching := [callback for callback in watching if callback is not None]:
-            self.monitor, self.mode = watching[0].monitor, watching[0].mode
+            first: Any = watching[0]
+            self.monitor, self.mode = first.monitor, first.mode
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer):
@@ -134,7 +135,7 @@ class LearningCurves(Callback):
 
     def _draw_in_folder(self, trainer: Trainer, end: str | None = None) -> None:
         if trainer.is_global_zero and self._folder is not None and self.epochs:
-            self.draw(self._folder / "learning_curves.png", end and (epochs_done(trainer), end))
+            self.draw(self._folder / "learning_curves.png", (epochs_done(trainer), end) if end else None)
             self._drawn_at = time.monotonic()
 
     @plain_names()
@@ -174,7 +175,7 @@ class LearningCurves(Callback):
         """What is not finite is a gap in the line, and a cross at the edge."""
         points = [(row["epochs"], row[name]) for row in self.epochs if name in row]
         if points:
-            style = {"marker": "o", "markersize": 4 if len(points) <= 50 else 2, "color": color}
+            style: dict[str, Any] = {"marker": "o", "markersize": 4 if len(points) <= 50 else 2, "color": color}
             axes.plot(*zip(*points, strict=True), label=label, **style)
         if lost := [epochs for epochs, value in points if not math.isfinite(value)]:
             edge = axes.get_xaxis_transform()
@@ -189,9 +190,9 @@ class LearningCurves(Callback):
         ]
         told: set[bool] = set()
         for (begin, _, _), (stop, _, improved) in pairwise([(0.0, 0.0, False), *measured]):
-            color, label = ("tab:green", "improved") if improved else ("tab:gray", "did not improve")
-            label = None if improved in told else f"{self.monitor} {label}"
-            axes.axvspan(begin, stop, color=color, alpha=0.16, linewidth=0, zorder=0, label=label)
+            color, word = ("tab:green", "improved") if improved else ("tab:gray", "did not improve")
+            once = None if improved in told else f"{self.monitor} {word}"
+            axes.axvspan(begin, stop, color=color, alpha=0.16, linewidth=0, zorder=0, label=once)
             told.add(improved)
         if best := [(epochs, value) for epochs, value, improved in measured if improved]:
             epochs, value = best[-1]

@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from lightning_modules.callbacks.confusion_picture import draw_confusion
 from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import datamodule_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ class MemoryPicture(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder, data = folder_of(trainer), trainer.datamodule
+        folder, data = folder_of(trainer), datamodule_of(trainer)
         if not trainer.is_global_zero or folder is None:
             return
         split = "test" if data.has_test() else "valid"

@@ -1,14 +1,16 @@
 """A piece of the model's own when training has ended, as MIDI and as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_modules.data.piano_rolls import LOWEST, write_midi, write_npz
 from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import datamodule_of
 
 
 class MusicSample(Callback):
@@ -22,11 +24,11 @@ class MusicSample(Callback):
     def __init__(self, prompt_frames: int = 16, length: int = 112) -> None:
         self.prompt_frames, self.length = prompt_frames, length
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         folder = folder_of(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        data = trainer.datamodule
+        data = datamodule_of(trainer)
         prompt = data.pieces("valid")[0][: self.prompt_frames]
         try:
             roll = pl_module.draw(prompt, self.length, seed=0)

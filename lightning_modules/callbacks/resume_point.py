@@ -4,9 +4,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_modules.trainer_parts import callbacks_of
 
 
 class ResumePoint(Callback):
@@ -35,7 +36,7 @@ class ResumePoint(Callback):
 
     def leave_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the trained weights back into the module, where a validation has ended before its end."""
-        for callback in trainer.callbacks if self._in_validation else ():
+        for callback in callbacks_of(trainer) if self._in_validation else ():
             if isinstance(callback, WeightAveraging):  # validates its average of the weights
                 callback.on_validation_epoch_end(trainer, pl_module)
         self._in_validation = False
@@ -63,11 +64,13 @@ class ResumePoint(Callback):
                 loop.epoch_progress.increment_processed()
                 loop.epoch_progress.increment_completed()
                 loop.reset_restart_stage()
-                iter(loop._data_fetcher)
+                fetcher: Any = loop._data_fetcher
+                iter(fetcher)
                 mid_epoch = False
         if not mid_epoch:
             loop.epoch_loop.restarting = False
-            _Loop.restarting.fset(loop, False)  # its own setter leaves it as it is where there is a max_steps
+            restarting: Any = _Loop.restarting
+            restarting.fset(loop, False)  # its own setter leaves it as it is where there is a max_steps
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self._resumed:  # the loggers' step, which Lightning counts one too far when it leaves a validation out
@@ -81,7 +84,7 @@ class ResumePoint(Callback):
     def _validation_is_due(self, trainer: Trainer) -> bool:
         """Whether the validation that follows the batch just done has still to come, or to come to its end."""
         loop = trainer.fit_loop
-        progress = loop.epoch_progress.current
+        progress: Any = loop.epoch_progress.current
         if trainer.state.fn != TrainerFn.FITTING or progress.processed == progress.started:
             return False
         return self._validated != loop.total_batch_idx and validation_follows(trainer)
@@ -94,8 +97,8 @@ def is_fitting(trainer: Trainer) -> bool:
 
 def is_between_batches(trainer: Trainer) -> bool:
     """Whether the weights are those after a whole batch: no step is half done."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress.current
-    return progress.ready == progress.processed
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready == progress.processed)
 
 
 def is_after_a_step(trainer: Trainer) -> bool:
@@ -107,18 +110,20 @@ def validation_follows(trainer: Trainer) -> bool:
     """Whether the trainer validates after this batch, even if it was not told to stop (before which it validates)."""
     told, trainer.should_stop = trainer.should_stop, False
     try:
-        return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
     finally:
         trainer.should_stop = told
 
 
 def epochs_done(trainer: Trainer) -> float:
     """The number of epochs trained so far, the present one by its share of batches."""
-    loop: _FitLoop = trainer.fit_loop
+    loop: Any = trainer.fit_loop  # whose counters have more than their type says
     epoch, batch = loop.epoch_progress.current, loop.epoch_loop.batch_progress
     share = 1.0 if batch.is_last_batch else batch.current.processed / trainer.num_training_batches
     counted = epoch.processed == epoch.started and share > 0  # the share is that of an epoch that counts already
-    return epoch.processed - counted + min(share, 1.0)
+    done: float = epoch.processed - counted + min(share, 1.0)
+    return done
 
 
 def settle(loops: dict[str, Any], steps: int, validation_is_due: bool) -> None:
@@ -154,4 +159,4 @@ def settle(loops: dict[str, Any], steps: int, validation_is_due: bool) -> None:
 
 def _is_before_a_validation(loops: dict[str, Any]) -> bool:
     counts = loops["epoch_loop.val_loop.batch_progress"]["total"]
-    return counts["started"] == counts["ready"] == counts["processed"] + 1
+    return bool(counts["started"] == counts["ready"] == counts["processed"] + 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,6 +22,7 @@ from lightning_modules.callbacks.resume_point import epochs_done, is_fitting
 from lightning_modules.files import replaced
 from lightning_modules.models.optimizers import describe_partition
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import callbacks_of, datamodule_of
 
 
 class RunSummary(Callback):
@@ -57,7 +58,7 @@ class RunSummary(Callback):
         """Of training, those before a resume included."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._start = time.monotonic()
         self._folder = folder_of(trainer)
         partition = pl_module.decay_partition()
@@ -72,19 +73,19 @@ class RunSummary(Callback):
                 "decayed": {name: parameter.numel() for name, parameter in partition.decayed.items()},
                 "spared": {name: parameter.numel() for name, parameter in partition.spared.items()},
             },
-            "data": trainer.datamodule.summary(),
+            "data": datamodule_of(trainer).summary(),
         } | self._kept
         if trainer.is_global_zero:
             lines = [
                 f"{self.summary['recurrent']}: {self.summary['kernel']}",
                 describe_partition(partition, pl_module.hparams.weight_decay),
-                *trainer.datamodule.describe(),
+                *datamodule_of(trainer).describe(),
             ]
             if self._folder is not None:
                 lines.append(f"run: {self._folder}")
             print("\n".join(lines))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         best = best_checkpoint(trainer)
         if (best is None or best.best is None) and (reason := why_nothing_is_validated(trainer)):
             trainer.print(
@@ -97,7 +98,7 @@ class RunSummary(Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         self._step_seconds.append(time.perf_counter() - self._step_start)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._end(trainer, stop_reason(trainer))
         best = self.summary["best"]
         if trainer.is_global_zero and best is not None:
@@ -108,7 +109,7 @@ class RunSummary(Callback):
         elif trainer.is_global_zero:
             print("Nothing was validated: the weights of the last step are in the model.")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if is_fitting(trainer) and self.summary:
             words = {KeyboardInterrupt: "interrupted", SIGTERMException: "terminated"}
             reason = words.get(type(exception), " ".join(str(exception).split()) or type(exception).__name__)
@@ -136,7 +137,7 @@ class RunSummary(Callback):
         self._write(trainer)
         trainer.print(f"Stopped after {self.summary['epochs']} epochs, {self.summary['seconds']} s: {reason}.")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
         self.summary["tested"] = (
             "the weights of the last step" if self.summary.get("best") is None else "the best weights"
@@ -157,7 +158,7 @@ def is_tested_after(trainer: Trainer, diverged: bool) -> bool:
     best = best_checkpoint(trainer)
     if diverged and (best is None or best.best is None):
         return False
-    return trainer.datamodule.has_test() and trainer.limit_test_batches != 0
+    return datamodule_of(trainer).has_test() and trainer.limit_test_batches != 0
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -202,6 +203,7 @@ def kernel_in_use(layer: nn.Module) -> str:
 
 def stop_reason(trainer: Trainer) -> str:
     """Why training stopped, in words."""
+    callback: Callback | None
     for callback in trainer.early_stopping_callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             reason = callback.stopping_reason_message or callback.stopping_reason.value
@@ -210,7 +212,7 @@ def stop_reason(trainer: Trainer) -> str:
         return f"the limit of {trainer.max_steps} steps"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"the limit of {trainer.max_epochs} epochs"
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, Timer) and (remaining := callback.time_remaining()) is not None and remaining <= 0:
             return f"the limit of time, {timedelta(seconds=round(callback.time_elapsed()))} of training"
     return "the trainer was told to stop"
@@ -229,7 +231,7 @@ def why_nothing_is_validated(trainer: Trainer) -> str | None:
         first += 1
     else:
         epochs = every - 1 - trainer.current_epoch % every
-    if 0 <= trainer.max_epochs <= trainer.current_epoch + epochs:
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + epochs:
         epoch = trainer.current_epoch + epochs
         return f"the first would be in epoch {epoch} (from 0), and trainer.max_epochs is {trainer.max_epochs}"
     steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

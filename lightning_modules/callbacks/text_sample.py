@@ -1,9 +1,12 @@
 """A sample of the model's text when training has ended."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
 
 from lightning_modules.generation import generate
 from lightning_modules.runs import folder_of
+from lightning_modules.trainer_parts import datamodule_of, is_trial
 
 
 class TextSample(Callback):
@@ -17,15 +20,15 @@ class TextSample(Callback):
     def __init__(self, length: int = 600, temperature: float = 0.8) -> None:
         self.length, self.temperature = length, temperature
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         folder = folder_of(trainer)
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or is_trial(trainer):
             return
-        prompt = " ".join(trainer.datamodule.text("valid").split()[:6])[:40]
+        prompt = " ".join(datamodule_of(trainer).text("valid").split()[:6])[:40]
         try:
             text = generate(
                 pl_module.net,
-                trainer.datamodule.vocabulary,
+                datamodule_of(trainer).vocabulary,
                 prompt=prompt,
                 length=self.length,
                 temperature=self.temperature,

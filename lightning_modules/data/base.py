@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -32,6 +32,11 @@ class TaskDataModule(LightningDataModule):
     settled: tuple[str, ...] = ()
     # Options by which :meth:`content` never becomes another.
     beside_content: tuple[str, ...] = ("batch_size", "predict")
+
+    if TYPE_CHECKING:  # Lightning's own type knows no names
+
+        @property
+        def hparams(self) -> Any: ...
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +152,8 @@ def fingerprint(content: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {list(value.shape)}".encode())
-            digest.update(value.contiguous().view(torch.uint8).numpy() if value.dim() else repr(value.item()).encode())
+            content: Any = value.contiguous().view(torch.uint8).numpy() if value.dim() else repr(value.item()).encode()
+            digest.update(content)
         elif isinstance(value, (list, tuple)) and not isinstance(next(iter(value), None), (str, int, float)):
             digest.update(f"{len(value)}".encode())
             for item in value:

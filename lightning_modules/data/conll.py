@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_modules.data.tag_schemes import is_tag
 from lightning_modules.data.text_files import read_files
@@ -23,7 +23,7 @@ class Sentence(NamedTuple):
     """
 
     tokens: list[str]
-    tags: list[str] | None
+    tags: Any  # list[str], or None
     rows: list[str]
     file: str
     line: int

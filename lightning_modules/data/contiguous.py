@@ -143,7 +143,8 @@ class ContiguousLoader:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return blake2b(self._tokens.contiguous().numpy(), digest_size=16).hexdigest()
+        content: Any = self._tokens.contiguous().numpy()
+        return blake2b(content, digest_size=16).hexdigest()
 
 
 def random_lengths(steps: int, sequence_length: int, seed: int) -> list[int]:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 REACH = 100  # characters, as far as a cut may move
 _REGIONAL = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # the letters that flags are written with
@@ -40,7 +40,7 @@ def cut_text(text: str, shares: Sequence[float], words: bool = False) -> list[st
 
 def _white_space_near(text: str, position: int, reach: int) -> int | None:
     """The next white space, or else the last before ``position``; the text's ends count as such."""
-    for candidate in (*range(position, position + reach + 1), *range(position - 1, position - reach - 1, -1)):
+    for candidate in chain(range(position, position + reach + 1), range(position - 1, position - reach - 1, -1)):
         if candidate in (0, len(text)) or text[candidate].isspace():
             return candidate
     return None

@@ -1,7 +1,7 @@
 """Data that is generated, for runs without data of one's own: the same in every run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,14 +50,17 @@ def generated_reviews(count: int) -> list[tuple[str, str]]:
 
 
 def _review(draw: _Draw, positive: bool) -> str:
-    statement = lambda value: _statement(draw, value)  # noqa: E731
-    return (
+    def statement(value: bool) -> str:
+        return _statement(draw, value)
+
+    forms: tuple[Callable[[], str], ...] = (
         lambda: statement(positive),
         lambda: f"{statement(positive)} and {statement(positive)}",
         lambda: f"{statement(not positive)} , but {statement(positive)}",
         lambda: f"although {statement(not positive)} , {statement(positive)}",
         lambda: f"{statement(positive)} , even if {statement(not positive)}",
-    )[draw.below(5)]()
+    )
+    return forms[draw.below(5)]()
 
 
 def _statement(draw: _Draw, positive: bool) -> str:

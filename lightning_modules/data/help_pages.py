@@ -1,6 +1,7 @@
 """Sentences with tagged entities that every Python ships: its own help pages, whose markup says what is what."""
 
 import re
+from typing import Any
 
 from lightning_modules.data.text_files import default_text
 
@@ -36,7 +37,8 @@ def _sentences(paragraph: str) -> list[str]:
             if token in ".?!":
                 lines.append("")
         if match:
-            tokens = _TOKEN.findall(match[match.lastgroup])
-            lines += [f"{token}\t{'I' if k else 'B'}-{match.lastgroup}" for k, token in enumerate(tokens)]
+            kind: Any = match.lastgroup
+            tokens = _TOKEN.findall(match[kind])
+            lines += [f"{token}\t{'I' if k else 'B'}-{kind}" for k, token in enumerate(tokens)]
             position = match.end()
     return [*lines, ""]

@@ -75,8 +75,14 @@ class LabeledDataModule(TaskDataModule):
         encoding: of the files; a byte order mark tells it too.
     """
 
-    vocab_size = 0
-    channels = 0
+    @property
+    def vocab_size(self) -> int:
+        return 0
+
+    @property
+    def channels(self) -> int:
+        return 0
+
     step = "step"  # what a sequence is made of, in an error
 
     def __init__(
@@ -193,7 +199,8 @@ class LabeledDataModule(TaskDataModule):
         """
         if self._labels is None:
             rows = self.rows("train")
-            labels = sorted({row.label for row in rows}, key=_natural)
+            given: set[Any] = {row.label for row in rows}  # all of the train split are there
+            labels: list[str] = sorted(given, key=_natural)
             if len(labels) < 2:
                 raise ValueError(f"the train split must have at least two labels, got {labels[0]!r} alone")
             if len(rows) > 20 and len(labels) > 0.9 * len(rows):
@@ -210,7 +217,7 @@ class LabeledDataModule(TaskDataModule):
         Raises ValueError, with the file and the line, for an empty one or a label that the train split lacks.
         """
         if name not in self._encoded:
-            positions = {label: position for position, label in enumerate(self.labels)}
+            positions: dict[str | None, int] = {label: position for position, label in enumerate(self.labels)}
             self.learn()
             sequences, targets = [], []
             for row in self.rows(name):
@@ -316,7 +323,7 @@ class LabeledDataModule(TaskDataModule):
 def collate(examples: Sequence[tuple[Tensor, int]], positions: Sequence[int] = ()) -> LabeledBatch:
     """The batch of sequences and their targets."""
     sequences, targets = zip(*examples, strict=True)
-    return LabeledBatch(pad_sequence(sequences), torch.tensor([len(x) for x in sequences]), torch.tensor(targets))
+    return LabeledBatch(pad_sequence(list(sequences)), torch.tensor([len(x) for x in sequences]), torch.tensor(targets))
 
 
 def cut_by_label(labels: Sequence[str | None], shares: Sequence[float]) -> list[list[int]]:

@@ -141,7 +141,7 @@ class LabeledTextDataModule(LabeledDataModule):
         usual = {"text_column": TEXT_NAMES, "label_column": LABEL_NAMES}
         has_names = any(isinstance(column, str) for column in given.values())
         has_names = has_names or any(name in lower for words in usual.values() for name in words)
-        found: dict[str, int | None] = {}
+        found: dict[str, Any] = {}  # positions, None: not known yet
         for option, column in given.items():
             if column is None:
                 found[option] = next((lower.index(name) for name in usual[option] if name in lower), None)
@@ -174,7 +174,7 @@ class LabeledTextDataModule(LabeledDataModule):
     def names(self, name: str) -> tuple[str, list[str]]:
         rows = self.rows(name)
         if all(row.file for row in rows):
-            return "file", [row.file for row in rows]
+            return "file", [row.file for row in rows if row.file]
         return "text", [row.content for row in rows]
 
     # The tokens -----------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def split_words(text: str) -> list[str]:
     These are words of their own, as many as stand together one word. An apostrophe before letters stays with them
     (``'s``), so that text which is split already stays as it is.
     """
-    words = []
+    words: list[str] = []
     for word in text.split():
         start, end = 0, len(word)
         while start < end and _is_punctuation(word[start]):

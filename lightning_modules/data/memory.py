@@ -61,7 +61,7 @@ class GeneratedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: Any) -> Any:  # by a number alone; a Sequence takes slices too
         length = self.lengths[position]
         return self.make(np.random.default_rng([*self.seed, self.epoch(), position]), length)
 
@@ -138,7 +138,7 @@ class MemoryDataModule(TaskDataModule):
 
     def content(self, split: str) -> Any:
         """The first of an epoch's examples stand for all, which are made when they are asked for."""
-        examples = self.examples(split)
+        examples: Any = self.examples(split)
         first = GeneratedExamples(self.make, examples.lengths, examples.seed)  # of epoch 0
         return examples.lengths, [tuple(first[k]) for k in range(min(len(first), 8))]
 
@@ -157,7 +157,7 @@ class MemoryDataModule(TaskDataModule):
         """A batch of examples, all with targets or all without."""
         inputs = pad_sequence([example.inputs for example in examples])
         lengths = torch.tensor([len(example.inputs) for example in examples])
-        targets = [example.target for example in examples]
+        targets: list[Any] = [example.target for example in examples]
         if targets[0] is None:
             return MemoryBatch(inputs, lengths, None)
         return MemoryBatch(inputs, lengths, pad_sequence(targets) if targets[0].ndim else torch.stack(targets))

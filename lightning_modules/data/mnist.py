@@ -125,7 +125,7 @@ class SequentialMNISTDataModule(MemoryDataModule):
                 f"valid_size must be less than the {len(images):,} train pictures it is cut from, "
                 f"got {self.hparams.valid_size:,}"
             )
-        found = {}
+        found: dict[str, Any] = {}
         for split, size in {"train": count, **held_out}.items():
             start = sum(len(part[0]) for part in found.values())
             found[split] = images[start : start + size], labels[start : start + size]
@@ -230,7 +230,7 @@ class _PixelExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, position: Any) -> Any:  # by a number alone; a Sequence takes slices too
         target = None if self.labels is None else self.labels[position]
         return Example(self.data.to_inputs(self.images[position]), target)
 
@@ -328,7 +328,7 @@ def drawn_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @plain_names()
-def _glyph(digit: str, font: dict[str, str]) -> Tensor:
+def _glyph(digit: str, font: dict[str, Any]) -> Tensor:
     """A digit in the middle of a picture, float32 [56, 56], 0 to 1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

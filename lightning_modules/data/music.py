@@ -83,7 +83,8 @@ class MusicDataModule(TaskDataModule):
         if split not in self._pieces:
             if not self.has_split(split):
                 raise ValueError(f"there are no {split} pieces; name a file with --data.{split}")
-            files, splits = self.files.source(split)
+            source: Any = self.files.source(split)  # which it has
+            files, splits = source
             if "train" in splits:
                 self.files.check_disjoint()
             found = self._read(files, splits) if files else self._cut(chorales(200, self.hparams.seed), SPLITS)
@@ -103,7 +104,9 @@ class MusicDataModule(TaskDataModule):
     def _splits_held(self) -> set[str]:
         """The splits that the npz file given as ``path`` holds; none where it is no such file, or names none."""
         path = Path(self.hparams.path or "").expanduser()
-        return set(read_npz(path)) - {None} if path.suffix == ".npz" and path.is_file() else set()
+        if path.suffix != ".npz" or not path.is_file():
+            return set()
+        return {split for split in read_npz(path) if split is not None}
 
     def _read(self, files: Sequence[Path], splits: tuple[str, ...]) -> dict[str, list[Tensor]]:
         """The pieces of files, by the splits that they are to be cut into unless they name these themselves."""
@@ -114,12 +117,12 @@ class MusicDataModule(TaskDataModule):
             return by_split if "valid" in by_split else by_split | self._cut(by_split["train"], SPLITS[:2])
         pieces: list[Tensor] = []
         for file in files:
-            by_split = read_pieces(file, self.hparams.frames_per_beat)
-            wanted = by_split.keys() & {None, splits[0]}
+            held_here: dict[Any, list[Tensor]] = read_pieces(file, self.hparams.frames_per_beat)
+            wanted = held_here.keys() & {None, splits[0]}
             if not wanted:
-                raise ValueError(f"'{file}' must have {splits[0]}_roll or roll, got those of {', '.join(by_split)}")
+                raise ValueError(f"'{file}' must have {splits[0]}_roll or roll, got those of {', '.join(held_here)}")
             for name in wanted:
-                pieces += by_split[name]
+                pieces += held_here[name]
         return self._cut(pieces, splits)
 
     def _cut(self, pieces: list[Tensor], splits: tuple[str, ...]) -> dict[str, list[Tensor]]:

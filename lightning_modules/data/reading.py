@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lightning_modules.data.split_names import SPLITS, look_alikes, splits_named
 from lightning_modules.data.text_files import not_text
@@ -148,7 +149,7 @@ class DataFiles:
     ) -> None:
         if valid is not None and train is None:
             raise ValueError("train and valid name the files of a split together: train is missing")
-        if valid is not None and os.path.realpath(train) == os.path.realpath(valid):
+        if train is not None and valid is not None and os.path.realpath(train) == os.path.realpath(valid):
             raise ValueError(f"train and valid must be different files, got '{valid}' for both")
         self.notes: list[str] = []
         self._path = path
@@ -198,7 +199,7 @@ class DataFiles:
 
     def _files_given(self, split: str) -> list[Path]:
         if split not in self._files_of_given:
-            source = self._given[split]
+            source: Any = self._given[split]  # which is known here
             by_split, not_read = self._by_split(source)
             chosen = split if split in by_split else None
             if chosen not in by_split:
@@ -211,7 +212,8 @@ class DataFiles:
     @cached_property
     def _files_of_path(self) -> dict[str, list[Path]]:
         """By split; or all of the ``whole``."""
-        by_split, not_read = self._by_split(self._path)
+        path: Any = self._path  # which is known here
+        by_split, not_read = self._by_split(path)
         unnamed = by_split.pop(None, [])
         if not by_split:
             by_split["whole"] = unnamed
@@ -225,8 +227,9 @@ class DataFiles:
                 by_split["train"], unnamed = train, [file for file in unnamed if file not in set(train)]
         if unnamed and "whole" not in by_split:
             not_read.append((unnamed, "named after no split"))
-        self._note_not_read(self._path, not_read)
-        return {"whole": by_split["train"]} if by_split.keys() == {"train"} else by_split
+        self._note_not_read(path, not_read)
+        of_splits: dict[Any, list[Path]] = by_split  # no file is left without one
+        return {"whole": of_splits["train"]} if of_splits.keys() == {"train"} else of_splits
 
     def _by_split(self, source: str) -> tuple[dict[str | None, list[Path]], list[tuple[list[Path], str]]]:
         """The data files by the split that they name, ``None`` for none; and what is not read, with the reason."""

@@ -138,7 +138,7 @@ class SeriesDataModule(TaskDataModule):
         return self._scaling
 
     def _fit(self) -> dict[str, Any]:
-        rows = self._rows("train")
+        rows: Any = self._rows("train")  # which there are
         table = rows[0][0]
         time = self.hparams.time
         if time is None and not table.is_numeric(next(iter(table.columns))):
@@ -279,7 +279,8 @@ class SeriesDataModule(TaskDataModule):
 
     def columns(self, name: str, series: int, start: int, end: int) -> dict[str, list[Any]]:
         """The rows from ``start`` to ``end`` of a split's table as plain values by column, ``None`` where missing."""
-        table, state = self._rows(name)[series][0], self.scaling
+        rows: Any = self._rows(name)
+        table, state = rows[series][0], self.scaling
         found: dict[str, list[Any]] = {}
         for column in state["targets"] + state["covariates"]:
             if column in state["categories"]:
@@ -387,7 +388,8 @@ def default_series() -> SeriesTable:
     import matplotlib.cbook
 
     try:
-        with matplotlib.cbook.get_sample_data("eeg.dat") as file:
+        sample: Any = matplotlib.cbook.get_sample_data("eeg.dat")
+        with sample as file:
             values = torch.frombuffer(bytearray(file.read()), dtype=torch.float64).view(800, 4)
         name = "an EEG of four channels from matplotlib's sample data"
     except (FileNotFoundError, RuntimeError):

@@ -53,7 +53,8 @@ class SeriesTable(NamedTuple):
     def is_numeric(self, name: str) -> bool:
         """Whether all cells of a column are numbers or gaps, and one is a number."""
         values = [number(cell) for cell in self.column(name)]
-        return None not in values and not all(math.isnan(value) for value in values)
+        known = [value for value in values if value is not None]
+        return len(known) == len(values) and not all(math.isnan(value) for value in known)
 
 
 def number(cell: str) -> float | None:
@@ -83,7 +84,7 @@ def read_series(file: Path, encoding: str = "utf-8") -> SeriesTable:
     if len(rows) < 2:
         raise ValueError(f"'{file}' must have a line that names the columns and rows below it, got {len(rows)} lines")
     names = [cell.strip() for cell in rows[0].cells]
-    if any(number(name) is not None and not math.isnan(number(name)) for name in names):
+    if any((value := number(name)) is not None and not math.isnan(value) for name in names):
         raise ValueError(f"'{file}', line {rows[0].line + comments}: want the columns' names, got {', '.join(names)}")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

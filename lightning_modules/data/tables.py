@@ -3,7 +3,7 @@
 import csv
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SUFFIXES = (".csv", ".tsv", ".tab")
 
@@ -28,7 +28,7 @@ def read_table(file: Path, text: str) -> list[TableRow]:
     Raises:
         ValueError: a row has more or fewer cells than the first, or a quote is not closed.
     """
-    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     if file.suffix.lower() == ".csv":
         first_line = text.lstrip("\n").partition("\n")[0]
         options = {"delimiter": next((mark for mark in ",;\t" if mark in first_line), ","), "strict": True}

@@ -98,8 +98,8 @@ class TaggingDataModule(TaskDataModule):
         self._vectors: WordVectors | None = None
         self._is_loaded = False
         self._sentences: dict[str, list[Sentence]] = {}
-        self._words: Vocabulary | None = None
-        self._state: dict[str, Any] | None = None
+        self._words: Any = None  # a Vocabulary, when it is known
+        self._state: Any = None  # a dict, likewise
 
     # The sentences --------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,8 @@ class TaggingDataModule(TaskDataModule):
                 "scheme": self.hparams.scheme,
             }
             self._build_lookups()
-        return self._state
+        state: dict[str, Any] = self._state
+        return state
 
     def _build_lookups(self) -> None:
         self._words = Vocabulary("word", self._state["words"])
@@ -201,7 +202,8 @@ class TaggingDataModule(TaskDataModule):
     @property
     def types(self) -> list[str]:
         """The types of entities, in the order of their labels."""
-        return self.known["types"]
+        types: list[str] = self.known["types"]
+        return types
 
     @property
     def labels(self) -> list[str]:

@@ -39,7 +39,8 @@ def read_ts(file: Path, text: str, labeled: bool) -> Iterator[tuple[int, Tensor,
             if in_data:
                 has_labels, channels = _check_header(file, header, labeled)
             continue
-        *fields, label = line.split(":") if has_labels else (*line.split(":"), None)
+        fields = line.split(":")
+        label = fields.pop() if has_labels else None
         if label is not None:
             label = label.strip()
             known = header["classlabel"][1:]

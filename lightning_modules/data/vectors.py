@@ -94,14 +94,14 @@ def read_vectors(path: str | Path, tokens: Sequence[str]) -> WordVectors:
             elif spaces < size:
                 raise ValueError(f"'{path}', line {number}: want a word and {size} numbers, as in the first line")
             word = line.split(b" ", 1)[0] if spaces == size else line.rsplit(b" ", size)[0]  # a word may have spaces
-            position, others = exact.get(word), by_lower_case.get(word, ())
-            if position is None and not others:
+            place, others = exact.get(word), by_lower_case.get(word, ())
+            if place is None and not others:
                 continue
             vector = _numbers(line.rsplit(b" ", size)[1:])
             if vector is None:
                 raise ValueError(f"'{path}', line {number}: want a word and {size} finite numbers")
-            if position is not None:
-                found.setdefault(position, vector)
+            if place is not None:
+                found.setdefault(place, vector)
             for other in others:
                 found_in_lower_case.setdefault(other, vector)
     if size is None:

@@ -36,7 +36,8 @@ class Config:
         from lightning_modules.injection import RECURRENT, import_class
 
         model = self.parsed.model
-        return import_class(RECURRENT, model.class_path)(**model.init_args.as_dict())
+        task: RecurrentTask = import_class(RECURRENT, model.class_path)(**model.init_args.as_dict())
+        return task
 
     @cached_property
     def built_task(self) -> "RecurrentTask":

@@ -32,7 +32,8 @@ OURS = {
 
 def new_experiment(verb: str) -> Experiment:
     module, name = VERBS[verb]
-    return getattr(import_module(module), name)()
+    experiment: Experiment = getattr(import_module(module), name)()
+    return experiment
 
 
 def new_parser(experiment: Experiment) -> CommandParser:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_modules.experiments.base import Config, Experiment
 from lightning_modules.experiments.plan import Variants
@@ -148,7 +148,7 @@ class Memory(Experiment):
                 distances = sorted(by_distance)
                 means = [by_distance[d].accuracy for d in distances]
                 lows, highs = ([end(by_distance[d].accuracies) for d in distances] for end in (min, max))
-                style = {"linestyle": STYLES[k % 7], "color": COLORS[k % 7], "marker": "osD^v"[k % 5]}
+                style: dict[str, Any] = {"linestyle": STYLES[k % 7], "color": COLORS[k % 7], "marker": "osD^v"[k % 5]}
                 axes.plot(distances, means, label=cell, **style)
                 axes.fill_between(distances, lows, highs, color=COLORS[k % 7], alpha=0.15, linewidth=0)
             axes.axhline(ENOUGH, color="gray", linestyle="--", linewidth=1, label="90 %")

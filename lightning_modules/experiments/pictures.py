@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_modules.experiments.report import AT_END, BETTER, NOT_TOLD_APART, WORSE, number
 from lightning_modules.inspections.report import BLUE, RED, new_figure, save_figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GRAY = "0.45"
 COLUMNS = 4
-STYLE = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+STYLE: Any = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 
 
 def draw_curves(report: "Report", path: Path) -> bool:
@@ -97,7 +97,7 @@ def draw_differences(report: "Report", path: Path) -> bool:
             for row in rows:
                 verdict = report.verdict(row)
                 marker, color, label = styles.get(verdict, styles[None])
-                difference = row.difference
+                difference: Any = row.difference  # a row without one is not drawn
                 half = 0.0 if difference.pairs == 1 else difference.high - difference.mean
                 axes.errorbar(
                     difference.mean, names.index(row.variant), xerr=half or None, fmt=marker, color=color, capsize=4,
@@ -111,10 +111,10 @@ def draw_differences(report: "Report", path: Path) -> bool:
             axes.tick_params(axis="x", labelsize=9)
             axes.locator_params(axis="x", nbins=4)
         grid[0].set_ylim(len(names) - 0.5, -0.5)
-        entries: dict[str, object] = {}
+        entries: dict[str, Any] = {}
         for axes in grid:
             handles, labels = axes.get_legend_handles_labels()
             entries |= dict(zip(labels, handles, strict=True))
-        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
+        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=4, frameon=False)
         save_figure(figure, path)
     return True

@@ -74,8 +74,8 @@ class Result:
 
 
 def gap(figures: dict[str, float]) -> float | None:
-    values = figures.get("val_loss"), figures.get(ON_TRAIN)
-    return None if None in values else values[0] - values[1]
+    valid, on_train = figures.get("val_loss"), figures.get(ON_TRAIN)
+    return None if valid is None or on_train is None else valid - on_train
 
 
 class Row(NamedTuple):

@@ -52,7 +52,7 @@ class Runner:
         self.runs, self.jobs, self.needless, self.out = runs, jobs, needless, out or sys.stdout
         self.failed: dict[str, str] = {}
         self.stopped_by: int | None = None
-        self._running: dict[Run, subprocess.Popen] = {}
+        self._running: dict[Run, subprocess.Popen[bytes]] = {}
         self._done = self._succeeded = 0
         self._begun: dict[Run, float] = {}
         self._seconds: list[float] = []
@@ -186,7 +186,8 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def _end_with_parent() -> None:
     """SIGTERM when the parent process ends (prctl's PR_SET_PDEATHSIG), were it by SIGKILL."""
-    _libc.prctl(1, signal.SIGTERM)
+    libc: Any = _libc
+    libc.prctl(1, signal.SIGTERM)
 
 
 def describe_result(summary: dict[str, Any]) -> str:

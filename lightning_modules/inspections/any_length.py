@@ -24,7 +24,7 @@ class OfAnyLength(nn.Module):
         directions = 2 if self.bidirectional else 1
         if hx is None:
             hx = input.new_zeros(self.layer.num_layers * directions, input.shape[1], self.layer.hidden_size)
-        last = []
+        last: list[Tensor] = []
         for number in range(self.layer.num_layers):
             outputs = []
             for reverse in (False, True)[:directions]:

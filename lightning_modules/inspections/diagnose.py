@@ -58,7 +58,7 @@ class Curves:
 
     points: list[Point]
     first_loss: float | None = None  # of the first training step that was kept
-    first_step: int | None = None  # which that is, from 0
+    first_step: float | None = None  # which that is, from 0
     not_finite: str | None = None  # the first figure that was infinite or NaN
 
 
@@ -111,7 +111,7 @@ class Diagnosis:
             improved, lowest = point.valid < lowest, min(lowest, point.valid)
             left = x[k - 1] if k else max(0.0, 2 * x[0] - x[1]) if len(x) > 1 else 0.0
             axes.axvspan(left, x[k], color="#009e73" if improved else "#e69f00", alpha=0.16, linewidth=0)
-        curves = (
+        curves: tuple[tuple[str, list[float | None], dict[str, Any]], ...] = (
             ("train (in training)", [p.train for p in self.points], {"color": SKY, "marker": "^", "linestyle": ":"}),
             ("train (as validation)", [p.on_train for p in self.points],
              {"color": BLUE, "marker": "o", "linestyle": "--"}),
@@ -335,11 +335,11 @@ def _start(curves: Curves, summary: dict[str, Any]) -> float:
     data = summary.get("data") or {}
     for name in ("valid_unigram_entropy", "valid_nll_of_frequencies"):
         if data.get(name):
-            return data[name]
+            return float(data[name])
     labels = data.get("labels")
     if isinstance(labels, dict) and sum(labels.values()):
         shares = [count / sum(labels.values()) for count in labels.values() if count]
-        return -sum(share * math.log(share) for share in shares)
+        return float(-sum(share * math.log(share) for share in shares))
     first = next(point for point in curves.points if math.isfinite(point.valid))
     known = [x for x in (curves.first_loss, first.train, first.valid) if x is not None and math.isfinite(x)]
     return max(known)
@@ -380,7 +380,8 @@ def _above_the_start(points: list[Point], curves: Curves, start: float) -> int |
     if curves.first_loss is None or not math.isfinite(curves.first_loss):
         return None
     limit = (1 + PEAK) * max(curves.first_loss, start)
-    begin = 0 if curves.first_step <= points[0].step / 4 else 1
+    first_step: Any = curves.first_step  # known where the loss is
+    begin = 0 if first_step <= points[0].step / 4 else 1
     above = (k for k, point in enumerate(points) if k >= begin and point.train is not None and point.train > limit)
     return next(above, None)
 
@@ -408,13 +409,13 @@ def _overfitting(points: list[Point], best: int, start: float) -> tuple[int | No
     said: list[str] = []
     since = None
     known = [point for point in points if point.gap is not None]
-    wide = [point for point in known if point.gap > max(LARGE_GAP * point.valid, OF_START * start)]
+    wide = [point for point in known if (point.gap or 0.0) > max(LARGE_GAP * point.valid, OF_START * start)]
     if wide and wide[-1] is known[-1]:
         first = next(k for k in range(len(known)) if all(point in wide for point in known[k:]))
         since = known[first].epoch
         said.append(
             f"The training loss lies far below the validation loss: {last.learned:.4g} against {last.valid:.4g} at the "
-            f"end, {last.gap / last.valid:.0%} of it, and by more than {LARGE_GAP:.0%} since epoch {since}."
+            f"end, {(last.gap or 0.0) / last.valid:.0%} of it, and by more than {LARGE_GAP:.0%} since epoch {since}."
         )
     rise = last.valid - lowest.valid
     learning = lowest.learned is None or last.learned is None or last.learned < lowest.learned

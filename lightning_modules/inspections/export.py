@@ -69,7 +69,8 @@ def exportable(module: nn.Module) -> nn.Module:
             if type(layer) is nn.LSTM:
                 setattr(parent, name, FusedLSTM.from_torch(layer).eval())
             elif type(layer) in (nn.GRU, nn.RNN):
-                setattr(parent, name, OfAnyLength(layer))
+                of_torch: Any = layer
+                setattr(parent, name, OfAnyLength(of_torch))
             elif isinstance(layer, nn.RNNBase) and not isinstance(layer, FusedLSTM):
                 raise ValueError(
                     f"recurrent must be FusedLSTM, torch's LSTM, GRU or RNN itself, or a layer that takes lengths, to "
@@ -165,7 +166,8 @@ def write_program(module: nn.Module, found: Exported, path: Path, decomposed: bo
 
     def run_file(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return program(**inputs)
+            results: tuple[Tensor, ...] = program(**inputs)
+            return results
 
     return compare(found, run_file), has_op
 

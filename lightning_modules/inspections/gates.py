@@ -184,12 +184,12 @@ def findings(
     """
     count, H = gates.values.shape[0], gates.values.shape[2]
     means = {gate: float(gates.of(gate).mean()) for gate in "ifo"}
-    most, least = max(means, key=means.get), min(means, key=means.get)
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     said = [
         f"Of the gates of {name} the {NAMES[most]} is the most open, {means[most]:.2f} on average over {count:,} steps "
         f"and {H} units, and the {NAMES[least]} the least, {means[least]:.2f}."
     ]
-    saturated = {gate: float(sum(gates.saturation(gate)).mean()) for gate in "ifo"}
+    saturated = {gate: float(torch.stack(list(gates.saturation(gate))).sum(0).mean()) for gate in "ifo"}
     told = ", ".join(f"{NAMES[gate]} {share:.0%}" for gate, share in saturated.items())
     said.append(f"Below {CLOSED} or above {OPEN}, so that it hardly learns, a gate is for this share of steps: {told}.")
     held = []
@@ -209,7 +209,7 @@ def findings(
     for found in by_token[:3]:
         if abs(found.correlation) > found.by_chance:
             where = f"goes with {found.what}"
-            if found.there is not None:
+            if found.there is not None and found.elsewhere is not None:
                 verb = "opens" if found.there > found.elsewhere else "closes"
                 verb = ("rises" if verb == "opens" else "falls") if found.gate == "g" else verb
                 where = f"{verb} at {shown(found.what)!r} ({found.there:.2f}, elsewhere {found.elsewhere:.2f})"

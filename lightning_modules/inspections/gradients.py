@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +87,17 @@ def flow_back(parts: list[list[nn.Module]], input: Tensor, seed: int = 0) -> Flo
     all_hidden: dict[str, list[Tensor]] = {}
     for number, row in enumerate(parts, 1):
         outputs = []
-        for part, direction in zip(row, ("forward", "backward"), strict=False):
+        for part, way in zip(row, ("forward", "backward"), strict=False):
             state, hidden = None, []
-            for x in below.flip(0) if direction == "backward" else below:
+            for x in below.flip(0) if way == "backward" else below:
                 _, state = part(x[None], state)
                 h = state[0] if isinstance(state, tuple) else state
                 h.retain_grad()
                 hidden.append(h)
-            words = [f"layer {number}"] * (len(parts) > 1) + [direction] * (len(row) > 1)
+            words = [f"layer {number}"] * (len(parts) > 1) + [way] * (len(row) > 1)
             all_hidden[" ".join(words)] = hidden
             output = torch.cat(hidden)
-            outputs.append(output.flip(0) if direction == "backward" else output)
+            outputs.append(output.flip(0) if way == "backward" else output)
         below = torch.cat(outputs, dim=-1)
     generator, loss = torch.Generator().manual_seed(seed), torch.zeros((), dtype=input.dtype)
     for hidden in list(all_hidden.values())[-len(parts[-1]) :]:
@@ -108,11 +109,18 @@ def flow_back(parts: list[list[nn.Module]], input: Tensor, seed: int = 0) -> Flo
         """Where a layer's gradient is exactly nothing the logarithm would be infinite."""
         return torch.stack([x.norm(dim=-1).mean() for x in gradients]).double().clamp(min=1e-300)
 
-    of_hidden = {name: norms([h.grad for h in reversed(hidden)]) for name, hidden in all_hidden.items()}
-    return Flow(of_hidden, norms(list(input.grad)))
+    of_hidden = {name: norms([_grad(h) for h in reversed(hidden)]) for name, hidden in all_hidden.items()}
+    return Flow(of_hidden, norms(list(_grad(input))))
 
 
-def parts_of(layer: nn.Module, spec: Spec, **options: object) -> list[list[nn.Module]]:
+def _grad(x: Tensor) -> Tensor:
+    """After a backward pass that has reached it."""
+    gradient: Any = x.grad
+    found: Tensor = gradient
+    return found
+
+
+def parts_of(layer: Any, spec: Spec, **options: Any) -> list[list[nn.Module]]:
     """A layer taken apart: of each layer of its stack that of each direction, with its weights; in float64, in eval.
 
     One whose weights have other names than torch's stays whole.
@@ -157,7 +165,8 @@ def fresh_lines(
     cells: list[str], forget_biases: list[float], length: int, input_size: int, hidden_size: int, seeds: int
 ) -> tuple[list[Line], list[Line]]:
     """Of new layers on random numbers: over the distance, and over the position."""
-    over_distance, over_position = [], []
+    over_distance: list[Line] = []
+    over_position: list[Line] = []
     for cell in cells:
         cls = FusedLSTM if cell in CELLS else import_class(RECURRENT, cell)
         for bias in forget_biases if takes_option(cls, "forget_bias") else [None]:
@@ -200,7 +209,8 @@ def lines_of_run(folder: str, checkpoint: str, length: int) -> tuple[list[Line],
     def flow() -> list[Flow]:
         return [flow_back(parts_of(layer_of(task), spec, **options), input)]
 
-    over_distance, over_position = [], []
+    over_distance: list[Line] = []
+    over_position: list[Line] = []
     add_lines(over_distance, over_position, name, flow(), TRAINED)
     try:
         task.load_state_dict(initial_weights(folder, checkpoint), strict=False)
@@ -232,7 +242,7 @@ def findings(lines: list[Line]) -> list[str]:
     if len(lines) > 1:
         last = min(len(line.mean) for line in lines) - 1
         at_end = {line.label: float(line.mean[last]) for line in lines}
-        best, worst = max(at_end, key=at_end.get), min(at_end, key=at_end.get)
+        best, worst = max(at_end, key=at_end.__getitem__), min(at_end, key=at_end.__getitem__)
         said.append(
             f"Over {last} steps most of the gradient is left in {best}, {at_end[best]:.3g} of it, least in {worst}, "
             f"{at_end[worst]:.3g}: {at_end[best] / at_end[worst]:.3g} times less."
@@ -293,7 +303,8 @@ def draw(path: Path, lines: list[Line], xlabel: str, ylabel: str, threshold: flo
     if threshold is not None:
         axes.axhline(threshold, color=GRAY, linewidth=1, linestyle=":", label=f"{threshold:.0%}")
     log_y(axes)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     lowest = min(float(line.mean.min()) for line in lines)
     axes.set_ylim(bottom=max(lowest / 3, 1e-12))
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -342,7 +353,10 @@ def run(command: str, arguments: list[str]) -> int:
         if getattr(options, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
     cells = options.cells or ([] if options.run else ["lstm", "layer_norm", "gru", "rnn"])
-    lines, inputs, notes, output = [], [], [], Path("runs/gradients")
+    lines: list[Line] = []
+    inputs: list[Line] = []
+    notes: list[str] = []
+    output = Path("runs/gradients")
     if options.run is not None:
         lines, inputs, notes = lines_of_run(options.run, options.checkpoint, options.length)
         path = Path(options.run).expanduser()

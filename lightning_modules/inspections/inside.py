@@ -92,8 +92,8 @@ def initial_weights(folder: str | Path, which: str = "best") -> dict[str, Tensor
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"the run's config.yaml must have its seed as seed_everything, got {seed!r}")
     model, data = config.get("model") or {}, config.get("data") or {}
-    task_class = _import(model.get("class_path", DEFAULT_TASK), RecurrentTask)
-    data_class = _import(data.get("class_path", DEFAULT_DATA), object)
+    task_class: Any = _import(model.get("class_path", DEFAULT_TASK), RecurrentTask)
+    data_class: Any = _import(data.get("class_path", DEFAULT_DATA), object)
     known = parameters_of(data_class)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

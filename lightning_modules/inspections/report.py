@@ -57,7 +57,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def listed(items: Sequence[str], most: int = 6) -> str:
+def listed(items: Sequence[object], most: int = 6) -> str:
     """``a, b and c``; of many the first."""
     shown = [str(item) for item in items[:most]]
     if len(items) > most:

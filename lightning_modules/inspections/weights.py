@@ -89,16 +89,17 @@ def findings_of(all_weights: list[Weights]) -> list[str]:
     findings = []
     start = next((some for some in all_weights if some.label == AT_START), None)
     runs = [some for some in all_weights if some is not start]
+    at_start = {} if start is None else start.groups
     for some in runs if start else []:
         ratios = {
-            group: float(w.std(correction=0) / start.groups[group].std(correction=0))
+            group: float(w.std(correction=0) / at_start[group].std(correction=0))
             for group, w in some.groups.items()
             if group in some.decayed
-            and len(start.groups.get(group, ())) == len(w)  # a layer of another size began elsewhere
-            and float(start.groups[group].std()) > 0
+            and len(at_start.get(group, ())) == len(w)  # a layer of another size began elsewhere
+            and float(at_start[group].std()) > 0
         }
         if ratios:
-            most, least = max(ratios, key=ratios.get), min(ratios, key=ratios.get)
+            most, least = max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__)
             grown = sum(ratio > 1 for ratio in ratios.values())
             findings.append(
                 f"{some.label}: of {len(ratios)} groups of decayed weights {grown} became wider in training; "
@@ -109,7 +110,7 @@ def findings_of(all_weights: list[Weights]) -> list[str]:
     findings.append(f"The norm of all decayed weights: {told}.")
     if len(runs) > 1:
         of_runs = {some.label: norms[some.label] for some in runs}
-        small, large = min(of_runs, key=of_runs.get), max(of_runs, key=of_runs.get)
+        small, large = min(of_runs, key=of_runs.__getitem__), max(of_runs, key=of_runs.__getitem__)
         difference = 1 - of_runs[small] / of_runs[large]
         decays = {some.label: some.weight_decay for some in runs}
         more = max(decays, key=lambda label: decays[label] or 0)
@@ -183,7 +184,8 @@ def draw_dropout(path: Path, activations: Tensor, rate: float, seed: int = 0) ->
     from matplotlib.colors import ListedColormap
 
     dropped = dropout(activations, rate, seed=seed)
-    off = ~dropped.mask
+    mask: Any = dropped.mask  # the rate is above 0
+    off = ~mask
     largest = float(dropped.output.abs().max()) or 1.0
     figure = new_figure(8.4, 5.2)
     for axes, values, title in zip(
@@ -239,7 +241,8 @@ def normalization(work: AtWork) -> Normalization:
     In a layer that has it this is its norm of the recurrent product ``W_hh h``, without the learned gain; elsewhere the
     layer's output is normalized.
     """
-    layer, real = work.layer, work.real_steps()
+    layer: Any = work.layer
+    real = work.real_steps()
     gain = getattr(layer, "weight_ln_hh_l0", None)
     if gain is None:
         before = work.output[real]

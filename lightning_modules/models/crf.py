@@ -16,6 +16,8 @@ class LinearChainCRF(nn.Module):
             column K its end. The others have probability 0.
     """
 
+    allowed: Tensor
+
     def __init__(self, allowed: Tensor) -> None:
         super().__init__()
         self.transitions = nn.Parameter(torch.empty(allowed.shape).uniform_(-0.1, 0.1))

@@ -38,6 +38,7 @@ class EntityScore(Metric):
 
     full_state_update = False
     higher_is_better = True
+    counts: Tensor
 
     def __init__(
         self, num_types: int, score: Literal["precision", "recall", "f1"], type_: int | None = None, **options: Any

@@ -52,9 +52,9 @@ class Forecaster(nn.Module):
         """
         output, state = self.layer(input)
         if not self.recursive:
-            change = self.head(self.dropout(output[-1])).view(-1, self.horizon, self.num_targets)
+            change: Tensor = self.head(self.dropout(output[-1])).view(-1, self.horizon, self.num_targets)
             return last + change.transpose(0, 1)
-        forecasts = []
+        forecasts: list[Tensor] = []
         others = input[-1, :, self.num_targets :]
         for _ in range(self.horizon):
             if forecasts:

@@ -91,7 +91,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The tokens' embeddings, [T, B, E]."""
-        embedded = self.embedding(tokens)
+        embedded: Tensor = self.embedding(tokens)
         if not self.training or self.embedding_dropout == 0:
             return embedded
         keep = 1 - self.embedding_dropout

@@ -47,4 +47,5 @@ class MemoryModel(nn.Module):
         output = run_recurrent(self.layer, inputs, lengths)
         if not self.every_step:
             output = last_outputs(output, lengths, num_directions(self.layer))
-        return self.decoder(self.dropout(output))
+        result: Tensor = self.decoder(self.dropout(output))
+        return result

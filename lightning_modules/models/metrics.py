@@ -15,12 +15,13 @@ class PreciseMetricCollection(MetricCollection):
     A sum in bfloat16 stands still once it is 256 times as large as what is added.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "PreciseMetricCollection":
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         def keep_precision(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
             return tensor.to(applied.device) if applied.dtype.itemsize < tensor.dtype.itemsize else applied
 
-        return super()._apply(keep_precision, *args, **kwargs)
+        move: Callable[..., Any] = super()._apply
+        return move(keep_precision, *args, **kwargs)
 
 
 class Mean(MeanMetric):
@@ -45,6 +46,8 @@ class EpochMean(Metric):
     """
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)
@@ -62,7 +65,7 @@ class EpochMean(Metric):
         """Updates, and is ready to be logged: Lightning takes the value of the step from where ``forward`` leaves it,
         which would compute it once more."""
         self.update(mean, count)
-        self._forward_cache = mean.float()
+        self._forward_cache: Any = mean.float()
 
     def sums(self) -> tuple[float, float]:
         """What the mean so far is of: the sum of all items, and their number."""
@@ -75,7 +78,7 @@ class EpochMean(Metric):
             self.total.fill_(sums[0])
             self.count.fill_(sums[1])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "EpochMean":
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """Moves to another device, but stays in its precision."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), *args, **kwargs)
 

@@ -47,7 +47,8 @@ class PianoRollModel(nn.Module):
         Returns:
             The logits of the keys after each frame, [T, B, K].
         """
-        return self.decoder(self.dropout(run_recurrent(self.layer, roll, lengths)))
+        logits: Tensor = self.decoder(self.dropout(run_recurrent(self.layer, roll, lengths)))
+        return logits
 
     def step(self, frame: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The logits after one frame more, [B, K], of frames [B, K], and the layer's state after it."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn, optim
@@ -75,13 +75,13 @@ def build_optimizer(
     spec = to_spec(OPTIMIZER, spec)
     cls = import_class(OPTIMIZER, spec["class_path"])
     name = class_path(cls)
-    arguments = {"lr": lr}
+    arguments: dict[str, Any] = {"lr": lr}
     if momentum is not None and (momentum or has_argument(cls, "momentum")):
         if not has_argument(cls, "momentum"):
             raise ValueError(f"momentum must be 0 with {name}, which has none, got {momentum}")
         arguments["momentum"] = momentum
     arguments |= _eps_above_zero(cls, spec, [*partition.decayed.values(), *partition.spared.values()])
-    groups = [{"params": list(partition.decayed.values())}, {"params": list(partition.spared.values())}]
+    groups: list[Any] = [{"params": list(partition.decayed.values())}, {"params": list(partition.spared.values())}]
     if has_argument(cls, "weight_decay"):
         groups[0]["weight_decay"], groups[1]["weight_decay"] = weight_decay, 0.0
     elif weight_decay:
@@ -89,7 +89,8 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     if issubclass(cls, optim.LBFGS):  # knows one group alone
         groups = [parameter for group in groups for parameter in group["params"]]
-    return build(OPTIMIZER, spec, groups, **arguments)
+    optimizer: optim.Optimizer = build(OPTIMIZER, spec, groups, **arguments)
+    return optimizer
 
 
 def _eps_above_zero(cls: type, spec: Spec, parameters: list[Parameter]) -> dict[str, float]:

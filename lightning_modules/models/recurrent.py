@@ -123,7 +123,8 @@ def run_recurrent(layer: nn.Module, input: Tensor, lengths: Tensor, state: Any =
         ValueError: a bidirectional layer that takes neither ``lengths`` nor a ``PackedSequence``.
     """
     if "lengths" in inspect.signature(layer.forward).parameters:
-        return layer(input, state, lengths=lengths)[0]
+        output: Tensor = layer(input, state, lengths=lengths)[0]
+        return output
     if isinstance(layer, nn.RNNBase):
         packed = pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False)
         return pad_packed_sequence(layer(packed, state)[0], total_length=input.shape[0])[0]
@@ -158,7 +159,7 @@ def detach(state: Any) -> Any:
 
 
 @torch.no_grad()
-def set_forget_bias(lstm: nn.LSTM, value: float) -> None:
+def set_forget_bias(lstm: nn.Module, value: float) -> None:
     """Sets the sum of each layer's two forget gate biases to ``value``."""
     for name, bias in lstm.named_parameters():
         if name.startswith("bias_"):

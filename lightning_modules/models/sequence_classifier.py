@@ -86,7 +86,8 @@ class SequenceClassifier(nn.Module):
                 inputs = inputs.masked_fill(dropped, 0)
             inputs = self.embedding_dropout(self.embedding(inputs))
         output = run_recurrent(self.lstm, inputs, lengths)
-        return self.decoder(self.output_dropout(self.pool(output, lengths)))
+        logits: Tensor = self.decoder(self.output_dropout(self.pool(output, lengths)))
+        return logits
 
     def pool(self, output: Tensor, lengths: Tensor) -> Tensor:
         """``[B, O]`` of the layer's outputs ``[T, B, O]``, which are zero past each end."""
@@ -95,7 +96,8 @@ class SequenceClassifier(nn.Module):
         if self.pooling == "mean":
             return output.sum(0) / lengths[:, None].to(output.dtype)
         if self.attention is not None:
-            return self.attention(output, lengths)
+            pooled: Tensor = self.attention(output, lengths)
+            return pooled
         return output.masked_fill(~real_steps(output, lengths)[..., None], -torch.inf).amax(0)
 
 
@@ -112,7 +114,7 @@ class AttentionPooling(nn.Module):
 
     def weights(self, output: Tensor, lengths: Tensor) -> Tensor:
         """The weight of each step, [T, B]; they sum to 1 over the real ones."""
-        scores = self.score(self.hidden(output).tanh()).squeeze(-1)
+        scores: Tensor = self.score(self.hidden(output).tanh()).squeeze(-1)
         return scores.masked_fill(~real_steps(output, lengths), -torch.inf).softmax(0)
 
     def forward(self, output: Tensor, lengths: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class CharacterCNN(nn.Module):
         """Of words' characters, int64 [L, U], with their lengths [U]: [U, H]."""
         inside = torch.arange(len(characters), device=characters.device)[:, None] < lengths
         embedded = self.embedding(characters) * inside[..., None]
-        filtered = self.convolution(embedded.permute(1, 2, 0))  # [U, H, L]
+        filtered: Tensor = self.convolution(embedded.permute(1, 2, 0))  # [U, H, L]
         return filtered.masked_fill(~inside.t()[:, None], -torch.inf).amax(-1)
 
 
@@ -113,7 +113,8 @@ class Tagger(nn.Module):
             spellings = self.characters(batch.characters, batch.character_lengths)
             input = torch.cat((input, spellings[batch.spellings]), -1)
         output = run_recurrent(self.lstm, self.dropout(input), batch.lengths)
-        return self.linear(self.dropout(output))
+        scores: Tensor = self.linear(self.dropout(output))
+        return scores
 
     def decode(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
         """The likeliest labels of each sentence, of scores [T, B, K]."""

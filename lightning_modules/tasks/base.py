@@ -4,7 +4,7 @@ import copy
 import math
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from lightning.fabric.utilities.data import AttributeDict
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric, MetricCollection
+from typing_extensions import TypeVar
 
 from lightning_modules.callbacks.checkpoints import is_measured_in_training
 from lightning_modules.data.base import TaskDataModule
@@ -45,9 +46,12 @@ from lightning_modules.models.recurrent import build_recurrent
 from lightning_modules.regularization import l2_penalty
 from lightning_modules.resuming import continue_epoch, is_before_an_epochs_end, is_inside_an_epoch
 from lightning_modules.tasks.exported import Exported
+from lightning_modules.trainer_parts import callbacks_of, datamodule_of
+
+Data = TypeVar("Data", bound=TaskDataModule, default=Any)
 
 
-class RecurrentTask(LightningModule):
+class RecurrentTask(LightningModule, Generic[Data]):
     """Base class of all tasks: a net around one recurrent layer, trained, judged and used.
 
     A task is a subclass. It must say
@@ -99,7 +103,10 @@ class RecurrentTask(LightningModule):
         cell: the former name of ``recurrent``.
     """
 
-    loss_unit = "nats"
+    if TYPE_CHECKING:  # Lightning's own type knows no names
+
+        @property
+        def hparams(self) -> Any: ...
 
     def __init__(
         self,
@@ -133,9 +140,13 @@ class RecurrentTask(LightningModule):
         self._check_hyperparameters()
         self.train_loss = EpochMean()
         self._epoch_loss_so_far: tuple[float, float] | None = None  # of the checkpoint that a fit goes on from
-        self.net: nn.Module | None = None
+        self.net: Any = None  # an nn.Module, when the sizes are known; which one, the task knows
         if all(self.hparams[name] is not None for name in self.size_names()):
             self.net = self.new_net()
+
+    @property
+    def loss_unit(self) -> str:
+        return "nats"
 
     # The seam -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class RecurrentTask(LightningModule):
         """The constructor's arguments that :meth:`data_sizes` gives."""
         raise NotImplementedError
 
-    def data_sizes(self, data: TaskDataModule) -> dict[str, Any]:
+    def data_sizes(self, data: Data) -> dict[str, Any]:
         """The values of :meth:`size_names` for this data: plain values, kept in every checkpoint."""
         raise NotImplementedError
 
@@ -162,7 +173,7 @@ class RecurrentTask(LightningModule):
         """
         raise NotImplementedError
 
-    def new_metrics(self, data: TaskDataModule) -> dict[str, Metric]:
+    def new_metrics(self, data: Data) -> dict[str, Metric]:
         """What the task is judged by beside the loss, by the name it is logged under after ``val_`` or ``test_``."""
         return {}
 
@@ -170,14 +181,14 @@ class RecurrentTask(LightningModule):
         """Callbacks that every trainer of this task gets, unless it has one of the kind; they run after the others."""
         return []
 
-    def write_predictions(self, batches: list[Any], data: TaskDataModule, folder: Path) -> str:
+    def write_predictions(self, batches: list[Any], data: Data, folder: Path) -> str:
         """Writes what ``predict_step`` gave for each batch to a file in ``folder``; one line that says what and where.
 
         Raises NotImplementedError where the task predicts nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} has no predictions to write")
 
-    def predict_examples(self, examples: Any, data: TaskDataModule) -> Any:
+    def predict_examples(self, examples: Any, data: Data) -> Any:
         """What the task makes of data in memory; the subclass says in what form."""
         raise NotImplementedError(f"{type(self).__name__} predicts nothing of data in memory")
 
@@ -186,12 +197,12 @@ class RecurrentTask(LightningModule):
         """The options of ``lstm-fused sample`` for this task; raises ValueError where the task draws no samples."""
         raise ValueError(f"a {cls.__name__} draws no samples")
 
-    def sample(self, data: TaskDataModule, options: Namespace, folder: Path) -> str:
+    def sample(self, data: Data, options: Namespace, folder: Path) -> str:
         """Draws what :meth:`add_sample_arguments` asked for: what is to be printed."""
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
-        kinds = {type(callback) for callback in self.trainer.callbacks}
+        kinds = {type(callback) for callback in callbacks_of(self.trainer)}
         return [callback for callback in self.own_callbacks() if type(callback) not in kinds]
 
     @property
@@ -201,15 +212,15 @@ class RecurrentTask(LightningModule):
 
     # The model ------------------------------------------------------------------------------------------------------
 
-    def step_names(self, batch: Any, data: TaskDataModule) -> list[list[str]] | None:
+    def step_names(self, batch: Any, data: Data) -> list[list[str]] | None:
         """What stands at each step of each sequence of a batch, where the steps are tokens; ``None`` elsewhere."""
         return None
 
-    def text_batch(self, text: str, data: TaskDataModule) -> Any:
+    def text_batch(self, text: str, data: Data) -> Any:
         """A text as a batch of one sequence. Raises ValueError where the task reads no text."""
         raise ValueError(f"there must be no text for a {type(self).__name__}, which reads none, got {text!r}")
 
-    def to_export(self, data: TaskDataModule) -> Exported:
+    def to_export(self, data: Data) -> Exported:
         """The net as ``lstm-fused export`` writes it for other programs, on a batch of the valid data.
 
         Raises NotImplementedError where the task does not say how.
@@ -218,10 +229,10 @@ class RecurrentTask(LightningModule):
 
     def configure_model(self) -> None:
         """Lightning calls this before it loads any weights, which would be rounded to the precision they are put in."""
-        self.build(self.trainer.datamodule)
+        self.build(datamodule_of(self.trainer))
         self.trainer.precision_plugin.convert_module(self.net)
 
-    def build(self, data: TaskDataModule) -> None:
+    def build(self, data: Data) -> None:
         """Builds the net for the data's sizes, unless it is built.
 
         Raises ValueError where it was built for others.
@@ -351,7 +362,8 @@ class RecurrentTask(LightningModule):
     # The steps ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        metrics = {"loss": Mean(), **self.new_metrics(self.trainer.datamodule)}
+        own: dict[str, Any] = self.new_metrics(datamodule_of(self.trainer))
+        metrics = {"loss": Mean(), **own}
         self.val_metrics = PreciseMetricCollection(metrics, prefix="val_", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test_")
 
@@ -388,7 +400,8 @@ class RecurrentTask(LightningModule):
         That of no items is 0, with gradients of zeros: the other processes wait for them.
         """
         if isinstance(batch, NoShare):
-            return sum((0 * parameter).sum() for parameter in self.parameters() if parameter.requires_grad), 0
+            nothing: Any = sum((0 * parameter).sum() for parameter in self.parameters() if parameter.requires_grad)
+            return nothing, 0
         return self.batch_loss(batch, batch_idx, metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -408,7 +421,7 @@ class RecurrentTask(LightningModule):
         """(Lightning tells it when an epoch has been trained.)"""
         figures = self.trainer.callback_metrics
         for schedule in self.trainer.lr_scheduler_configs if self.trainer.sanity_checking else ():
-            name = schedule.monitor
+            name: Any = schedule.monitor
             if schedule.reduce_on_plateau and name not in figures and not is_measured_in_training(name):
                 raise ValueError(f"lr_scheduler_monitor must be one of {', '.join(figures)}, got {name!r}")
 
@@ -439,7 +452,7 @@ class RecurrentTask(LightningModule):
     def check_trainer(self, trainer: Trainer) -> None:
         """Raises ValueError where this task cannot be trained by this trainer; asked before anything is touched."""
         # Lightning trains 1000 epochs where it has no limit at all, and without an end where it has one of time alone.
-        endless = -1 if any(isinstance(callback, Timer) for callback in trainer.callbacks) else 1000
+        endless = -1 if any(isinstance(callback, Timer) for callback in callbacks_of(trainer)) else 1000
         max_epochs = endless if trainer.max_epochs is None else trainer.max_epochs
         if self.hparams.lr_schedule == "cosine" and max_epochs == trainer.max_steps == -1:
             raise ValueError(COSINE_NEEDS_AN_END)
@@ -460,7 +473,8 @@ class RecurrentTask(LightningModule):
         """That of ``lr_scheduler``."""
         spec = self.hparams.lr_scheduler
         try:
-            return build(LR_SCHEDULER, spec, optimizer)
+            scheduler: LRScheduler = build(LR_SCHEDULER, spec, optimizer)
+            return scheduler
         except TypeError as error:  # an argument is missing
             reason = str(error).rpartition("__init__() ")[2]
         except ValueError as error:
@@ -468,7 +482,7 @@ class RecurrentTask(LightningModule):
         reason = reason.removeprefix("lr_scheduler: ")
         raise ValueError(f"lr_scheduler: {spec['class_path']}: {reason}; --model.lr_scheduler.NAME gives an argument")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         if self._trainer is not None:  # without one the optimizers can be looked at too
             self.check_trainer(self.trainer)
         optimizer = self._new_optimizer()

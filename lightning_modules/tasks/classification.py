@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from lightning_modules.callbacks.confusion_picture import ConfusionPicture
 from lightning_modules.data.labeled import LabeledBatch, LabeledDataModule
 from lightning_modules.data.labeled_text import word_pattern
+from lightning_modules.data.vocabulary import Vocabulary
 from lightning_modules.models.sequence_classifier import SequenceClassifier
 from lightning_modules.tasks.base import RecurrentTask
 from lightning_modules.tasks.exported import Exported, WithLengths
@@ -47,7 +48,7 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
 
 
-class ClassificationTask(RecurrentTask):
+class ClassificationTask(RecurrentTask[LabeledDataModule]):
     """Trains a :class:`SequenceClassifier` on examples with a label each.
 
     The loss is the cross-entropy in nats an example; the metrics are ``accuracy`` and ``f1``, the mean of the F1 scores
@@ -130,9 +131,10 @@ class ClassificationTask(RecurrentTask):
         if not self.hparams.vocab_size:
             return None
         columns = zip(batch.inputs.t().tolist(), batch.lengths.tolist(), strict=True)
-        return [[data.vocabulary.tokens[token] for token in column[:length]] for column, length in columns]
+        vocabulary = _vocabulary(data)
+        return [[vocabulary.tokens[token] for token in column[:length]] for column, length in columns]
 
-    def text_batch(self, text: str, data: LabeledDataModule) -> LabeledBatch:
+    def text_batch(self, text: str, data: LabeledDataModule) -> Any:
         """The text of any label: it is not judged."""
         if not self.hparams.vocab_size:
             return super().text_batch(text, data)
@@ -144,8 +146,9 @@ class ClassificationTask(RecurrentTask):
         state = {k: v for k, v in data.state_dict().items() if k in ("mean", "deviation", "options")}
         about = {"labels": data.labels} | state
         if self.hparams.vocab_size:
-            about |= data.vocabulary.state_dict()
-            about["piece"] = word_pattern() if data.vocabulary.level == "word" else "(?s)."
+            vocabulary = _vocabulary(data)
+            about |= vocabulary.state_dict()
+            about["piece"] = word_pattern() if vocabulary.level == "word" else "(?s)."
         else:
             mean, deviation = (torch.tensor(state[name]) for name in ("mean", "deviation"))
             about["example"] = (batch.inputs[: batch.lengths[0], 0] * deviation + mean).tolist()
@@ -178,7 +181,8 @@ class ClassificationTask(RecurrentTask):
 
     def predict_step(self, batch: LabeledBatch, batch_idx: int) -> Tensor:
         """The probabilities of the labels, float32 [B, K]."""
-        return self(batch.inputs, batch.lengths).float().softmax(-1)
+        probabilities: Tensor = self(batch.inputs, batch.lengths).float().softmax(-1)
+        return probabilities
 
     def write_predictions(self, batches: list[Tensor], data: LabeledDataModule, folder: Path) -> str:
         """Every example with its likeliest label and the probability of each label, as ``predictions.csv``."""
@@ -207,3 +211,9 @@ class ClassificationTask(RecurrentTask):
                 label = data.labels[max(range(len(row)), key=row.__getitem__)]
                 predictions.append(Prediction(label, dict(zip(data.labels, row, strict=True))))
         return predictions
+
+
+def _vocabulary(data: Any) -> Vocabulary:
+    """Of data whose examples are texts, which alone has one."""
+    vocabulary: Vocabulary = data.vocabulary
+    return vocabulary

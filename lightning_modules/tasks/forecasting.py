@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ from lightning_modules.models.forecaster import Forecaster
 from lightning_modules.models.metrics import Mean
 from lightning_modules.tasks.base import RecurrentTask
 from lightning_modules.tasks.exported import Exported
+from lightning_modules.trainer_parts import datamodule_of
 
-LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 BASELINES = ("persistence", "seasonal")
 # Of ``lstm-fused export``: the steps after a window, whose columns are a JSON file or those of ``about``.
 EXAMPLE = """\
@@ -45,6 +47,9 @@ class ForecastInUnits(nn.Module):
         scales: of the targets.
     """
 
+    means: Tensor
+    scales: Tensor
+
     def __init__(self, net: Forecaster, means: list[float], scales: list[float]) -> None:
         super().__init__()
         self.net = net
@@ -55,7 +60,7 @@ class ForecastInUnits(nn.Module):
         return (self.net(input, input[-1, :, : len(self.means)]) * self.scales + self.means,)
 
 
-class ForecastTask(RecurrentTask):
+class ForecastTask(RecurrentTask[SeriesDataModule]):
     """Trains a :class:`Forecaster` on windows of time series.
 
     The losses are of scaled values. The metrics are in the units of the table, over all targets and steps of the
@@ -156,7 +161,7 @@ class ForecastTask(RecurrentTask):
         return loss, int(batch.known.sum())
 
     def _update(self, metrics: MetricCollection, name: str, forecast: Tensor, batch: Windows) -> None:
-        data = self.trainer.datamodule
+        data = datamodule_of(self.trainer)
         known, target = batch.known, data.unscaled(batch.target.double())
         forecast = data.unscaled(forecast.double())
         metrics[f"mae{name}"].update(forecast[known], target[known])
@@ -168,7 +173,7 @@ class ForecastTask(RecurrentTask):
 
     def predict_step(self, batch: Windows, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """The examples [B, 2], the forecasts and the true values [H, B, C], in the units of the table."""
-        data = self.trainer.datamodule
+        data = datamodule_of(self.trainer)
         target = batch.target.masked_fill(~batch.known, torch.nan)
         forecast = self(batch.input, batch.persistence[0])
         return batch.examples, data.unscaled(forecast.double()), data.unscaled(target.double())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -27,6 +28,7 @@ from lightning_modules.models.metrics import BitsPerCharacter, Mean, Perplexity
 from lightning_modules.models.recurrent import detach
 from lightning_modules.tasks.base import RecurrentTask, to_full_precision
 from lightning_modules.tasks.exported import Exported
+from lightning_modules.trainer_parts import datamodule_of
 
 # Of ``lstm-fused export``: goes on from a prompt with the likeliest token, the state carried along.
 EXAMPLE = """\
@@ -62,7 +64,7 @@ class TokenPrediction(NamedTuple):
     log_probability: float
 
 
-class LanguageModelTask(RecurrentTask):
+class LanguageModelTask(RecurrentTask[TextDataModule]):
     """Trains a :class:`LanguageModel` on contiguous batches of text.
 
     The layer's state that ends a batch begins the next one, detached: backpropagation through time is truncated at
@@ -212,7 +214,7 @@ class LanguageModelTask(RecurrentTask):
             return token_loss(logits, targets, label_smoothing=smoothing)
         output, dropped, state = self.net.hidden(tokens, state)
         self.train_state = detach(state)
-        loss = token_loss(self.net.decoder(dropped), targets, label_smoothing=smoothing)
+        loss: Tensor = token_loss(self.net.decoder(dropped), targets, label_smoothing=smoothing)
         loss = loss + hparams.activation_penalty * dropped.square().mean()
         if len(output) > 1:
             loss = loss + hparams.change_penalty * (output[1:] - output[:-1]).square().mean()
@@ -228,11 +230,15 @@ class LanguageModelTask(RecurrentTask):
         self._lengths.append(len(batch[0]))
 
     def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """A mean over few tokens is as large as one over many: a short batch would count for more than its share."""
         lengths, self._lengths = self._lengths, []
-        options = self.trainer.datamodule.hparams
+        options = datamodule_of(self.trainer).hparams
         if not options.get("random_length"):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             return
@@ -287,7 +293,7 @@ class LanguageModelTask(RecurrentTask):
                 raise ValueError(f"a text to predict must have at least 2 tokens, and text {number} has {len(ids)}")
             found: list[TokenPrediction] = []
             for batch_idx, batch in enumerate(ContiguousLoader(ids, 1, data.hparams.sequence_length)):
-                moved = tuple(tensor.to(self.device) for tensor in batch)
+                moved: Any = tuple(tensor.to(self.device) for tensor in batch)
                 targets, values = (tensor.flatten().tolist() for tensor in self.predict_step(moved, batch_idx))
                 found += [TokenPrediction(names[k], value) for k, value in zip(targets, values, strict=True)]
             predictions.append(found)
@@ -333,7 +339,8 @@ class LanguageModelTask(RecurrentTask):
         super().on_save_checkpoint(checkpoint)
         if self.train_state is not None:
             # Each tensor [layers, B, H]; of all ranks [ranks, layers, B, H].
-            gathered = tree_map(lambda x: self.all_gather(x).view(-1, *x.shape).cpu(), self.train_state)
+            all_gather: Callable[[Tensor], Any] = self.all_gather
+            gathered = tree_map(lambda x: all_gather(x).view(-1, *x.shape).cpu(), self.train_state)
             checkpoint["train_state"] = {"ranks": self.trainer.world_size, "state": gathered}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     targets: Tensor | None  # int64 [B], float32 [B], or int64 [recalled, B]; None where they are not known
 
 
-class MemoryTask(RecurrentTask):
+class MemoryTask(RecurrentTask[MemoryDataModule]):
     """Trains a :class:`MemoryModel` on data that asks for something a while after it was there.
 
     What is asked for, the data says (see :class:`~lightning_modules.data.memory.MemoryDataModule`): a class after the
@@ -120,19 +120,20 @@ class MemoryTask(RecurrentTask):
         self, batch: MemoryBatch, batch_idx: int, metrics: MetricCollection | None = None
     ) -> tuple[Tensor, int | Tensor]:
         outputs = self(batch.inputs, batch.lengths)
+        targets: Any = batch.targets  # known wherever there is a loss
         if self.hparams.target == "number":
             if metrics is not None:
-                metrics["mse"].update(outputs[:, 0], batch.targets)
-            return F.mse_loss(outputs[:, 0], batch.targets), len(outputs)
+                metrics["mse"].update(outputs[:, 0], targets)
+            return F.mse_loss(outputs[:, 0], targets), len(outputs)
         if metrics is not None:
-            scores, targets = self._recalled(outputs, batch.targets, batch.lengths)
-            metrics["accuracy"].update(scores.flatten(0, -2), targets.flatten())
+            scores, recalled = self._recalled(outputs, targets, batch.lengths)
+            metrics["accuracy"].update(scores.flatten(0, -2), recalled.flatten())
         if self.hparams.target == "class":
-            return F.cross_entropy(outputs, batch.targets), len(outputs)
+            return F.cross_entropy(outputs, targets), len(outputs)
         real = torch.arange(len(outputs), device=outputs.device)[:, None] < batch.lengths
-        return F.cross_entropy(outputs[real], batch.targets[real]), batch.lengths.sum()
+        return F.cross_entropy(outputs[real], targets[real]), batch.lengths.sum()
 
-    def _recalled(self, outputs: Tensor, targets: Tensor | None, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _recalled(self, outputs: Tensor, targets: Tensor | None, lengths: Tensor) -> tuple[Tensor, Any]:
         """Of classes after every step those that recall, [recalled, B, O] and [recalled, B]; others as they are."""
         if self.hparams.target != "classes":
             return outputs, targets

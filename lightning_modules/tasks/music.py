@@ -39,7 +39,7 @@ class FrameProbabilities(NamedTuple):
     lengths: Tensor  # int64 [B], of the pieces
 
 
-class MusicTask(RecurrentTask):
+class MusicTask(RecurrentTask[MusicDataModule]):
     """Trains a :class:`PianoRollModel`: each frame of a piece is told from those before it, the first from silence.
 
     The loss, and ``nll`` with it, is the negative log-likelihood of a frame in nats: summed over its 88 keys, as

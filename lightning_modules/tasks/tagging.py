@@ -56,15 +56,16 @@ class TaggerOfTensors(nn.Module):
             lengths: [B].
             characters: [``LONGEST_WORD``, T, B], -1 past a word's end.
         """
+        absent: Any = None  # the net reads no labels, and characters where it has some
         if characters is None:
-            return (self.net(TaggingBatch(words, lengths, None, None, None, None)),)
+            return (self.net(TaggingBatch(words, lengths, absent, absent, absent, absent)),)
         spellings = torch.arange(words.numel(), device=words.device).view_as(words)
         characters = characters.flatten(1)
         counts = (characters >= 0).sum(0).clamp(min=1)  # none past a sentence's end
-        return (self.net(TaggingBatch(words, lengths, spellings, characters.clamp(min=0), counts, None)),)
+        return (self.net(TaggingBatch(words, lengths, spellings, characters.clamp(min=0), counts, absent)),)
 
 
-class TaggingTask(RecurrentTask):
+class TaggingTask(RecurrentTask[TaggingDataModule]):
     """Trains a :class:`Tagger` on sentences whose entities are tagged.
 
     The loss is in nats a token: with a conditional random field (``crf``) that of whole sentences, shared by their
@@ -174,7 +175,8 @@ class TaggingTask(RecurrentTask):
         self.labels = data.labels
         self.types = data.types
         count = len(self.types)
-        metrics = {name: EntityScore(count, name) for name in ("f1", "precision", "recall")}
+        scores: tuple[Literal["f1", "precision", "recall"], ...] = ("f1", "precision", "recall")
+        metrics: dict[str, Metric] = {name: EntityScore(count, name) for name in scores}
         if count > 1:
             # Names of metrics must not have dots.
             names = [f"f1_{type_ or 'entity'}".replace(".", "_") for type_ in self.types]
@@ -198,7 +200,7 @@ class TaggingTask(RecurrentTask):
 
     def to_export(self, data: TaggingDataModule) -> Exported:
         batch = next(iter(data.val_dataloader()))
-        inputs = {"words": (batch.words, ("T", "B")), "lengths": (batch.lengths, ("B",))}
+        inputs: dict[str, Any] = {"words": (batch.words, ("T", "B")), "lengths": (batch.lengths, ("B",))}
         if self.net.characters is not None:
             # Of a fixed length: torch's convolution is exported for no other.
             characters = F.pad(batch.characters, (0, 0, 0, LONGEST_WORD - len(batch.characters)))
@@ -247,7 +249,8 @@ class TaggingTask(RecurrentTask):
 
     def predict_step(self, batch: TaggingBatch, batch_idx: int) -> list[list[int]]:
         """The labels of each sentence."""
-        return self.net.decode(self(batch), batch.lengths)
+        labels: list[list[int]] = self.net.decode(self(batch), batch.lengths)
+        return labels
 
     def write_predictions(self, batches: list[list[list[int]]], data: TaggingDataModule, folder: Path) -> str:
         """The sentences in CoNLL columns with a BIO tag as one more column, as ``predictions.conll``."""
