@@ -103,8 +103,8 @@ class _InTheRunsFolder:
     """
 
     def __init__(self, save_dir: str | Path | None = None, name: str | None = "lightning_logs", **kwargs: Any) -> None:
-        of_lightning: Any = super().__init__
-        of_lightning("." if save_dir is None else save_dir, name=name, **kwargs)
+        # What comes next in the order of classes is Lightning's logger; jsonargparse reads this line for its options.
+        super().__init__("." if save_dir is None else save_dir, name=name, **kwargs)  # type: ignore[call-arg]
 
 
 class CSVLogger(_InTheRunsFolder, lightning_loggers.CSVLogger):

@@ -1,8 +1,11 @@
 """What Lightning sets on a Trainer from outside, so that the Trainer's own type does not tell of it."""
 
-from typing import Any
+from __future__ import annotations
 
-from lightning.pytorch import Callback, Trainer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what lists a plan's runs does not wait for it
+    from lightning.pytorch import Callback, Trainer
 
 
 def datamodule_of(trainer: Trainer) -> Any:
