@@ -421,8 +421,9 @@ class TrainerCommand(LightningCLI):
         if self.interruption.interrupted or self.trainer.received_sigterm:  # after the last batch of all
             self.trainer.print(how_to_finish)
             raise KeyboardInterrupt if self.interruption.interrupted else SIGTERMException
-        kept: Any = callbacks.best_checkpoint(self.trainer)
-        best: Any = kept.best
+        kept = callbacks.best_checkpoint(self.trainer)
+        assert kept is not None  # this command adds one to every fit
+        best = kept.best
         if self.diverged is not None and best is None:
             raise callbacks.TrainingDiverged(f"{self.diverged}; no weights were validated before; {DIVERGED_ADVICE}")
         if not self.datamodule.has_test():
@@ -437,7 +438,7 @@ class TrainerCommand(LightningCLI):
                 raise
         if self.trainer.received_sigterm:  # in the test's last batch
             raise SIGTERMException
-        if self.diverged is not None:
+        if self.diverged is not None and best is not None:
             place = f"of epoch {best['epoch']}, step {best['step']}"
             raise callbacks.TrainingDiverged(f"{self.diverged}; best.ckpt has the weights {place}; {DIVERGED_ADVICE}")
         if folder is not None:

@@ -73,8 +73,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Takes over the best so far, judged by this run's ``monitor`` even if the checkpoint's had another."""
         if trainer.state.fn != TrainerFn.FITTING or (state := _state_of_best(checkpoint)) is None:
             return
-        path_of_run: Any = trainer.ckpt_path
-        before, score = Path(path_of_run).with_name("best.ckpt"), float(state["best_model_score"])
+        assert trainer.ckpt_path is not None  # it is where the checkpoint came from
+        before, score = Path(trainer.ckpt_path).with_name("best.ckpt"), float(state["best_model_score"])
         found = load_checkpoint(before) if before.is_file() else {}
         if float((_state_of_best(found) or {}).get("best_model_score", math.nan)) != score:
             rank_zero_warn(
@@ -88,8 +88,8 @@ class BestCheckpoint(ModelCheckpoint):
         if self.monitor not in best:
             rank_zero_warn(f"'{before}' tells no {self.monitor}: the best of this run is that of its own epochs")
             return
-        folder: Any = self.dirpath  # which is known by now
-        path = Path(folder) / "best.ckpt"
+        assert self.dirpath is not None  # since setup()
+        path = Path(self.dirpath) / "best.ckpt"
         if trainer.is_global_zero and path.resolve() != before.resolve():
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(before, path)
@@ -130,8 +130,8 @@ class LastCheckpoint(ResumePoint, Checkpoint):
 
     @property
     def path(self) -> Path:
-        folder: Any = self.dirpath  # which is known in a fit
-        return Path(folder) / "last.ckpt"
+        assert self.dirpath is not None  # since setup()
+        return Path(self.dirpath) / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = folder_of(trainer)  # asked on every rank

@@ -29,8 +29,8 @@ class EntityPicture(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         found = best_checkpoint(trainer)
         best = None if found is None else found.best
-        step: Any = max(self.counts, default=None) if best is None else best["step"]
-        if step in self.counts:
+        step = max(self.counts, default=None) if best is None else int(best["step"])
+        if step is not None and step in self.counts:
             self._write(trainer, pl_module, "valid", torch.tensor(self.counts[step]), f", step {step}")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -1,7 +1,6 @@
 """Sentences with tagged entities that every Python ships: its own help pages, whose markup says what is what."""
 
 import re
-from typing import Any
 
 from lightning_modules.data.text_files import default_text
 
@@ -37,7 +36,8 @@ def _sentences(paragraph: str) -> list[str]:
             if token in ".?!":
                 lines.append("")
         if match:
-            kind: Any = match.lastgroup
+            kind = match.lastgroup
+            assert kind is not None  # every alternative of the pattern is a named group
             tokens = _TOKEN.findall(match[kind])
             lines += [f"{token}\t{'I' if k else 'B'}-{kind}" for k, token in enumerate(tokens)]
             position = match.end()

@@ -83,7 +83,8 @@ class MusicDataModule(TaskDataModule):
         if split not in self._pieces:
             if not self.has_split(split):
                 raise ValueError(f"there are no {split} pieces; name a file with --data.{split}")
-            source: Any = self.files.source(split)  # which it has
+            source = self.files.source(split)
+            assert source is not None  # since has_split(split)
             files, splits = source
             if "train" in splits:
                 self.files.check_disjoint()

@@ -199,7 +199,8 @@ class DataFiles:
 
     def _files_given(self, split: str) -> list[Path]:
         if split not in self._files_of_given:
-            source: Any = self._given[split]  # which is known here
+            source = self._given[split]
+            assert source is not None  # source() calls this only for a split that was given
             by_split, not_read = self._by_split(source)
             chosen = split if split in by_split else None
             if chosen not in by_split:
@@ -212,8 +213,8 @@ class DataFiles:
     @cached_property
     def _files_of_path(self) -> dict[str, list[Path]]:
         """By split; or all of the ``whole``."""
-        path: Any = self._path  # which is known here
-        by_split, not_read = self._by_split(path)
+        assert self._path is not None  # source() comes here only with a path
+        by_split, not_read = self._by_split(self._path)
         unnamed = by_split.pop(None, [])
         if not by_split:
             by_split["whole"] = unnamed
@@ -227,7 +228,7 @@ class DataFiles:
                 by_split["train"], unnamed = train, [file for file in unnamed if file not in set(train)]
         if unnamed and "whole" not in by_split:
             not_read.append((unnamed, "named after no split"))
-        self._note_not_read(path, not_read)
+        self._note_not_read(self._path, not_read)
         of_splits: dict[Any, list[Path]] = by_split  # no file is left without one
         return {"whole": of_splits["train"]} if of_splits.keys() == {"train"} else of_splits
 

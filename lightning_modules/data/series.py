@@ -138,7 +138,8 @@ class SeriesDataModule(TaskDataModule):
         return self._scaling
 
     def _fit(self) -> dict[str, Any]:
-        rows: Any = self._rows("train")  # which there are
+        rows = self._rows("train")
+        assert rows is not None  # there is always a train split
         table = rows[0][0]
         time = self.hparams.time
         if time is None and not table.is_numeric(next(iter(table.columns))):
@@ -279,7 +280,8 @@ class SeriesDataModule(TaskDataModule):
 
     def columns(self, name: str, series: int, start: int, end: int) -> dict[str, list[Any]]:
         """The rows from ``start`` to ``end`` of a split's table as plain values by column, ``None`` where missing."""
-        rows: Any = self._rows(name)
+        rows = self._rows(name)
+        assert rows is not None  # series and start come from examples of this split
         table, state = rows[series][0], self.scaling
         found: dict[str, list[Any]] = {}
         for column in state["targets"] + state["covariates"]:

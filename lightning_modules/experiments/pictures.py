@@ -97,7 +97,8 @@ def draw_differences(report: "Report", path: Path) -> bool:
             for row in rows:
                 verdict = report.verdict(row)
                 marker, color, label = styles.get(verdict, styles[None])
-                difference: Any = row.difference  # a row without one is not drawn
+                difference = row.difference
+                assert difference is not None  # rows without one are not drawn
                 half = 0.0 if difference.pairs == 1 else difference.high - difference.mean
                 axes.errorbar(
                     difference.mean, names.index(row.variant), xerr=half or None, fmt=marker, color=color, capsize=4,

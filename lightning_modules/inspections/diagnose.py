@@ -380,8 +380,8 @@ def _above_the_start(points: list[Point], curves: Curves, start: float) -> int |
     if curves.first_loss is None or not math.isfinite(curves.first_loss):
         return None
     limit = (1 + PEAK) * max(curves.first_loss, start)
-    first_step: Any = curves.first_step  # known where the loss is
-    begin = 0 if first_step <= points[0].step / 4 else 1
+    assert curves.first_step is not None  # read_curves sets it together with first_loss
+    begin = 0 if curves.first_step <= points[0].step / 4 else 1
     above = (k for k, point in enumerate(points) if k >= begin and point.train is not None and point.train > limit)
     return next(above, None)
 

@@ -69,8 +69,8 @@ def exportable(module: nn.Module) -> nn.Module:
             if type(layer) is nn.LSTM:
                 setattr(parent, name, FusedLSTM.from_torch(layer).eval())
             elif type(layer) in (nn.GRU, nn.RNN):
-                of_torch: Any = layer
-                setattr(parent, name, OfAnyLength(of_torch))
+                assert isinstance(layer, (nn.GRU, nn.RNN))
+                setattr(parent, name, OfAnyLength(layer))
             elif isinstance(layer, nn.RNNBase) and not isinstance(layer, FusedLSTM):
                 raise ValueError(
                     f"recurrent must be FusedLSTM, torch's LSTM, GRU or RNN itself, or a layer that takes lengths, to "

@@ -115,9 +115,8 @@ def flow_back(parts: list[list[nn.Module]], input: Tensor, seed: int = 0) -> Flo
 
 def _grad(x: Tensor) -> Tensor:
     """After a backward pass that has reached it."""
-    gradient: Any = x.grad
-    found: Tensor = gradient
-    return found
+    assert x.grad is not None
+    return x.grad
 
 
 def parts_of(layer: Any, spec: Spec, **options: Any) -> list[list[nn.Module]]:

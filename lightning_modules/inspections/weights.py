@@ -184,8 +184,8 @@ def draw_dropout(path: Path, activations: Tensor, rate: float, seed: int = 0) ->
     from matplotlib.colors import ListedColormap
 
     dropped = dropout(activations, rate, seed=seed)
-    mask: Any = dropped.mask  # the rate is above 0
-    off = ~mask
+    assert dropped.mask is not None  # the rate is above 0
+    off = ~dropped.mask
     largest = float(dropped.output.abs().max()) or 1.0
     figure = new_figure(8.4, 5.2)
     for axes, values, title in zip(
