@@ -25,7 +25,7 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
 # First, in this order, so that no worker of `make test` is left with a long file when all others are done.
 LONGEST_FILES = (
     "cuda/test_cuda_kernels.py",
-    "test_torch.py",
+    "test_compile.py",
     "lightning/test_command.py",
     "lightning/test_inspections.py",
     "kernels/test_kernels_alone.py",
@@ -56,6 +56,12 @@ def _seed() -> None:
 @pytest.fixture(params=testing.DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def nothing_compiled():
+    """What another test compiled counts in no limit of recompilations."""
+    torch.compiler.reset()
 
 
 @pytest.fixture

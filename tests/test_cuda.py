@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from testing import assert_close, layer_case, run
+from testing import OPTIONS, assert_close, label, layer_case, op_arguments, run
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,8 +16,7 @@ A40 = SimpleNamespace(major=8, minor=6, multi_processor_count=84)
 
 def call(*on, **sizes):
     tensors, options = layer_case(on, **sizes)
-    names = ops.lstm_layer.__code__.co_varnames[:20]
-    return tuple(tensors.get(name) for name in names), options
+    return op_arguments("lstm_layer", tensors)[0], options
 
 
 @pytest.fixture
@@ -31,8 +30,11 @@ def cudnn(monkeypatch):
     cuda.use_cudnn(None)
 
 
-@pytest.mark.parametrize("on", [(), ("initial_state",), ("no_bias",), ("eval",)], ids=str)
-def test_plain_layers_go_to_cudnn(on, cudnn, monkeypatch):
+OF_CUDNN = [(), ("initial_state",), ("no_bias",), ("eval",)]
+
+
+@pytest.mark.parametrize("on", OF_CUDNN, ids=label)
+def test_layers_of_nn_lstm_go_to_cudnn(on, cudnn, monkeypatch):
     assert cuda.backend("cuda", *call(*on)) == "cudnn"  # float64, for which it has no persistent kernel
     assert cuda.backend("cpu", *call(*on)) == "cpu"
     monkeypatch.setenv("LSTM_FUSED_CUDNN", "0")
@@ -43,14 +45,7 @@ def test_plain_layers_go_to_cudnn(on, cudnn, monkeypatch):
     assert cuda.backend("cuda", *call(*on)) == "steps"
 
 
-@pytest.mark.parametrize(
-    "on",
-    [
-        *("layer_norm", "carry", "peephole", "projection", "lengths", "reset", "reverse", "dropout"),
-        *("recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c", "open_gates"),
-        "recompute",
-    ],
-)
+@pytest.mark.parametrize("on", [name for name in OPTIONS if (name,) not in OF_CUDNN])
 def test_other_layers_do_not(on, cudnn):
     cuda.use_cudnn("1")
     assert cuda.backend("cuda", *call(on)) == "steps"
@@ -129,21 +124,21 @@ def test_layers_of_nothing_do_not(sizes, cudnn):
 
 
 @pytest.mark.parametrize(
-    ("place", "change"),
+    ("name", "change"),
     [
-        (0, lambda x: x[0]),
-        (1, lambda x: x[:2]),
-        (2, lambda x: x.float()),
-        (3, lambda x: x[:, :2]),
-        (4, lambda x: x.to("meta")),
-        (6, lambda x: None),
+        ("input", lambda x: x[0]),
+        ("h_0", lambda x: x[:2]),
+        ("c_0", lambda x: x.float()),
+        ("weight_ih", lambda x: x[:, :2]),
+        ("weight_hh", lambda x: x.to("meta")),
+        ("bias_hh", lambda x: None),
     ],
 )
-def test_wrong_tensors_do_not(place, change, cudnn):
+def test_wrong_tensors_do_not(name, change, cudnn):
     """Our ops say what is wrong with them."""
-    tensors, options = call()
-    wrong = change(tensors[place])
-    assert cuda.backend("cuda", (*tensors[:place], wrong, *tensors[place + 1 :]), options) == "steps"
+    tensors, options = layer_case()
+    wrong = op_arguments("lstm_layer", tensors | {name: change(tensors[name])})[0]
+    assert cuda.backend("cuda", wrong, options) == "steps"
 
 
 def test_what_ran_can_be_asked(cudnn, monkeypatch):
@@ -180,8 +175,7 @@ def test_torchs_lstm_gives_the_same(on):
     def layer(**tensors):
         stream = tensors.pop("stream")
         assert stream == options["stream"]
-        names = ops.lstm_layer.__code__.co_varnames[:20]
-        return cuda.cudnn_layer(tuple(tensors.get(name) for name in names))
+        return cuda.cudnn_layer(op_arguments("lstm_layer", tensors)[0])
 
     assert_close(run(layer, tensors, options), run(ops.lstm_layer, tensors, options))
 
@@ -189,9 +183,8 @@ def test_torchs_lstm_gives_the_same(on):
 def test_torchs_lstm_is_not_under_autocast():
     """The ops' own rule has been followed before: whatever dtype that led to stays."""
     tensors, _ = layer_case(dtype=torch.float32)
-    names = ops.lstm_layer.__code__.co_varnames[:20]
     with torch.autocast("cpu", torch.bfloat16):
-        results = cuda.cudnn_layer(tuple(tensors.get(name) for name in names))
+        results = cuda.cudnn_layer(op_arguments("lstm_layer", tensors)[0])
     assert {x.dtype for x in results} == {torch.float32}
 
 

@@ -7,23 +7,13 @@ import warnings
 
 import pytest
 import torch
-from testing import TOLERANCE, assert_close, of_peer, random
+from testing import NN_LSTM_OPTIONS, TOLERANCE, assert_close, module_options, of_peer, random
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_fused import FusedLSTM, FusedLSTMCell
 
 T, B, I, H = 5, 3, 6, 4  # noqa: E741
-OPTIONS = {
-    "plain": {},
-    "layers": {"num_layers": 2},
-    "dropout of all": {"num_layers": 2, "dropout": 1.0},
-    "bidirectional": {"bidirectional": True},
-    "batch_first": {"batch_first": True},
-    "projection": {"proj_size": 3},
-    "projection, all": {"proj_size": 3, "num_layers": 2, "bidirectional": True, "batch_first": True},
-    "no bias": {"bias": False},
-}
 CHANGES = {
     "relu_": lambda x: x.relu_(),
     "add_": lambda x: x.add_(1),
@@ -92,7 +82,7 @@ def check(theirs, ours, *case, **options):
 @pytest.mark.parametrize("changed", TENSORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_what_nn_lstm_allows(dtype, changed):
-    cases = [(options, (), "padded") for options in OPTIONS.values()]
+    cases = [(options, (), "padded") for options in NN_LSTM_OPTIONS.values()]
     cases += [({}, frozen, layout) for frozen in FROZEN.values() for layout in LAYOUTS]
     cases += [({"num_layers": 2, "proj_size": 3}, frozen, "packed") for frozen in FROZEN.values()]
     for options, frozen, layout in cases:
@@ -117,7 +107,7 @@ def test_what_nn_lstm_cell_allows(dtype, changed):
 @pytest.mark.parametrize("twice", [False, True])
 def test_ways_to_change_the_output(twice, change):
     """Also where a gradient is differentiated again, in the dtype in which nn.LSTM allows it on every CPU."""
-    for options in OPTIONS.values():
+    for options in NN_LSTM_OPTIONS.values():
         theirs = nn.LSTM(I, H, dtype=torch.float64, **options)
         assert gradients(theirs, "output", change, twice=twice) is not None
         check(theirs, FusedLSTM.from_torch(theirs), "output", change, twice=twice)
@@ -136,11 +126,11 @@ def test_without_onednn_float32_is_as_the_others():
 
 
 OURS = {
-    "layer_norm": {"layer_norm": True, "recurrent_dropout": 0.3},
-    "carry": {"layer_norm": "carry", "peephole": True, "zoneout": 0.2},
-    "recompute": {"recompute": True, "layer_norm": True},
-    "dropout between layers": {"num_layers": 2, "dropout": 0.4, "recompute": True},
-    "all": {"num_layers": 2, "dropout": 0.3, "bidirectional": True, "batch_first": True, "zoneout": 0.1},
+    "layer_norm": module_options("layer_norm", "recurrent_dropout"),
+    "carry": module_options("carry", "peephole", "zoneout_h", "zoneout_c"),
+    "recompute": module_options("layer_norm", "recompute"),
+    "dropout_between_layers": module_options("dropout", "recompute") | {"num_layers": 2},
+    "all": module_options("dropout", "zoneout_h", "zoneout_c") | NN_LSTM_OPTIONS["all"] | {"proj_size": 0},
 }
 
 

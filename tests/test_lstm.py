@@ -6,35 +6,22 @@ import warnings
 
 import pytest
 import torch
-from testing import assert_close, assert_same_bits, random
+from testing import MODULE_OPTIONS, MODULE_SETS, OPTIONS, assert_close, assert_same_bits, module_options, random
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import lstm_fused.lstm
 from lstm_fused import FusedLSTM, FusedLSTMCell, reference
+from lstm_fused._schema import LAYER_TENSORS, WEIGHTS
 
 T, B, I, H = 6, 4, 3, 5  # noqa: E741
 LENGTHS = {"sorted": [6, 5, 2, 1], "unsorted": [2, 6, 2, 5]}
 LAYOUTS = ("seq_first", "batch_first", "unbatched", "packed_sorted", "packed_unsorted")
-NEW_OPTIONS = {
-    "layer_norm": {"layer_norm": True},
-    "dropout": {"dropout": 0.3},
-    "variational": {"dropout": 0.3, "variational": True},
-    "recurrent_dropout": {"recurrent_dropout": 0.3},
-    "zoneout": {"zoneout": 0.2},
-    "zoneout_pair": {"zoneout": (0.1, 0.4)},
-    "forget_bias": {"forget_bias": 1.5},
-    "all": {
-        "layer_norm": "ba2016",
-        "dropout": 0.2,
-        "variational": True,
-        "recurrent_dropout": 0.3,
-        "zoneout": (0.1, 0.2),
-        "forget_bias": 1.0,
-        "eps": 1e-3,
-    },
-}
+# What ours has and nn.LSTM has not, alone and together.
+NEW_OPTIONS = {name: module_options(name) for name in MODULE_OPTIONS if name not in ("no_bias", "projection")}
+NEW_OPTIONS["forget_bias"] = {"forget_bias": 1.5}
+NEW_OPTIONS["all"] = MODULE_SETS["ba2016"] | {"variational": True, "forget_bias": 1.0, "eps": 1e-3}
 
 
 def arguments(layout, module, with_state=True, device="cpu"):
@@ -117,17 +104,17 @@ def test_what_each_layer_gets(variational, device):
         **NEW_OPTIONS["all"] | {"dropout": 0.4, "variational": variational},
     )  # fmt: skip
     x, (h_0, c_0), _ = arguments("seq_first", module, device=device)
-    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c"]
+    options = {name: OPTIONS[name][name] for name in ("recurrent_dropout", "zoneout_h", "zoneout_c")}
     seed = torch.tensor(12, device=device)
     y, h_n, c_n = x, [], []
     for layer in range(2):
         outputs = []
         for k, (suffix, reverse) in enumerate([("", False), ("_reverse", True)]):
             stream = 2 * layer + k
-            weights = (getattr(module, f"{n}_l{layer}{suffix}") for n in names)
+            weights = {n: getattr(module, f"{n}_l{layer}{suffix}", None) for n in LAYER_TENSORS[WEIGHTS]}
             output, h, c = reference.lstm_layer(
-                y, h_0[stream], c_0[stream], *weights, seed=seed, reverse=reverse, dropout=0.4 if layer == 0 else 0.0,
-                variational=variational, recurrent_dropout=0.3, zoneout_h=0.1, zoneout_c=0.2, eps=1e-3, stream=stream,
+                y, h_0[stream], c_0[stream], **weights, seed=seed, reverse=reverse, dropout=0.4 if layer == 0 else 0.0,
+                variational=variational, eps=1e-3, stream=stream, **options,
             )  # fmt: skip
             outputs.append(output)
             h_n.append(h)

@@ -209,3 +209,26 @@ def test_infinite_input_saturates_like_the_reference(device):
     with torch.no_grad():
         tensors["input"][1, 0, 0] = torch.inf
         assert_close(ops.lstm_layer(**tensors), reference.lstm_layer(**tensors))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("on", [("initial_state",), EVERYTHING], ids=label)
+@pytest.mark.parametrize(
+    "sizes",
+    [(12, 37, 5, 9), (40, 31, 3, 17), (3, 300, 2, 5), (20, 3, 40, 70), (2, 1, 3, 4), (11, 1, 30, 200), (6, 5, 20, 200)],
+    ids=str,
+)
+def test_threads_do_not_change_a_bit(sizes, on, dtype):
+    """The last two: so few rows and so many units that threads share those of a step."""
+    tensors, options = layer_case(on, **dict(zip("TBIH", sizes, strict=True)), dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.get_num_threads() == threads
+            results.append(run(ops.lstm_layer, tensors, options))
+    finally:
+        torch.set_num_threads(before)
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])

@@ -8,10 +8,13 @@ from testing import (
     DTYPES,
     EVERYTHING,
     EVERYTHING_ELSE,
+    MODULE_SETS,
     assert_close,
     assert_same_bits,
     label,
     layer_case,
+    named_results,
+    op_arguments,
     option_sets,
     random,
     recorded,
@@ -165,30 +168,11 @@ def test_compiled_the_module_keeps_every_32nd_state():
     assert graphs == [[32]]
 
 
-MODULES = {
-    "plain": {},
-    "regularized": {"num_layers": 2, "layer_norm": True, "dropout": 0.3, "recurrent_dropout": 0.3, "zoneout": 0.2},
-    "others": {
-        "bidirectional": True,
-        "num_layers": 2,
-        "layer_norm": "carry",
-        "proj_size": 3,
-        "dropout": 0.3,
-        "variational": True,
-        "recurrent_dropout": 0.2,
-        "recurrent_dropout_on": "candidate",
-        "zoneout": (0.0, 0.2),
-        "weight_dropout": 0.3,
-        "peephole": True,
-        "open_gates": "i",
-    },
-}
-
-
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("options", MODULES.values(), ids=MODULES)
-def test_modules(options, packed):
+@pytest.mark.parametrize("name", [name for name in MODULE_SETS if name != "recompute"])
+def test_modules(name, packed):
     """The same weights with and without: the same bits, of a batch and of a PackedSequence."""
+    options = MODULE_SETS[name] | {"num_layers": 2, "bidirectional": True}
     kept, recomputing = FusedLSTM(3, 7, **options), FusedLSTM(3, 7, recompute=True, **options)
     recomputing.load_state_dict(kept.state_dict())
     x = random(11, 4, 3, seed=1).float()
@@ -217,20 +201,22 @@ def test_the_backward_op_checks_what_was_kept():
     tensors, _ = layer_case((), T=7, B=2, I=3, H=5)
     tensors = {name: x.detach() for name, x in tensors.items()}
     forward, backward = torch.ops.lstm_fused.lstm_layer, torch.ops.lstm_fused.lstm_layer_backward
-    schema = forward.default._schema
-    results = dict(zip((x.name for x in schema.returns), forward(**tensors, recompute=3), strict=True))
+    results = named_results("lstm_layer", forward(**tensors, recompute=3))
     assert results["hidden"].shape == results["cells"].shape == (4, 2, 5)
-    given = {x.name: x.default_value for x in schema.arguments} | tensors | results | {"recompute": 3}
+    given = tensors | results | {"recompute": 3, "want_input": True, "want_weights": True}
     given |= {f"d_{name}": results[name] for name in ("output", "h_n", "c_n")}
-    given |= {"want_input": True, "want_weights": True}
-    given = {x.name: given[x.name] for x in backward.default._schema.arguments}
-    backward(**given)
+
+    def run_backward(changed):
+        arguments, options = op_arguments("lstm_layer_backward", given | changed)
+        return backward(*arguments, **options)
+
+    run_backward({})
     with pytest.raises(RuntimeError, match=r"cells must have shape of the forward pass = \[4, 2, 5\], got \[3, 2, 5\]"):
-        backward(**given | {"cells": results["cells"][1:]})
+        run_backward({"cells": results["cells"][1:]})
     with pytest.raises(
         RuntimeError, match=r"hidden must have shape of the forward pass = \[8, 2, 5\], got \[4, 2, 5\]"
     ):
-        backward(**given | {"recompute": 1})
+        run_backward({"recompute": 1})
 
 
 def test_repr():

@@ -33,6 +33,12 @@ def test_every_target_is_phony_and_in_the_help():
     assert set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE)) == phony
 
 
+def test_every_module_has_its_tests():
+    """The tests of src/lstm_fused/NAME.py and _NAME.py are in tests/test_NAME.py."""
+    modules = {path.stem.removeprefix("_") for path in (ROOT / "src" / "lstm_fused").glob("*.py")} - {"_init__"}
+    assert modules <= {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+
+
 def test_the_version_has_one_source():
     version = re.search(r'^version = "(.*)"$', read("pyproject.toml"), re.MULTILINE)[1]
     headings = re.findall(r"^## \[(.*?)\](?: - \d{4}-\d\d-\d\d)?$", read("CHANGELOG.md"), re.MULTILINE)

@@ -4,28 +4,22 @@ import inspect
 
 import pytest
 import torch
-from testing import assert_same_bits, layer_case
+from testing import MODULE_OPTIONS, OPTIONS, assert_same_bits, layer_case, module_options
 
-from lstm_fused import ops, reference
+from lstm_fused import LSTM, FusedLSTM, ops, reference
 from lstm_fused._schema import CELL_TENSORS, LAYER_TENSORS, RATES
 from lstm_fused._types import LayerTensors
 
-# A value of each option that changes the result, and what has to be on for that.
+# A value of each option that changes the result, and what else has to be on for that.
 ACTING = {
-    "reverse": (True, {}),
-    "dropout": (0.3, {}),
-    "variational": (True, {"dropout": 0.3}),
-    "recompute": (2, {}),  # which changes what is kept alone
-    "recurrent_dropout": (0.3, {}),
-    "candidate_dropout": (0.3, {}),
-    "weight_dropout": (0.3, {}),
-    "zoneout_h": (0.3, {}),
-    "zoneout_c": (0.3, {}),
-    "open_gates": (2, {}),
-    "training": (False, {"recurrent_dropout": 0.3}),
+    option: (value, {}) for on in OPTIONS.values() for option, value in on.items()
+}  # recompute: what is kept alone
+ACTING |= {
+    "variational": (True, OPTIONS["dropout"]),
+    "training": (False, OPTIONS["recurrent_dropout"]),
     "eps": (0.1, {}),
-    "stream": (1, {"recurrent_dropout": 0.3}),
-    "step": (1, {"zoneout_c": 0.5}),  # of a cell
+    "stream": (1, OPTIONS["recurrent_dropout"]),
+    "step": (1, OPTIONS["zoneout_c"]),  # of a cell
 }
 OPS = {"lstm_layer": (ops.lstm_layer, reference.lstm_layer), "lstm_cell": (ops.lstm_cell, reference.lstm_cell)}
 
@@ -61,6 +55,15 @@ def test_the_names_of_tensors_are_those_of_the_schema():
     assert LayerTensors._fields == LAYER_TENSORS
     assert tuple(name for name in LAYER_TENSORS if name != "lengths") == CELL_TENSORS
     assert set(RATES) == {name for name in options_of("lstm_layer") if "dropout" in name or "zoneout" in name}
+
+
+def test_the_tests_know_every_option():
+    """Of the ops and of the modules: a new one joins the lists in testing.py, which all tests run over."""
+    own = {"eps", "stream"}  # which have tests of their own
+    assert {option for on in OPTIONS.values() for option in on} == set(options_of("lstm_layer")) - own
+    new = set(inspect.signature(FusedLSTM).parameters) - set(inspect.signature(LSTM).parameters)
+    known = {argument for name in MODULE_OPTIONS for argument in module_options(name)}
+    assert new - known <= {"eps", "forget_bias"}
 
 
 def eager(function, tensors, options):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from testing import TOLERANCE, assert_close, assert_same_bits, random
+from testing import TOLERANCE, assert_close, assert_same_bits, module_options, random
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_fused import FusedLSTM, Trace, reference
@@ -12,10 +12,10 @@ from lstm_fused import FusedLSTM, Trace, reference
 T, B, I, H = 6, 4, 3, 5  # noqa: E741
 LENGTHS = [6, 2, 0, 5]
 OPTIONS = {
-    "plain": {},
-    "no_bias": {"bias": False},
-    "layer_norm": {"layer_norm": True, "eps": 1e-3},
-    "all": {"layer_norm": True, "dropout": 0.3, "recurrent_dropout": 0.3, "zoneout": (0.2, 0.3)},
+    "default": {},
+    "no_bias": module_options("no_bias"),
+    "layer_norm": module_options("layer_norm") | {"eps": 1e-3},
+    "all": module_options("layer_norm", "dropout", "recurrent_dropout", "zoneout_h", "zoneout_c"),
 }
 
 
@@ -90,11 +90,11 @@ def test_equals_the_reference(options, lengths, training):
 @pytest.mark.parametrize(
     "options",
     [
-        {"peephole": True},
-        {"proj_size": 2},
-        {"open_gates": "f"},
-        {"layer_norm": "carry", "peephole": True},
-        {"weight_dropout": 0.4, "peephole": True},
+        module_options("peephole"),
+        module_options("projection"),
+        module_options("open_gates"),
+        module_options("carry", "peephole"),
+        module_options("weight_dropout", "peephole"),
     ],
     ids=str,
 )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lstm_fused import FusedLSTM
+
 DEVICES = (os.environ.get("LSTM_FUSED_TEST_DEVICE", "cpu"),)  # "cuda" in `make test-gpu`
 DTYPES = (torch.float64, torch.float32)
 
@@ -59,6 +61,73 @@ EVERYTHING = tuple(name for name in OPTIONS if name not in (*_APART, "carry", "p
 EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in (*_APART, "layer_norm", "zoneout_h"))
 
 
+# The same options of the modules, as the constructor arguments with which a layer calls its op with those in OPTIONS.
+# "zoneout_h" and "zoneout_c" are one argument: see `module_options`.
+MODULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "layer_norm": {"layer_norm": True},
+    "carry": {"layer_norm": "carry"},
+    "no_bias": {"bias": False},
+    "peephole": {"peephole": True},
+    "projection": {"proj_size": 3},
+    "dropout": OPTIONS["dropout"],  # acts between layers alone
+    "variational": OPTIONS["variational"],
+    "recurrent_dropout": OPTIONS["recurrent_dropout"],
+    "candidate_dropout": {
+        "recurrent_dropout": OPTIONS["candidate_dropout"]["candidate_dropout"],
+        "recurrent_dropout_on": "candidate",
+    },
+    "weight_dropout": OPTIONS["weight_dropout"],
+    "zoneout_h": {},
+    "zoneout_c": {},
+    "open_gates": {"open_gates": "i"},
+    "recompute": {"recompute": True},
+}
+
+
+def module_options(*on: str) -> dict[str, Any]:
+    """Constructor arguments of a module with the options ``on``."""
+    arguments: dict[str, Any] = {}
+    for name in on:
+        arguments |= MODULE_OPTIONS[name]
+    rates = tuple(OPTIONS[name][name] if name in on else 0.0 for name in ("zoneout_h", "zoneout_c"))
+    return arguments | ({"zoneout": rates} if any(rates) else {})
+
+
+CELL_MODULE_OPTIONS = tuple(name for name in MODULE_OPTIONS if name not in {*NOT_OF_A_CELL, "projection"})
+RANDOM_OPTIONS = tuple(
+    name for name in MODULE_OPTIONS if "dropout" in name or "zoneout" in name or name == "variational"
+)
+
+# What tests of a whole model run over: no option; both kinds of layer norm, each with many others; recompute.
+MODULE_SETS = {
+    "default": {},
+    "ba2016": module_options("layer_norm", "dropout", "recurrent_dropout", "zoneout_h", "zoneout_c"),
+    "carry": module_options(
+        "carry",
+        "projection",
+        "variational",
+        "candidate_dropout",
+        "zoneout_c",
+        "weight_dropout",
+        "peephole",
+        "open_gates",
+    ),
+    "recompute": module_options("layer_norm", "dropout", "recurrent_dropout", "recompute"),
+}
+
+# What nn.LSTM takes too, with nothing random that differs between the two.
+NN_LSTM_OPTIONS = {
+    "default": {},
+    "no_bias": {"bias": False},
+    "layers": {"num_layers": 2},
+    "dropout_of_all": {"num_layers": 2, "dropout": 1.0},
+    "bidirectional": {"bidirectional": True},
+    "batch_first": {"batch_first": True},
+    "projection": {"proj_size": 3},
+    "all": {"proj_size": 3, "num_layers": 2, "bidirectional": True, "batch_first": True},
+}
+
+
 def compatible(on: Iterable[str]) -> bool:
     return not any(pair <= set(on) for pair in EXCLUSIVE)
 
@@ -86,7 +155,7 @@ def label(on: tuple[str, ...]) -> str:
         fresh = "dropout" in on and "variational" not in on
         parts = {"fresh": fresh, "recompute": "recompute" in on, "eval": "eval" in on}
         return "+".join(["everything_else" if "carry" in on else "everything", *(k for k, v in parts.items() if v)])
-    return "+".join(on) or "plain"
+    return "+".join(on) or "default"
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -179,6 +248,25 @@ def positional(
     names = [name for name, x in tensors.items() if x is not None and x.requires_grad]
     values = [tensors[name] for name in names]
     return lambda *values: function(**tensors | dict(zip(names, values, strict=True)), **options), values
+
+
+def op_arguments(op: str, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Every argument of a registered op, by position and by keyword: from ``values``, else its default, else None."""
+    arguments = getattr(torch.ops.lstm_fused, op).default._schema.arguments
+    given = {a.name: values.get(a.name, a.default_value) for a in arguments}
+    by_position = tuple(given[a.name] for a in arguments if not a.kwarg_only)
+    return by_position, {a.name: given[a.name] for a in arguments if a.kwarg_only}
+
+
+def named_results(op: str, results: Iterable[Tensor]) -> dict[str, Tensor]:
+    """What a registered op returned, by the names of its schema."""
+    return dict(zip((r.name for r in getattr(torch.ops.lstm_fused, op).default._schema.returns), results, strict=True))
+
+
+def small_lstm(device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any) -> tuple[FusedLSTM, Tensor]:
+    """A bidirectional module of two layers, and an input for it: T = 6, B = 4, I = 3, H = 5."""
+    module = FusedLSTM(3, 5, 2, bidirectional=True, dtype=dtype, device=device, **options)
+    return module, random(6, 4, 3, seed=1).to(device, dtype)
 
 
 def strided(x: Tensor) -> Tensor:

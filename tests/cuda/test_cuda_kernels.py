@@ -12,7 +12,7 @@ import lstm_fused_build as backend
 import pytest
 
 HERE = Path(__file__).resolve().parent
-OPS_TESTS = ("test_ops.py", "test_masks.py", "test_gradcheck.py", "test_random_cases.py")
+OPS_TESTS = ("test_ops.py", "test_dropout.py", "test_gradcheck.py", "test_random_cases.py")
 
 
 def run(*command: str | Path, **environment: str) -> str:

@@ -56,7 +56,7 @@ INTERRUPTED = "interrupted"  # of a step that has begun: what ended it ended thi
 TESTS = {  # what pytest is given, and the environment; they run beside each other, each kind in a process of its own
     "what only a GPU can show": ([GPU_TESTS, "-k", "not sanitizer"], CUDA),
     "ops against the specification, masks": (
-        ["tests/test_ops.py", "tests/test_masks.py", "tests/test_half.py"],
+        ["tests/test_ops.py", "tests/test_dropout.py", "tests/test_half_precision.py"],
         NO_CUDNN,
     ),
     "derivatives": (["tests/test_gradcheck.py"], NO_CUDNN),

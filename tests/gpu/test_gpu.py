@@ -15,7 +15,7 @@ from pathlib import Path
 
 import lstm_fused_build as backend
 import pytest
-import test_masks
+import test_dropout
 import torch
 from testing import DTYPES, EVERYTHING, EVERYTHING_ELSE, assert_close, assert_same_bits, label, layer_case, random, run
 from torch import nn
@@ -75,12 +75,12 @@ def test_first_light_of_long_rows(dtype, H):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("use", test_masks.RECOVER)
+@pytest.mark.parametrize("use", test_dropout.RECOVER)
 def test_masks_are_those_of_the_cpu(use, dtype):
     hits = []
     for device in (DEVICE, "cpu"):
-        tensors = test_masks.simple(1 if use == "hidden" else 3, 19, 70, seed=12345, device=device, dtype=dtype)
-        hits.append(test_masks.RECOVER[use](tensors, 0.3, stream=5).cpu())
+        tensors = test_dropout.simple(1 if use == "hidden" else 3, 19, 70, seed=12345, device=device, dtype=dtype)
+        hits.append(test_dropout.RECOVER[use](tensors, 0.3, stream=5).cpu())
     assert hits[0].any()
     assert torch.equal(*hits)
 

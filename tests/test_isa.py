@@ -1,4 +1,4 @@
-"""Every instruction set of this build really runs and agrees with the others; threads and old memory change no bit."""
+"""csrc/cpu/isa.cpp: each instruction set of this build runs and agrees with the others; old memory changes no bit."""
 
 import os
 import platform
@@ -10,9 +10,9 @@ import isa_worker
 import pytest
 import torch
 from isa_worker import OLD_MEMORY
-from testing import CPU_ISAS, DTYPES, EVERYTHING, ISAS, assert_close, assert_same_bits, label, layer_case, run
+from testing import CPU_ISAS, ISAS, assert_close, assert_same_bits
 
-from lstm_fused import build_info, ops
+from lstm_fused import build_info
 
 BUILT = build_info()["isas"]
 UNKNOWN = "mmx"
@@ -68,26 +68,3 @@ def test_old_memory_does_not_matter(expected, answers):
     answer = torch.load(answers / f"{OLD_MEMORY}.pt")
     for name, results in expected.items():
         assert_same_bits(answer["results"][name], results)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("on", [("initial_state",), EVERYTHING], ids=label)
-@pytest.mark.parametrize(
-    "sizes",
-    [(12, 37, 5, 9), (40, 31, 3, 17), (3, 300, 2, 5), (20, 3, 40, 70), (2, 1, 3, 4), (11, 1, 30, 200), (6, 5, 20, 200)],
-    ids=str,
-)
-def test_threads_do_not_change_a_bit(sizes, on, dtype):
-    """The last two: so few rows and so many units that threads share those of a step."""
-    tensors, options = layer_case(on, **dict(zip("TBIH", sizes, strict=True)), dtype=dtype)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            assert torch.get_num_threads() == threads
-            results.append(run(ops.lstm_layer, tensors, options))
-    finally:
-        torch.set_num_threads(before)
-    assert_same_bits(results[1], results[0])
-    assert_same_bits(results[2], results[0])

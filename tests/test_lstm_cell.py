@@ -2,21 +2,18 @@
 
 import pytest
 import torch
-from testing import assert_close, assert_same_bits, random
+from testing import CELL_MODULE_OPTIONS, assert_close, assert_same_bits, module_options, random
 from torch import nn
 from torch.autograd import forward_ad
 
 from lstm_fused import FusedLSTM, FusedLSTMCell
 
 B, I, H = 4, 3, 5  # noqa: E741
-OPTIONS = {
-    "plain": {},
-    "no_bias": {"bias": False},
-    "layer_norm": {"layer_norm": True, "eps": 1e-3},
-    "recurrent_dropout": {"recurrent_dropout": 0.4},
-    "zoneout": {"zoneout": (0.2, 0.4)},
-    "all": {"layer_norm": True, "recurrent_dropout": 0.4, "zoneout": 0.3, "forget_bias": 1.0},
-}
+OPTIONS = {"default": {}} | {name: module_options(name) for name in CELL_MODULE_OPTIONS}
+OPTIONS["all"] = module_options(
+    "layer_norm", "recurrent_dropout", "weight_dropout", "zoneout_h", "zoneout_c", "peephole", "open_gates"
+)
+OPTIONS["all"] |= {"forget_bias": 1.0, "eps": 1e-3}
 
 
 def gradients(results, leaves):
@@ -69,8 +66,28 @@ def test_a_loop_equals_the_layer(options, training, device):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_loop_with_resets_equals_the_layer(options):
+    """The parameters random, those too that start as 0 or 1; and a step of one sequence without a batch."""
+    T = 6
+    layer, cell = FusedLSTM(I, H, **options, dtype=torch.float64), FusedLSTMCell(I, H, **options, dtype=torch.float64)
+    with torch.no_grad():
+        for k, parameter in enumerate(layer.parameters()):
+            parameter.add_(random(*parameter.shape, seed=k, scale=0.3))
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
+    x, reset = random(T, B, I, seed=1), torch.arange(T * B).reshape(T, B) % 5 == 0
+    state, outputs = None, []
+    for t in range(T):
+        state = cell(x[t], state, reset=reset[t], seed=3, step=t)
+        outputs.append(state[0])
+    output, (h_n, c_n) = layer(x, reset=reset, seed=3)
+    assert_close((torch.stack(outputs), *state), (output, h_n[0], c_n[0]))
+    one = cell(x[0, 0], (state[0][0], state[1][0]), reset=torch.tensor(True), seed=3)
+    assert_close(one, tuple(r[0] for r in cell(x[0, :1], seed=3)))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_without_gradients(options, device):
-    """The same numbers, however the state comes."""
+    """The same numbers, for a state in a tuple and in a list."""
     cell = FusedLSTMCell(I, H, **options, device=device).eval()
     x, h, c = (random(B, size, seed=size + k).float().to(device) for k, size in enumerate((I, H, H)))
     expected = [result.detach() for result in cell(x, (h, c))]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from testing import DTYPES, OPTIONS, assert_same_bits, layer_case, random, run
+from testing import DTYPES, OPTIONS, RANDOM_OPTIONS, assert_same_bits, layer_case, module_options, random, run
 
 from lstm_fused import FusedLSTM, ops, reference
 
@@ -127,7 +127,7 @@ def test_masks_are_independent(device):
     assert (together - rate**2).abs().max() < 5 * sigma
 
 
-@pytest.mark.parametrize("name", ["dropout", "variational", "recurrent_dropout", "zoneout_h", "zoneout_c"])
+@pytest.mark.parametrize("name", RANDOM_OPTIONS)
 def test_rate_zero_is_the_identity(name, device):
     """Bit for bit, and no seed is needed."""
     tensors, options = layer_case(["initial_state", "layer_norm", "lengths"], device=device)
@@ -137,7 +137,7 @@ def test_rate_zero_is_the_identity(name, device):
     assert_same_bits(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["dropout", "variational", "recurrent_dropout"])
+@pytest.mark.parametrize("name", [name for name in RANDOM_OPTIONS if "zoneout" not in name])
 def test_dropout_in_eval_is_the_identity(name, device):
     tensors, options = layer_case(["initial_state", "layer_norm", "lengths"], device=device)
     expected = run(ops.lstm_layer, tensors, options | {"training": False})
@@ -146,18 +146,9 @@ def test_dropout_in_eval_is_the_identity(name, device):
     )
 
 
-RANDOM = {
-    "dropout": {"dropout": 0.4, "num_layers": 2},
-    "variational": {"dropout": 0.4, "num_layers": 2, "variational": True},
-    "recurrent_dropout": {"recurrent_dropout": 0.4},
-    "zoneout_h": {"zoneout": (0.3, 0.0)},
-    "zoneout_c": {"zoneout": (0.0, 0.3)},
-}
-
-
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", RANDOM_OPTIONS)
 def test_module_seeds(name, device):
-    lstm = FusedLSTM(3, 8, **RANDOM[name], device=device)
+    lstm = FusedLSTM(3, 8, num_layers=2, **module_options(name), device=device)
     x = random(6, 4, 3, seed=1).float().to(device)
     torch.manual_seed(3)
     first, second = lstm(x)[0], lstm(x)[0]
@@ -180,9 +171,9 @@ def test_no_seed_is_drawn_when_nothing_is_random(options, device):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", RANDOM_OPTIONS)
 def test_no_seed_is_drawn_in_eval(name, device):
-    lstm = FusedLSTM(3, 8, **RANDOM[name], device=device).eval()
+    lstm = FusedLSTM(3, 8, num_layers=2, **module_options(name), device=device).eval()
     before = torch.get_rng_state()
     first = lstm(torch.ones(2, 1, 3, device=device))[0]
     assert torch.equal(torch.get_rng_state(), before)
