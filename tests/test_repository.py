@@ -39,6 +39,14 @@ def test_every_module_has_its_tests():
     assert modules <= {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
 
 
+def test_the_files_that_contributing_names_exist():
+    """Also those named without their folder, as the second of several in one folder are."""
+    names = {path.name for path in ROOT.rglob("*") if "build" not in path.parts[len(ROOT.parts) :][:1]}
+    for name in re.findall(r"`([\w./-]+\.(?:py|h|cpp|cu|md|yml|yaml)|[\w-]+/[\w./-]*)`", read("CONTRIBUTING.md")):
+        made = "NAME" in name or name.startswith(("benchmarks/results/gpu", "build/"))
+        assert made or (ROOT / name).exists() or Path(name).name in names, name
+
+
 def test_the_version_has_one_source():
     version = re.search(r'^version = "(.*)"$', read("pyproject.toml"), re.MULTILINE)[1]
     headings = re.findall(r"^## \[(.*?)\](?: - \d{4}-\d\d-\d\d)?$", read("CHANGELOG.md"), re.MULTILINE)

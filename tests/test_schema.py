@@ -66,49 +66,53 @@ def test_the_tests_know_every_option():
     assert new - known <= {"eps", "forget_bias"}
 
 
-def eager(function, tensors, options):
-    return function(**tensors, **options)
+# Each path makes a list of calls of one op, with the options of each: what is compiled or exported is one graph of all.
 
 
-def inference(function, tensors, options):
+def eager(function, tensors, calls):
+    return [function(**tensors, **options) for options in calls]
+
+
+def inference(function, tensors, calls):
     with torch.no_grad():
-        return function(**tensors, **options)
+        return eager(function, tensors, calls)
 
 
-def vmapped(function, tensors, options):
+def vmapped(function, tensors, calls):
     def call(input):
-        return function(**tensors | {"input": input}, **options)
+        return eager(function, tensors | {"input": input}, calls)
 
-    return tuple(x[0] for x in torch.vmap(call)(tensors["input"].expand(1, *tensors["input"].shape)))
-
-
-def compiled(function, tensors, options):
-    torch._dynamo.reset()
-    return torch.compile(function, backend="aot_eager", fullgraph=True)(**tensors, **options)
+    results = torch.vmap(call)(tensors["input"].expand(1, *tensors["input"].shape))
+    return [tuple(x[0] for x in of_one) for of_one in results]
 
 
-def exported(function, tensors, options):
-    class Call(torch.nn.Module):
+def compiled(function, tensors, calls):
+    torch.compiler.reset()
+    return torch.compile(lambda tensors: eager(function, tensors, calls), backend="aot_eager", fullgraph=True)(tensors)
+
+
+def exported(function, tensors, calls):
+    class Calls(torch.nn.Module):
         def forward(self, tensors):
-            return function(**tensors, **options)
+            return eager(function, tensors, calls)
 
-    return torch.export.export(Call(), (tensors,)).module()(tensors)
+    return torch.export.export(Calls(), (tensors,)).module()(tensors)
 
 
 @pytest.mark.parametrize("path", [eager, inference, vmapped, compiled, exported], ids=lambda path: path.__name__)
 @pytest.mark.parametrize("name", OPS)
 def test_every_option_acts_on_every_path(name, path):
     function, specification = OPS[name]
-    assert set(options_of(name)) <= set(ACTING)
+    names = options_of(name)
+    assert set(names) <= set(ACTING)
     tensors = case_of(name)
-    for option in options_of(name):
-        value, base = ACTING[option]
-        with_it = path(function, tensors, base | {option: value})
-        without = eager(function, tensors, base)
-        same = all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+    without = [ACTING[option][1] for option in names]
+    with_it = [base | {option: ACTING[option][0]} for option, base in zip(names, without, strict=True)]
+    results, expected = path(function, tensors, with_it), eager(function, tensors, with_it)
+    for option, got, wanted, base in zip(names, results, expected, eager(function, tensors, without), strict=True):
+        assert_same_bits(got, wanted)
+        same = all(torch.equal(a, b) for a, b in zip(got, base, strict=True))
         assert same == (option == "recompute"), option
-        if path is eager:
-            for got, wanted in zip(with_it, specification(**tensors, **base | {option: value}), strict=True):
-                torch.testing.assert_close(got, wanted)
-        else:
-            assert_same_bits(with_it, eager(function, tensors, base | {option: value}))
+    if path is eager:
+        for got, wanted in zip(results, eager(specification, tensors, with_it), strict=True):
+            torch.testing.assert_close(got, wanted)
