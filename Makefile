@@ -1,20 +1,20 @@
-# Every habit in one word; `make help` lists them.
+# Every routine command; `make help` lists them.
 
 # Any Python >= 3.10.
 PYTHON ?= python3
-# The environment everything is installed in; made when missing.
+# The environment to install into; created if missing.
 VENV ?= .venv
-# What to give pip when that environment has no torch. A version, because a looser wish may fetch a build for GPUs of
-# several gigabytes where a small one is at hand; options may follow: make test TORCH="torch --index-url URL".
+# What pip installs if that environment has no torch. A fixed version, because a looser requirement may download a GPU
+# build of several gigabytes; options may follow: make test TORCH="torch --index-url URL".
 TORCH ?= torch==2.13.0
-# Handed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt"; ARGS="-n 0 --pdb" needs one process.
+# Passed on: make test ARGS="-k masks -x", make train ARGS="--data.path my.txt"; ARGS="-n 0 --pdb" needs one process.
 ARGS ?=
-# Test files that run at a time. Files, so that what the tests of one share is made once; tests/conftest.py orders them.
+# Test files that run at a time. Whole files, because their tests share fixtures; tests/conftest.py orders them.
 JOBS ?= 2
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# A change in any of these installs the package anew; Python files are used where they are.
+# A change in any of these reinstalls the package; Python files are used in place.
 BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -34,7 +34,7 @@ test-all: $(VENV)/.installed-dev ## every test: also the slow ones, the sanitize
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 	$(MAKE) test-kernels test-compat
 
-# The avx2 kernels with torch's oneDNN held to AVX2 too: the peers then can do what they can on a CPU without AVX-512.
+# With avx2, torch's oneDNN is limited to AVX2 too, so that its modules behave as on a CPU without AVX-512.
 test-isa: $(VENV)/.installed-dev ## the quick tests once for each instruction set that this CPU has
 	@set -e; for isa in $$(PYTHONPATH=tests $(BIN)/python -c "from testing import CPU_ISAS; print(*CPU_ISAS)"); do \
 	    export LSTM_FUSED_ISA=$$isa; unset ONEDNN_MAX_CPU_ISA; \
@@ -42,55 +42,55 @@ test-isa: $(VENV)/.installed-dev ## the quick tests once for each instruction se
 	    echo "LSTM_FUSED_ISA=$$isa ONEDNN_MAX_CPU_ISA=$$ONEDNN_MAX_CPU_ISA"; $(PYTEST) $(ARGS); \
 	done
 
-# The kernels without torch: under the sanitizers, and for arm64 under an emulator where there is one.
+# The kernels without torch: under the sanitizers, and for arm64 under an emulator if installed.
 test-kernels:
 	$(PYTHON) tests/kernels/run.py
 
-# One wheel on the oldest torch it serves and on the newest; fetches about 1.5 GB the first time.
+# One wheel on the oldest and the newest supported torch; downloads about 1.5 GB the first time.
 test-compat: $(VENV)/.installed-dev
 	$(BIN)/python tests/compat/run.py
 
-features: $(VENV)/.installed-dev ## docs/features.md anew: every feature, compiled, exported, differentiated twice and so on
+features: $(VENV)/.installed-dev ## rewrite docs/features.md: every feature, compiled, exported, differentiated twice, ...
 	$(BIN)/python tests/features.py
 
-notebooks: $(VENV)/.installed-dev ## docs/notebooks anew: each run from top to bottom, with what it shows
+notebooks: $(VENV)/.installed-dev ## rerun docs/notebooks and store their output
 	$(BIN)/python tests/notebooks.py
 
-transcripts: $(VENV)/.installed-dev ## what the commands on pages of docs/ print and draw, anew: a few minutes of training
+transcripts: $(VENV)/.installed-dev ## rerun the commands on pages of docs/ and store their output: a few minutes of training
 	$(BIN)/python tests/transcripts.py $(ARGS)
 
 docs: $(VENV)/.installed-docs ## the documentation site, in build/site; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -c docs -d build/site_cache . build/site
 	cp build/site/README.html build/site/index.html
 
-# No environment and no download: PYTHON is one that has torch for CUDA. ARGS="--stage first-light": the first two minutes
-# of it, see tests/gpu/run.py; ARGS=--dry-run: what can be done without a GPU.
+# No environment and no download: PYTHON must have a CUDA torch. ARGS="--stage first-light": the first two minutes of
+# it, see tests/gpu/run.py; ARGS=--dry-run: everything that needs no GPU.
 test-gpu: ## on a machine with a GPU: build, test, time, and report in benchmarks/results/gpu/, in about 10 minutes
 	$(PYTHON) tests/gpu/run.py $(ARGS)
 
 bench: $(VENV)/.installed-dev ## speed and memory against nn.LSTM: a page, a CSV and a picture in benchmarks/results/
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: $(VENV)/.installed-dev ## the same of fewer shapes, in under 3 minutes
+bench-quick: $(VENV)/.installed-dev ## the same with fewer shapes, in under 3 minutes
 	$(BIN)/python -m benchmarks --scale quick $(ARGS)
 
-# pyright looks up what is imported in the python that comes first.
-lint: $(VENV)/.installed-dev ## ruff, clang-format, mypy and pyright, changing nothing
+# pyright resolves imports in the first python on PATH.
+lint: $(VENV)/.installed-dev ## ruff, clang-format, mypy and pyright, without changes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	PATH=$(abspath $(BIN)):$$PATH PYTHONPATH=src $(BIN)/pyright --verifytypes lstm_fused --ignoreexternal
 
-format: $(VENV)/.installed-dev ## ruff and clang-format, changing files
+format: $(VENV)/.installed-dev ## ruff and clang-format, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-audit: $(VENV)/.installed-audit ## known holes in the packages of the environment; fails where the index answers for none
+audit: $(VENV)/.installed-audit ## known vulnerabilities in the packages of the environment; fails if none could be checked
 	$(BIN)/python tests/audit.py
 
-clean: ## remove what was built, not the environment and not runs/
+clean: ## remove build output; keeps the environment and runs/
 	rm -rf build dist *.egg-info src/*.egg-info src/lstm_fused/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(VENV)/.installed-*
@@ -99,7 +99,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("lstm_fused needs Python >= 3.10, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# The package in place, with the dependencies of one extra. torch first: the package is compiled against it.
+# The package in editable mode with one extra. torch first: the package is compiled against it.
 $(VENV)/.installed-%: $(BUILT_FROM) | $(BIN)/python
 	@echo "Setting up $(VENV) for '$*': a few minutes the first time"
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(TORCH)

@@ -1,1 +1,1 @@
-"""Speed of lstm_fused against what users would otherwise run; ``python -m benchmarks``."""
+"""Speed of lstm_fused compared with its alternatives; ``python -m benchmarks``."""

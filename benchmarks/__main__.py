@@ -4,7 +4,7 @@
     python -m benchmarks --scale quick        fewer shapes and rounds
     python -m benchmarks --only bfloat16 training
 
-Absolute times mean little on a shared machine; read the ratios, and the share of the multiply-add peak of the same run.
+On a shared machine, compare ratios and the share of the multiply-add peak of the same run, not absolute times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .picture import picture
 from .targets import NOT_MEASURED, targets
 from .validation import accuracy, validate
 
-# By name, in the order in which they run: two threads last, because torch's second one idles on a while.
+# By name, in the order in which they run: two threads last, because torch's second thread keeps spinning for a while.
 GROUPS: dict[str, Callable[[cases.Scale], Iterator[cases.Case]]] = {
     "training": cases.training_grid,
     "inference": cases.forward_grid,
@@ -68,13 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scale", choices=cases.SCALES, default="full", help="smoke: tiny shapes, does it run?")
-    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups; no picture then")
+    parser.add_argument(
+        "--scale", choices=cases.SCALES, default="full", help="smoke: only checks that it runs"
+    )
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups only, without a picture")
     parser.add_argument(
         "--freed-memory",
         choices=["kept", "default"],
         default="kept",
-        help="default: malloc may give it back to the system, and times depend on what ran before",
+        help="default: malloc may return it to the system, and times depend on what ran before",
     )
     parser.add_argument("--out", type=Path, default=machine.HERE / "results", help="folder for the results")
     chosen = parser.parse_args()
@@ -96,7 +98,7 @@ def main() -> None:
         print(f"{verdict:8} {target.what}, {target.bound}: {target.measured}")
 
     chosen.out.mkdir(parents=True, exist_ok=True)
-    kind = facts["instruction set"].removesuffix("_bf16")  # a page for each kind of CPU
+    kind = facts["instruction set"].removesuffix("_bf16")  # one page per kind of CPU
     name = "_".join([f"cpu-{kind}", *([] if chosen.scale == "full" else [chosen.scale]), *(chosen.only or [])])
     report.write_csv(found, chosen.out / f"{name}.csv")
     report.write_markdown(found, reached, facts, chosen.out / f"{name}.md", with_picture=not chosen.only)

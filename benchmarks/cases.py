@@ -1,4 +1,4 @@
-"""A case is what is timed together: candidates on one shape. Here the grid of shapes, forward and backward."""
+"""A case is a set of candidates timed together on one shape. Here: the grid of shapes, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from lstm_fused import FusedLSTM, FusedLSTMCell
 from .models import EAGER, FULL, NORM, ONNXRUNTIME, PEER, PLAIN, SCRIPT, TRAINED, norm
 from .peers import onnxruntime_lstm
 
-Shape = tuple[int, int, int]  # T, B and H, which is I too
+Shape = tuple[int, int, int]  # T, B and H; I = H
 
 # Language models, wide and narrow batches, long sequences: the kernels were tuned on these ...
 TUNED = ((35, 20, 192), (35, 20, 640), (64, 32, 256), (128, 64, 128), (100, 2, 256), (64, 64, 512), (512, 8, 64))
-# ... and not on these, odd sizes among them.
+# ... but not on these, which include odd sizes.
 UNSEEN = ((35, 20, 200), (35, 20, 650), (50, 16, 384), (20, 7, 300), (200, 3, 96), (16, 128, 768))
 GRID = (*TUNED, *UNSEEN)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The extent of a run."""
 
     grid: tuple[Shape, ...]
     structures: tuple[Shape, ...]  # two layers, two directions, mixed lengths
     streaming: tuple[int, ...]  # hidden sizes
     memory: tuple[Shape, ...]
-    long: tuple[Shape, ...]  # where recomputing saves memory
+    long: tuple[Shape, ...]  # for which recomputing saves memory
     peers: tuple[str, ...]  # the slow ones
     compiled: tuple[Shape, ...]
-    others: tuple[Shape, ...]  # peers that take minutes or a package
+    others: tuple[Shape, ...]  # for peers that take minutes or need a package
     accuracy: tuple[Shape, ...]
-    seconds: float  # of timing a case, if its rounds do not need more
-    rounds: int  # at least
+    seconds: float  # to time a case, unless its rounds need more
+    rounds: int  # minimum
 
 
 SCALES = {
@@ -50,7 +50,7 @@ SCALES = {
         peers=(SCRIPT, EAGER),
         compiled=((8, 4, 64), *TUNED[:1], *TUNED[2:5], *TUNED[6:]),
         others=TUNED[:1],
-        accuracy=((35, 20, 192), (128, 64, 128)),  # the second: many rows in the sums of the weights' gradients
+        accuracy=((35, 20, 192), (128, 64, 128)),  # the second has many rows in the sums of the weight gradients
         seconds=6.0,
         rounds=7,
     ),
@@ -105,7 +105,7 @@ def shape_text(T: int, B: int, H: int) -> str:
 
 
 def layer_flops(steps: int, H: int, training: bool = True) -> float:
-    """Of the matrix products of a layer with H inputs, over T * B steps. Backward makes twice as many as forward."""
+    """FLOPs of the matrix products of a layer with H inputs, over T * B steps. Backward has twice those of forward."""
     return (3 if training else 1) * 2.0 * steps * 4 * H * (H + H)
 
 
@@ -132,7 +132,7 @@ def inference(model: nn.Module, *inputs: Any) -> Callable[[], None]:
 
 
 def in_onnxruntime(H: int, *inputs: Any) -> dict[str, Callable[[], object]]:
-    """The call by its name; none, and a line that says why, where it is not installed."""
+    """The call by its name; an empty dict and a message if onnxruntime is not installed."""
     try:
         model = onnxruntime_lstm(nn.LSTM(H, H))
     except ImportError as error:
@@ -179,7 +179,7 @@ def streaming(scale: Scale) -> Iterator[Case]:
 
 
 def two_threads(scale: Scale) -> Iterator[Case]:
-    """A training step on two threads; its cost is that on one."""
+    """A training step on two threads; its cost is relative to one thread."""
 
     def on(threads: int, run: Callable[[], None]) -> Callable[[], None]:
         def set_and_run() -> None:

@@ -1,4 +1,4 @@
-"""A training step through torch.compile; its cost is that of the eager one."""
+"""A training step through torch.compile; its cost is relative to eager."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compiled(scale: Scale) -> Iterator[Case]:
         print("compiled is skipped: only the full scale has it, compiling takes half a minute a shape", flush=True)
     for T, B, H in scale.compiled:
         for num_layers, (group, models) in enumerate(MODELS.items(), 1):
-            torch.compiler.reset()  # so that no graph is made dynamic because another size came before
+            torch.compiler.reset()  # otherwise an earlier size would make the graph dynamic
             x, weight = sequences(T, B, H)
             flops, candidates = num_layers * layer_flops(T * B, H), {}
             for name, make in models.items():
@@ -36,7 +36,7 @@ def compiled(scale: Scale) -> Iterator[Case]:
                     candidates[name] = Candidate(training(eager, x, weight), flops)
                     continue
                 graph = torch.compile(eager, fullgraph=True)
-                seed = torch.tensor(1)  # given, because torch's compiler draws other numbers than torch does
+                seed = torch.tensor(1)  # fixed, because torch's compiler draws different numbers than eager
                 compare(*(results(model, x.detach(), weight, seed=seed) for model in (graph, eager)))
                 candidates[name] = Candidate(training(eager, x, weight, seed=seed), flops)
                 candidates[name + COMPILED] = Candidate(training(graph, x, weight, seed=seed), flops, baseline=name)

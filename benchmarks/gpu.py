@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out FOLDER [--seconds N]   gpu.csv, gpu.md and gpu.svg
     python -m benchmarks.gpu --out FOLDER --first-light   four shapes, half a minute
-    python -m benchmarks.gpu --out FOLDER --dry-run       tiny shapes on the CPU: does it run?
+    python -m benchmarks.gpu --out FOLDER --dry-run       tiny shapes on the CPU, to test that it runs
 
 All candidates of a shape take turns in one process, and are validated before anything is timed. Times are medians
 between CUDA events; ratios are of one run. What N seconds are not enough for, and what does not fit into memory, is
@@ -33,15 +33,15 @@ from .report import group_tables, write_csv
 from .rows import Row, geometric_mean
 from .validation import SEED, compare, results
 
-SCRIPTED = ((128, 64, 256), (128, 64, 512), (512, 64, 256))  # where the TorchScript peer, which is slow, runs too
+SCRIPTED = ((128, 64, 256), (128, 64, 512), (512, 64, 256))  # on which the slow TorchScript peer runs too
 MIDDLE = tuple((512, B, H) for B, H in ((16, 128), (64, 512), (256, 1024)))
 GRID = tuple((T, B, H) for T in (128, 1024) for B in (16, 64, 256) for H in (128, 256, 512, 1024))
-SHAPES = tuple(dict.fromkeys(SCRIPTED + MIDDLE + GRID))  # in this order, should there be no time for all
+SHAPES = tuple(dict.fromkeys(SCRIPTED + MIDDLE + GRID))  # in this order, in case time runs out
 FIRST_LIGHT = ((1024, 16, 768), (256, 64, 512), (35, 32, 650), (128, 128, 256))  # those of the estimates
 STEPS = "plain, our kernels"
 GRAPHED = f"{FULL}, CUDA graph"
 FIVE_TIMES = 5.0  # the target against the TorchScript peer
-# How float32 products are computed is a choice of torch's; the name of each, its dtype, and whether TF32 is allowed.
+# By name: the dtype, and whether TF32 is allowed, which is torch's setting for float32 products.
 NUMBERS = {
     "float32": (torch.float32, False),
     "bfloat16": (torch.bfloat16, False),
@@ -77,17 +77,17 @@ def candidates(
     if device == "cuda":
         try:
             runs[GRAPHED] = graphed(runs[FULL])
-        except RuntimeError as error:  # the others are measured still
+        except RuntimeError as error:  # the others are still measured
             print(f"{GRAPHED} is skipped: {str(error).splitlines()[0]}", flush=True)
     return runs
 
 
 def graphed(run: Callable[[], None]) -> Callable[[], None]:
-    """The same work, launched at once: what the host's share of a step costs."""
+    """The same work launched as one graph, without the launch overhead of the host."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # what is made ready at the first calls
+        for _ in range(3):  # warm-up
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -113,7 +113,7 @@ def validate(device: str) -> None:
 
 
 def milliseconds(runs: dict[str, Callable[[], None]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Of single calls, turn by turn for about `seconds`, at least 5 of each."""
+    """Times of single calls, interleaved for about `seconds`, at least 5 of each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(3):  # TorchScript optimizes at the second
@@ -149,7 +149,7 @@ class Plan:
 
 
 def measure(plan: Plan, keep: Callable[[list[Row], list[str]], None]) -> list[Row]:
-    """The rows. ``keep`` gets them after each shape, and what was not measured."""
+    """The rows. ``keep`` is called after each shape with the rows and with what was not measured."""
     start, rows, left_out = time.perf_counter(), [], []
     first = [(numbers, shape) for shape in plan.shapes for numbers in ("float32", "bfloat16", "float16")]
     for numbers, shape in first + [("float32 with TF32", shape) for shape in plan.shapes]:
@@ -160,7 +160,7 @@ def measure(plan: Plan, keep: Callable[[list[Row], list[str]], None]) -> list[Ro
             continue
         try:
             of_shape = measure_shape(numbers, shape, plan)
-        except RuntimeError as error:  # the others are measured still
+        except RuntimeError as error:  # the others are still measured
             left_out.append(f"{what}: {str(error).splitlines()[0]}")
             keep(rows, left_out)
             if plan.device == "cuda":
@@ -196,7 +196,7 @@ def measure_shape(numbers: str, shape: Shape, plan: Plan) -> list[Row]:
 
 
 def against_script(rows: list[Row]) -> list[str]:
-    """How many times as fast as the TorchScript peer the step with layer norm and dropout is."""
+    """Speed of the step with layer norm and dropout relative to the TorchScript peer."""
     median = {(row.group, row.shape, row.candidate): row.median_ms for row in rows}
     lines = []
     for group, shape, name in median:
@@ -242,7 +242,7 @@ LEFT, TOP, COLUMN, PANEL, BELOW = 100, 70, 36, 170, 110  # pixels
 
 
 def picture(rows: list[Row], told: dict[str, str]) -> str:
-    """Speed against cuDNN, one panel for each kind of numbers, a point for each shape: SVG, which needs no package."""
+    """Speed relative to cuDNN, one panel per dtype, one point per shape, as SVG, which needs no package."""
     groups = list(dict.fromkeys(row.group for row in rows))
     shapes = sorted({row.shape for row in rows}, key=lambda shape: [int(size) for size in re.findall(r"\d+", shape)])
     logarithms = [math.log2(row.speed_vs_nn_lstm) for row in rows]

@@ -1,4 +1,4 @@
-"""What the figures are measured on: its description, and the limits of its products."""
+"""Description of the machine, and the peak of its matrix products."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lstm_fused_flags import FLAGS, ISAS  # noqa: E402
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one core, in GFLOP/s: see ceiling.cpp."""
+    """Of one core, in GFLOP/s; see ceiling.cpp."""
 
     peak: float  # of multiply-adds; no product can be faster
     tile: float  # of the kernels' register tile on cached operands
 
 
 def limits() -> Callable[[], Limits]:
-    """A function that measures them now, compiled as the kernels in use are."""
+    """A function that measures them, compiled with the flags of the kernels in use."""
     flags = [*FLAGS, *ISAS[str(lstm_fused.build_info()["isa"])]]
     command = [os.environ.get("CXX", "c++"), *flags, "-shared", "-fPIC", f"-I{HERE.parent / 'csrc'}"]
     with tempfile.TemporaryDirectory(prefix="lstm_fused_bench_") as folder:
@@ -43,14 +43,14 @@ def limits() -> Callable[[], Limits]:
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed; False where it is not glibc's.
+    """Make malloc keep freed memory; returns False if it is not glibc's.
 
-    By default it may give large blocks back to the system, and whoever asks again pays for page faults: at a step of
+    By default malloc may return large blocks to the system, and the next allocation costs page faults: for a step of
     T=128 B=64 H=128 a quarter of nn.LSTM's time or nothing, depending on what the process freed earlier.
     """
     if platform.libc_ver()[0] != "glibc":
@@ -60,12 +60,12 @@ def keep_freed_memory() -> bool:
 
 
 def load() -> str:
-    """How many threads ran or waited for a core, on average over a minute."""
+    """Load average over one minute."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def _cpuinfo(key: str) -> str:
-    """A line of Linux's list of what the first core is; empty elsewhere."""
+    """One entry of /proc/cpuinfo; empty on other systems than Linux."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

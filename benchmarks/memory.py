@@ -26,7 +26,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peaks(scale: Scale) -> list[tuple[Shape, dict[str, float]]]:
-    """Of each shape, megabytes by candidate."""
+    """MiB by candidate, for each shape."""
     if not _CLEAR.exists():
         print(f"{GROUP} is skipped: it is read from Linux's {_STATUS}", flush=True)
         return []

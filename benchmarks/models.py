@@ -1,4 +1,4 @@
-"""What is compared: by name, a model of H inputs and H hidden units.
+"""The compared models by name, each with H inputs and H hidden units.
 
 The peers are ``nn.LSTM`` and the layer-normed LSTMs of peers.py; the others are ours.
 """
@@ -26,7 +26,7 @@ ONNXRUNTIME = "onnxruntime, plain"
 LAYER_NORM = "layer norm"
 COMPILED = ", compiled"
 
-# Each kind of dropout, as the arguments of the op that switch it on.
+# Each kind of dropout, as arguments of the op.
 DROPOUTS: dict[str, dict[str, Any]] = {
     "output dropout": {"dropout": RATE},
     "variational output dropout": {"dropout": RATE, "variational": True},
@@ -38,7 +38,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
 
 
 class Layer(nn.Module):
-    """One layer with arguments of the op: after its last layer, which may be its only one, FusedLSTM has no dropout."""
+    """One layer with arguments of the op, because FusedLSTM has no dropout after its last layer."""
 
     def __init__(self, hidden_size: int, dtype: torch.dtype | None = None, **options: Any) -> None:
         super().__init__()
@@ -75,13 +75,13 @@ TRAINED = {
     EAGER: lambda H: LayerNormLSTM(H, H, RATE, RATE),
 }
 
-# What computes its segments again for the backward pass.
+# Models that recompute segments in the backward pass.
 RECOMPUTE = ", recompute=True"
 RECOMPUTED = {PLAIN: lambda H: plain(H, recompute=True), NORM: lambda H: norm(H, recompute=True)}
 
 
 def why_not(make: Any, *arguments: Any, dtype: torch.dtype = torch.float32, **options: Any) -> str | None:
-    """Why a model cannot be made or run, or None where it can."""
+    """Why a model cannot be made or run; None if it can."""
     try:
         make(8, *arguments, dtype=dtype, **options)(torch.zeros(2, 1, 8, dtype=dtype))
     except (RuntimeError, TypeError, ValueError) as error:

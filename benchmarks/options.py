@@ -1,4 +1,4 @@
-"""Cases of what a layer can do besides: its structure, lengths, kinds of dropout, bfloat16."""
+"""Cases of the other features of a layer: structure, lengths, kinds of dropout, bfloat16."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def bfloat16(scale: Scale) -> Iterator[Case]:
         return
     makers: dict[str, Callable[..., nn.Module]] = {PEER: lambda H, dtype=None: nn.LSTM(H, H, dtype=dtype)}
     makers |= {PLAIN: plain, FULL: full}
-    missing = why_not(makers[PEER], dtype=dtype)  # where oneDNN has no primitive for it
+    missing = why_not(makers[PEER], dtype=dtype)  # if oneDNN has no primitive for it
     if missing is not None:
         print(f"bfloat16 is without that of {PEER}: {missing}", flush=True)
     for T, B, H in scale.grid:

@@ -55,7 +55,7 @@ def others(scale: Scale) -> Iterator[Case]:
                 models[name] = validated(*make(H), x.detach(), weight)
             except AssertionError:
                 raise
-            except Exception as error:  # whatever a compiler or a package that is not here may raise
+            except Exception as error:  # any error of a missing compiler or package
                 print(f"{name} is skipped: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
         flops = layer_flops(T * B, H)
         candidates = {name: Candidate(training(model, x, weight), flops) for name, model in models.items()}

@@ -1,4 +1,4 @@
-"""The results as a CSV and as a Markdown page that starts with the targets."""
+"""Writes the results as a CSV file and as a Markdown page that starts with the targets."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from .rows import Row, geometric_mean
 from .targets import Target
 
 HOW = f"""\
-All candidates of a shape are in one process and take turns; before anything is timed, every kind of candidate is
-validated against `{PEER}` or the specification, outputs and gradients. A training step is forward and backward, with
-gradients of the input and of all parameters; I = H. Times are of one call: on one thread CPU time of the process, which
-does not pass while another process has the core, on two threads wall time, which does: it tells something only where
-the load before the run was near zero. Ratios and shares are of the best times.
+All candidates of a shape run interleaved in one process. Before timing, outputs and gradients of every kind of
+candidate are validated against `{PEER}` or the specification. A training step is forward and backward, with gradients
+of the input and of all parameters; I = H. Times are per call. On one thread they are CPU time of the process, which
+excludes time used by other processes; on two threads they are wall time, which is meaningful only if the load before
+the run was near zero. Ratios and shares use the best times.
 
-- *speed*: time of `{PEER}` over that of the candidate; more is faster.
-- *cost*: time (or memory) of the candidate over that of the one it names; less is better.
-- *GFLOP/s*: of the matrix products alone, whatever else is computed.
-- *share*: of the core's float32 multiply-add peak, which is measured before and after each shape by a loop that touches
-  nothing but registers; on two threads of twice that.
-- *tile*: the share that our register tile alone reaches then, on operands that stay in the second-level cache.
-- *nothing but products*: a call that made its products at the peak and did nothing else; no kernel can be faster.
-- *faults*: page faults of a call, median. Freed memory is kept, for all candidates alike. `--freed-memory default`
-  leaves it to malloc: who asks for much then pays for the faults, or does not, depending on what ran before."""
+- *speed*: time of `{PEER}` divided by that of the candidate; higher is faster.
+- *cost*: time (or memory) of the candidate divided by that of the named baseline; lower is better.
+- *GFLOP/s*: of the matrix products only.
+- *share*: fraction of the core's float32 multiply-add peak, measured before and after each shape by a loop on registers
+  only; on two threads, of twice that.
+- *tile*: the fraction that our register tile alone reaches, on operands in the L2 cache.
+- *matrix products only*: a call that computed its products at the peak and nothing else; no kernel can be faster.
+- *faults*: median page faults per call. Freed memory is kept, for all candidates alike. With `--freed-memory default`,
+  malloc decides, and the page faults of a candidate depend on what ran before."""
 
 MEMORY_HOW = """\
-Each candidate in a process of its own: the peak of the resident memory over three steps, above what was resident before
-them, when all code was loaded and model and input were made. It counts activations, gradients and kept scratch."""
+Each candidate runs in its own process: peak resident memory over three steps, minus the resident memory before them,
+when all code is loaded and model and input exist. It includes activations, gradients and retained scratch memory."""
 
-# Of a table: heading, field of the row, and how its values are written.
+# Columns of a table: heading, field of the row, format of its values.
 COLUMNS = (
     ("shape", "shape", "{}"),
     ("candidate", "candidate", "{}"),
@@ -50,9 +50,9 @@ COLUMNS = (
     ("cost", "cost", "{:.3f}"),
     ("of", "baseline", "{}"),
 )
-# The groups whose products are all float32 and of whole sequences.
+# Groups with float32 products of whole sequences only.
 BOUND_BY_PRODUCTS = ("training step", "inference", "training step, two threads")
-# Digits in the CSV; else 3.
+# Decimals in the CSV; otherwise 3.
 PRECISION = {"best_ms": 4, "median_ms": 4, "best_wall_ms": 4, "gflops": 1, "page_faults": 0, "peak_mib": 1}
 
 
@@ -75,7 +75,7 @@ def write_markdown(
     lines += table(
         ["target", "bound", "measured", "met"], [[t.what, t.bound, t.measured, verdict[t.met]] for t in targets]
     )
-    lines += ["Every shape has to meet a bound, the worst is shown; *geometric mean* is over the shapes.", ""]
+    lines += ["Every shape must meet a bound; the worst is shown. *Geometric mean* is over the shapes.", ""]
     lines += [*(f"- {key}: {value}" for key, value in facts.items()), "", HOW, ""]
     for group in dict.fromkeys(row.group for row in rows):
         lines += [f"## {group[0].upper()}{group[1:]}", ""]
@@ -85,7 +85,7 @@ def write_markdown(
 
 
 def group_tables(rows: list[Row]) -> list[str]:
-    """One of all rows, and of several shapes one of the candidates' geometric means."""
+    """A table of all rows and, for several shapes, a table of the candidates' geometric means."""
     columns = [column for column in COLUMNS if any(getattr(row, column[1]) is not None for row in rows)]
     cells = [[text(getattr(row, field), form) for _, field, form in columns] for row in rows]
     lines = table([heading for heading, _, _ in columns], cells)
@@ -98,7 +98,7 @@ def group_tables(rows: list[Row]) -> list[str]:
         if rows[0].group in BOUND_BY_PRODUCTS:
             bound = geometric_mean([1 / row.share_of_peak for row in rows if row.candidate == PEER])
             means.append(
-                ["*nothing but products*", *(f"{bound:.3f}" if heading == "speed" else "" for heading, *_ in kinds)]
+                ["*matrix products only*", *(f"{bound:.3f}" if heading == "speed" else "" for heading, *_ in kinds)]
             )
         lines += table(["geometric mean", *(heading for heading, _, _ in kinds)], means)
     return lines

@@ -22,13 +22,13 @@ class Row:
     shape: str
     candidate: str
     threads: int = 1
-    clock: str | None = None  # "CPU" (of the process) or "wall": what best and median are times of
+    clock: str | None = None  # "CPU" (of the process) or "wall": the clock of best and median
     best_ms: float | None = None
     median_ms: float | None = None
     best_wall_ms: float | None = None
     gflops: float | None = None
     share_of_peak: float | None = None
-    tile_share: float | None = None  # what the register tile alone reaches of the peak at that time
+    tile_share: float | None = None  # share of the peak that the register tile alone reaches at that time
     speed_vs_nn_lstm: float | None = None
     page_faults: float | None = None  # of one call, median
     peak_mib: float | None = None

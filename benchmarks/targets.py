@@ -25,7 +25,7 @@ class Goals:
 AVX2, AVX512 = Goals((1.1, 1.3), (1.0, 1.15), 0.72), Goals((1.03, 1.15), (0.97, 1.06), 0.85)
 
 NOT_MEASURED = "not measured"
-NOISE = 0.05  # by which two threads may look slower than one
+NOISE = 0.05  # tolerance for two threads to measure slower than one
 
 Ratios = dict[str, float]  # by shape
 
@@ -35,7 +35,7 @@ class Target:
     what: str
     bound: str
     measured: str
-    met: bool | None  # None: not measured, or nothing to reach on this machine
+    met: bool | None  # None: not measured, or no target on this machine
 
 
 def at_least(what: str, bound: float, ratios: Ratios) -> Target:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SAMPLE = 5e-3  # seconds; of shorter calls several make a sample, so that their weights are in the caches as in a loop
+SAMPLE = 5e-3  # seconds; a sample has several shorter calls, with their weights in the caches as in a loop
 MOST_ROUNDS = 100
 
 
@@ -20,7 +20,7 @@ class Timing:
     best: float
     median: float
     wall: float
-    page_faults: float  # of one call, median: memory that malloc had given back
+    page_faults: float  # per call, median: memory that malloc had returned
 
 
 def calls_of_a_sample(run: Callable[[], object]) -> int:
@@ -30,7 +30,7 @@ def calls_of_a_sample(run: Callable[[], object]) -> int:
     while spent < SAMPLE:
         before = time.process_time()
         run()
-        took = max(time.process_time() - before, 1e-7)  # coarse clocks say zero
+        took = max(time.process_time() - before, 1e-7)  # coarse clocks may return zero
         best, spent = min(best, took), spent + took
     return max(1, round(SAMPLE / best))
 
@@ -41,7 +41,7 @@ def interleaved(
     """Time the calls turn by turn for about `seconds`, at least `rounds` times each."""
     calls = {}
     for name, run in runs.items():
-        run()  # whatever is made ready at the first call; TorchScript optimizes at the second
+        run()  # warm-up; TorchScript optimizes in the second call
         calls[name] = calls_of_a_sample(run)
     times: dict[str, list[float]] = {name: [] for name in runs}
     walls: dict[str, list[float]] = {name: [] for name in runs}
