@@ -68,9 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--scale", choices=cases.SCALES, default="full", help="smoke: only checks that it runs"
-    )
+    parser.add_argument("--scale", choices=cases.SCALES, default="full", help="smoke: only checks that it runs")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups only, without a picture")
     parser.add_argument(
         "--freed-memory",

@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-# One thread, here and in every process that a test starts: what is small enough for a test is no faster with more, and
-# threads that wait for each other crawl where a core is busy. A test of threads asks for them itself.
+# One thread, here and in every process that a test starts: problems of test size are no faster with more, and threads
+# that wait for each other are slow on a busy core. A test of threads sets their number itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded
 
 import pytest
@@ -22,11 +22,11 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
     Emulator(Path(os.environ["LSTM_FUSED_EMULATED"])).schedule(int(os.environ.get("LSTM_FUSED_EMULATED_SEED", "0")))
 
 
-# First, in this order, so that no worker of `make test` is left with a long file when all others are done.
+# These files run first, in this order, so that no worker of `make test` has a long file left at the end.
 LONGEST_FILES = (
     "cuda/test_cuda_kernels.py",
     "test_compile.py",
-    "lightning/test_command.py",
+    "lightning/test_trainer_command.py",
     "lightning/test_inspections.py",
     "kernels/test_kernels_alone.py",
     "test_gradcheck.py",
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """`make test-gpu` has minutes: what would begin after this moment (as time.time() counts) does not."""
+    """`make test-gpu` has a time limit: a test that would start after it (in time.time()) is skipped."""
     if time.time() > float(os.environ.get("LSTM_FUSED_TEST_UNTIL", "inf")):
         pytest.skip("no time was left")
 
@@ -60,7 +60,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def nothing_compiled():
-    """What another test compiled counts in no limit of recompilations."""
+    """Forget what other tests compiled, which would count towards the limit of recompilations."""
     torch.compiler.reset()
 
 

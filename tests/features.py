@@ -1,4 +1,4 @@
-"""Every feature on every road that PyTorch offers, tried: the table of docs/features.md.
+"""Every feature in every mode of PyTorch (compile, export, ...), tested: the table of docs/features.md.
 
 ``python tests/features.py`` (``make features``) writes it, test_features.py tries every cell anew.
 """
@@ -162,7 +162,7 @@ def by_the_reference(call: Callable[..., Any]) -> Callable[..., Any]:
     return patched
 
 
-# Each road takes a feature and raises an error where it is closed.
+# Each mode takes a feature, and raises an error if the feature does not work in it.
 
 
 def eager(feature: Feature) -> None:
@@ -307,7 +307,7 @@ def vmapped(feature: Feature) -> None:
     assert_close(list(torch.vmap(call)(inputs)), expected)
 
 
-ROADS: dict[str, Callable[[Feature], None]] = {
+MODES: dict[str, Callable[[Feature], None]] = {
     "eager": eager,
     "`compile`": compiled,
     "`export`": exported,
@@ -325,12 +325,12 @@ def sentence(error: Exception) -> str:
     return (inner[1] or inner[2]) if inner else str(error).strip().splitlines()[0]
 
 
-def attempt(name: str, road: str) -> str:
+def attempt(name: str, mode: str) -> str:
     """ "works", or the sentence that the user gets."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ROADS[road](FEATURES[name])
+            MODES[mode](FEATURES[name])
     except AssertionError:
         raise
     except Exception as error:
@@ -342,7 +342,7 @@ HEAD = """# What works where
 
 Written by `make features`, which tries every cell; the tests try them again. Each is a comparison, not only a call:
 
-| road | what is compared |
+| mode | what is compared |
 |---|---|
 """
 FOOT = """
@@ -352,10 +352,10 @@ FOOT = """
 
 
 def render(cells: dict[str, dict[str, str]]) -> str:
-    """The page: ``cells[name][road]``."""
+    """The page: ``cells[name][mode]``."""
     sentences = list(dict.fromkeys(cell for row in cells.values() for cell in row.values() if cell != WORKS))
-    page = HEAD + "".join(f"| {road} | {function.__doc__} |\n" for road, function in ROADS.items())
-    page += "\n| | " + " | ".join(ROADS) + " |\n|---|" + "---|" * len(ROADS) + "\n"
+    page = HEAD + "".join(f"| {mode} | {function.__doc__} |\n" for mode, function in MODES.items())
+    page += "\n| | " + " | ".join(MODES) + " |\n|---|" + "---|" * len(MODES) + "\n"
     for name, row in cells.items():
         shown = (cell if cell == WORKS else f"({sentences.index(cell) + 1})" for cell in row.values())
         page += f"| {name} | " + " | ".join(shown) + " |\n"
@@ -371,12 +371,12 @@ def parse(page: str) -> dict[str, dict[str, str]]:
     for line in lines[: lines.index("")]:
         name, *row = (cell.strip() for cell in line.strip("|").split(" | "))
         row = [sentences.get(cell.strip("()"), cell) for cell in row]
-        cells[name] = dict(zip(ROADS, row, strict=True))
+        cells[name] = dict(zip(MODES, row, strict=True))
     return cells
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    text = render({name: {road: attempt(name, road) for road in ROADS} for name in FEATURES})
+    text = render({name: {mode: attempt(name, mode) for mode in MODES} for name in FEATURES})
     PAGE.write_text(text)
     sys.stdout.write(text)

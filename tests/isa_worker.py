@@ -36,7 +36,7 @@ def results() -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for dtype in (*DTYPES, torch.bfloat16):
         for on in OPTIONS:
-            # A norm of one unit makes whatever bfloat16 rounds as large as it likes.
+            # A norm of one unit amplifies bfloat16's rounding without bound.
             for sizes in SIZES if dtype != torch.bfloat16 else SIZES[:-1]:
                 named = dict(zip("TBIH", sizes, strict=True))
                 found[f"layer {dtype} {on} {named}"] = run(ops.lstm_layer, *layer_case(on, **named, dtype=dtype))

@@ -136,7 +136,7 @@ def test_csv(tmp_path):
 
 
 def test_what_fails_on_a_gpu_costs_its_shape_alone(tmp_path, monkeypatch):
-    """And everything that was measured until then is written, whatever comes after."""
+    """Everything measured before the failure is written."""
 
     def measured(numbers, shape, plan):
         if shape == BIG:

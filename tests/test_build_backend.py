@@ -84,10 +84,10 @@ def test_the_wheel_asks_for_any_torch_unless_pip_fills_an_empty_environment(
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows the environment of a process")
-@pytest.mark.parametrize("tells", ["VIRTUAL_ENV", "--python", "--python=", "-p", ".venv"])
-def test_finds_the_environment_that_uv_installs_into(tells, tmp_path):
-    """A process in the place of uv, told in each of the ways which environment is meant, starts the build."""
-    target = tmp_path / ("project/.venv" if tells == ".venv" else "target")
+@pytest.mark.parametrize("given_by", ["VIRTUAL_ENV", "--python", "--python=", "-p", ".venv"])
+def test_finds_the_environment_that_uv_installs_into(given_by, tmp_path):
+    """A stand-in for uv, given the environment in each of uv's ways, starts the build."""
+    target = tmp_path / ("project/.venv" if given_by == ".venv" else "target")
     (target / "bin").mkdir(parents=True)
     interpreter = target / "bin" / "python"
     interpreter.touch()
@@ -103,8 +103,8 @@ def test_finds_the_environment_that_uv_installs_into(tells, tmp_path):
         "print(subprocess.run([sys.executable, '-c', 'import lstm_fused_build as b; print(b.uv_prefix())'],\n"
         "      capture_output=True, text=True).stdout)"
     )
-    known = {"VIRTUAL_ENV": str(target) if tells == "VIRTUAL_ENV" else "", "CONDA_PREFIX": "", "UV_PYTHON": ""}
-    result = python(uv, "pip", "install", *arguments.get(tells, []), ".", **known)
+    known = {"VIRTUAL_ENV": str(target) if given_by == "VIRTUAL_ENV" else "", "CONDA_PREFIX": "", "UV_PYTHON": ""}
+    result = python(uv, "pip", "install", *arguments.get(given_by, []), ".", **known)
     assert result.stdout.strip() == str(target), result.stderr
 
 
@@ -161,7 +161,7 @@ NO_TOOLKIT = {
 
 @pytest.mark.parametrize("case", NO_TOOLKIT)
 def test_why_no_cuda_module_is_built(case, toolkit, monkeypatch):
-    """By itself the package then builds without it and knows why; asked for, that is one sentence and the end."""
+    """In auto mode the package builds without it and records why; if requested, it is an error of one sentence."""
     version, headers, sentence = NO_TOOLKIT[case]
     toolkit(version, headers)
     monkeypatch.setenv("LSTM_FUSED_CUDA", "auto")

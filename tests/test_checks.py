@@ -272,7 +272,7 @@ def test_a_state_dict_that_does_not_fit():
         FusedLSTM(3, 5, layer_norm=True).load_state_dict(FusedLSTM(3, 5).state_dict())
 
 
-# --- the ops themselves, which anybody can call with anything
+# --- the ops themselves, which may be called with any arguments
 
 OP_CALLS = [
     ({"input": torch.zeros(4, 3)}, "input must have shape [T, B, I], got [4, 3]"),

@@ -181,7 +181,7 @@ def test_torchs_lstm_gives_the_same(on):
 
 
 def test_torchs_lstm_is_not_under_autocast():
-    """The ops' own rule has been followed before: whatever dtype that led to stays."""
+    """The ops' autocast rule has already been applied; its dtype stays."""
     tensors, _ = layer_case(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         results = cuda.cudnn_layer(op_arguments("lstm_layer", tensors)[0])
@@ -200,7 +200,7 @@ def test_a_build_without_cuda_kernels_says_so():
 
 
 class NothingWaits(TorchDispatchMode):
-    """The device "meta" in the place of a GPU: nobody can read what is there, and no copy to it may be waited for."""
+    """The device "meta" in place of a GPU: its data cannot be read, and copies to it must not block."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,7 +1,7 @@
-"""What the class of a module decides elsewhere: who is an nn.LSTM, and what tools that ask do to whom.
+"""LSTM and LSTMCell are an nn.LSTM and an nn.LSTMCell; FusedLSTM is not: what code that checks the class does to each.
 
-FusedLSTM is none: torch.compile compiles no nn.LSTM, initialization that sets every vector would harm its norms, and a
-tool that makes another module of an nn.LSTM would drop the options. LSTM, which has no options, is one.
+torch.compile does not compile an nn.LSTM, initialization that sets every vector would harm the norms, and a tool that
+replaces an nn.LSTM would drop the options. LSTM has no options.
 """
 
 import copy
@@ -37,7 +37,7 @@ NEW = pytest.mark.parametrize("kinds", [FUSED, DROP_IN], ids=["fused", "drop_in"
 
 
 def by_class(module):
-    """What most code that asks for the class does: initialize."""
+    """The most common code that checks the class: initialization."""
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         for name, parameter in module.named_parameters():
             nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
@@ -136,7 +136,7 @@ def test_the_drop_in_takes_what_nn_lstm_takes_and_no_more():
 
 
 def test_what_nn_lstm_has_beside():
-    """Methods that nobody documents and some code calls."""
+    """Undocumented methods that some code calls."""
     theirs, ours = nn.LSTM(I, H, 2, bidirectional=True, proj_size=2), LSTM(I, H, 2, bidirectional=True, proj_size=2)
     ours.load_state_dict(theirs.state_dict())
     for module in (theirs, ours):
@@ -208,7 +208,7 @@ def test_torch_jit(kinds):
 
 
 def test_torch_compile_and_export():
-    """The reason that FusedLSTM is no nn.LSTM: torch.compile takes none, unless told; torch.export takes all."""
+    """Why FusedLSTM is not an nn.LSTM: torch.compile refuses one unless allow_rnn is set; torch.export accepts all."""
     with torch.no_grad():
         for kinds in (FUSED, DROP_IN):
             model = Model(*kinds)
@@ -227,7 +227,7 @@ def test_torch_compile_and_export():
 
 @NEW
 def test_packed_sequences_and_states_go_on(kinds):
-    """The state's form, which code that asks for the class chooses: a pair."""
+    """The state is a pair, which code that checks the class expects."""
     packed = pack_sequence([X[:, 0], X[:2, 1]])
     layer = kinds[0](I, H)
     output, state = layer(packed)

@@ -1,6 +1,6 @@
 """The kernels' random masks, recovered from their results: those of the specification, bit for bit, at the right rate.
 
-Every cell here has weights of zero, or the identity, so that a unit's result tells whether it was hit.
+Every cell here has weights of zero, or the identity, so that a unit's result shows whether it was hit.
 """
 
 from itertools import pairwise
@@ -15,7 +15,7 @@ SEEDS = (0, 1, -1, 0x123456789ABCDEF, -(2**63), 2**63 - 1)
 
 
 def simple(T, B, H, *, seed, device="cpu", dtype=torch.float64):
-    """A layer whose units know nothing of each other: c and h go on moving, from biases alone."""
+    """A layer with independent units: c and h change from the biases alone."""
     zeros = torch.zeros(4 * H, H, dtype=dtype, device=device)
     bias = torch.linspace(0.5, 1.5, 4 * H, dtype=dtype, device=device)
     state = torch.full((B, H), 0.25, dtype=dtype, device=device)
@@ -106,7 +106,7 @@ def test_share_of_hits(use, rate, device):
 
 
 def test_masks_are_independent(device):
-    """Masks that differ in seed, use, stream or step hit the same unit as often as chance has it, within 5 sigma."""
+    """Masks that differ in seed, use, stream or step hit the same unit as often as by chance, within 5 sigma."""
     positions = [
         (seed, use, stream, t)
         for seed in (0, 1, 1 << 32)

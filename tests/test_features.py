@@ -1,25 +1,24 @@
-"""docs/features.md says what is so: every cell is tried."""
+"""Every cell of docs/features.md is tested."""
 
 import pytest
-from features import FEATURES, PAGE, ROADS, attempt, parse, render
+from features import FEATURES, MODES, PAGE, attempt, parse, render
 
-# On these roads a cell takes a second and more: the quick tests try the features that have most in them. ONNX has tests
-# of its own.
+# In these modes a cell takes a second or more: the quick tests try the richest features. ONNX has its own tests.
 LONG = ("`compile`", "ONNX", "double backward")
 RICH = ("no option", "all of these", "a `PackedSequence`", "`FusedLSTMCell`")
 CELLS = [
-    pytest.param(name, road, marks=[pytest.mark.slow] * (road in LONG and (name not in RICH or road == "ONNX")))
+    pytest.param(name, mode, marks=[pytest.mark.slow] * (mode in LONG and (name not in RICH or mode == "ONNX")))
     for name in FEATURES
-    for road in ROADS
+    for mode in MODES
 ]
 
 
-@pytest.mark.parametrize(("name", "road"), CELLS)
-def test_what_the_page_says(name, road):
-    if "ONNX" in road:
+@pytest.mark.parametrize(("name", "mode"), CELLS)
+def test_what_the_page_says(name, mode):
+    if "ONNX" in mode:
         pytest.importorskip("onnxscript", reason="ONNX needs the extra onnx")
         pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
-    assert parse(PAGE.read_text())[name][road] == attempt(name, road)
+    assert parse(PAGE.read_text())[name][mode] == attempt(name, mode)
 
 
 def test_the_page_is_as_it_is_written():

@@ -47,7 +47,7 @@ def test_second_derivatives_of_the_cell(device):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_first_derivatives_to_be_differentiated_again(autocast):
-    """``create_graph=True`` takes another road to the same numbers, also when an input depends on another."""
+    """``create_graph=True`` computes the same numbers in another way, also if one input depends on another."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float32 if autocast else torch.float64
 

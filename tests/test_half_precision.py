@@ -1,4 +1,4 @@
-"""bfloat16 and float16: what a call takes and gives is rounded, and what it multiplies may be; its sums are float32."""
+"""bfloat16 and float16: inputs and results are rounded, factors may be, and sums are float32."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Tensors changed in place between a call and its backward pass: wherever nn.LSTM gives gradients, the same ones.
+"""Tensors changed in place between a call and its backward pass: the gradients of nn.LSTM, if it allows that.
 
-Where that is depends on the CPU: torch's own operators allow more than oneDNN's kernel. So nn.LSTM is asked each time.
+Where that is depends on the CPU: torch's own operators allow more than oneDNN's kernel. So each test tries nn.LSTM first.
 """
 
 import warnings
@@ -36,7 +36,7 @@ def loss(results):
 
 
 def gradients(module, changed, change, layout="padded", twice=False):
-    """Of a call one of whose tensors is changed before the backward pass; None where that is an error."""
+    """Gradients of a call with one tensor changed before the backward pass; None if that is an error."""
     dtype, cell = next(module.parameters()).dtype, not hasattr(module, "num_layers")
     rows = () if cell else (module.num_layers * (2 if module.bidirectional else 1),)
     shape = (B, I) if cell else (B, T, I) if module.batch_first else (T, B, I)

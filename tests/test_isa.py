@@ -56,7 +56,7 @@ def test_the_best_instruction_set_is_used():
 
 
 def test_unknown_instruction_set(answers):
-    """One sentence, when the kernels are first asked for."""
+    """One sentence, at the first use of the kernels."""
     usable = ", ".join(isa for isa in CPU_ISAS if isa in BUILT)
     sentence = f"LSTM_FUSED_ISA is 'mmx', but the instruction sets that this build and this CPU share are: {usable}"
     assert torch.load(answers / f"{UNKNOWN}.pt")["error"].splitlines()[0] == sentence

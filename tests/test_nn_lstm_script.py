@@ -88,7 +88,7 @@ def test_the_import_is_all_that_changes(num_layers, bidirectional, proj_size, tm
                 torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
     further = []
-    for module, model in ((ours, loaded), (theirs, trained)):  # training goes on as it would have
+    for module, model in ((ours, loaded), (theirs, trained)):  # training continues identically
         torch.manual_seed(1)
         further.append(torch.tensor(module["train"](model, 5)))
     assert_close(further[0], further[1], 1e-3)

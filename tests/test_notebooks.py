@@ -7,7 +7,7 @@ import pytest
 from notebooks import PAGES, outputs, run
 
 LARGEST = 500_000  # bytes: a forge shows no large notebook
-# What tells of the machine: its folders, its times.
+# Output that depends on the machine: folders and times.
 OF_A_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|Users|var)/|\d s\b|\d seconds")
 TEXTS = ("text/plain", "text/markdown")
 

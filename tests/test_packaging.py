@@ -71,7 +71,7 @@ def test_import_is_light(in_a_new_process):
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    """The files of the repository. From an unpacked sdist these tests run too, but there nothing tells."""
+    """The files of the repository. In an unpacked sdist, which has no git, it is skipped."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("this is no checkout of git, which knows the files of the repository")
@@ -96,7 +96,7 @@ def sdist(tracked, tmp_path_factory) -> Path:
 
 
 def test_the_sdist_is_the_repository(tracked, sdist):
-    """So nothing that a test, a build or a reader wants is missing; MANIFEST.in says what is in it."""
+    """So no file that a test, a build or a reader needs is missing; MANIFEST.in lists its contents."""
     inside = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
     made = {name for name in inside if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
     assert inside - made == set(tracked)

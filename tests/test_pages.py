@@ -49,7 +49,7 @@ def test_its_python_runs(page, tmp_path, monkeypatch):
     names = {"__name__": "page"}
     for block in PYTHON.finditer(text):
         lines_before = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * lines_before + block[1], page, "exec"), names)  # a traceback tells the page's line
+        exec(compile("\n" * lines_before + block[1], page, "exec"), names)  # a traceback then shows the page's line
 
 
 # Links

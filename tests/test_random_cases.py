@@ -60,7 +60,7 @@ def double(tensors):
 
 
 def no_further_off(got, tensors, options):
-    """Below float64 what cancels is lost; how much, the specification tells that is run in the same dtype."""
+    """Below float64, cancellation loses digits: compare with the error of the specification in the same dtype."""
     exact = run(reference.lstm_layer, double(tensors), options)
     peer = run(reference.lstm_layer, tensors, options)
 

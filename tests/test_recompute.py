@@ -1,4 +1,4 @@
-"""``recompute``: less is kept for the backward pass, and nothing else changes, not a bit of it on the CPU."""
+"""``recompute``: less is kept for the backward pass; on the CPU the results are the same bits."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_half_precision(on, dtype):
 
 
 def test_frozen_inputs_and_weights():
-    """Only the gradients asked for: without those of the weights nothing is gathered for them."""
+    """Only the requested gradients: without those of the weights, nothing is gathered for them."""
     tensors, options = layer_case(EVERYTHING, T=7, B=4, I=3, H=8)
     for wanted in (("input",), ("h_0", "c_0"), ("weight_hh",)):
         some = {name: x.detach().requires_grad_(name in wanted) if x.is_floating_point() else x

@@ -121,7 +121,7 @@ def test_the_gates_make_the_states(options):
 
 
 def test_layouts():
-    """Time first inside, whatever the input; the output as forward gives it."""
+    """Time comes first inside for every layout of the input; the output is that of forward."""
     module = FusedLSTM(I, H, dtype=torch.float64)
     x = random(T, B, I, seed=1)
     trace = module.trace(x)
@@ -191,7 +191,7 @@ def test_half_precision(options):
 
 
 def test_plot(tmp_path):
-    """Six pictures, each with its numbers, of the sequence and the layer asked for."""
+    """Six pictures, each with its data, of the given sequence and layer."""
     trace = FusedLSTM(I, H, 2, bidirectional=True, proj_size=2).bfloat16().trace(random(T, B, I, seed=1).bfloat16())
     figure = trace.plot(sequence=2, layer=3)
     figure.savefig(tmp_path / "trace.png")

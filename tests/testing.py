@@ -1,4 +1,4 @@
-"""What the tests share: devices, dtypes, tolerances, sample inputs with every set of options."""
+"""Shared by all tests: devices, dtypes, tolerances, options, and sample inputs with every set of options."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lstm_fused import FusedLSTM
 DEVICES = (os.environ.get("LSTM_FUSED_TEST_DEVICE", "cpu"),)  # "cuda" in `make test-gpu`
 DTYPES = (torch.float64, torch.float32)
 
-# Largest error allowed, as a share of the largest value expected, between two ways to compute the same in one dtype.
+# Largest error between two ways to compute the same in one dtype, relative to the largest expected value.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
-PATIENCE = 600  # seconds that a test waits for a process, which on a busy machine takes a minute to import torch
+PATIENCE = 600  # timeout in seconds for a process, which on a busy machine takes a minute to import torch
 
 # The instruction sets that kernels are compiled for, and those of them that torch finds this CPU to have.
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16")
@@ -30,7 +30,7 @@ CPU_ISAS = {"AVX2": ISAS[:2], "AVX512": ISAS[:3]}.get(torch.backends.cpu.get_cpu
 if len(CPU_ISAS) == 3 and torch.cpu._is_avx512_bf16_supported():
     CPU_ISAS = ISAS
 
-# The options of an op by name, each as the arguments that switch it on; the first ones change tensors: `layer_case`.
+# The options of an op by name, each with the arguments that turn it on; the first change tensors: see `layer_case`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norm": {},
     "carry": {},  # the other kind of layer norm
@@ -53,10 +53,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "eval": {"training": False},
 }
 NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational", "recompute"}
-# Pairs that cannot be, or are no other case than one of the two alone.
+# Pairs that are invalid, or the same case as one of the two alone.
 EXCLUSIVE = ({"projection", "zoneout_h"}, {"layer_norm", "carry"}, {"no_bias", "carry"})
-# As many options together as can be: with "ba2016" and zoneout of h, and with "carry" and a projection.
-_APART = ("no_bias", "recompute", "eval")  # of which either way is a case of its own
+# As many options as can be combined: with "ba2016" and zoneout of h, and with "carry" and a projection.
+_APART = ("no_bias", "recompute", "eval")  # each of which is a case of its own
 EVERYTHING = tuple(name for name in OPTIONS if name not in (*_APART, "carry", "projection"))
 EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in (*_APART, "layer_norm", "zoneout_h"))
 
@@ -142,7 +142,7 @@ def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
     for everything in (EVERYTHING, EVERYTHING_ELSE):
         these = tuple(name for name in everything if name in names)
         all_at_once += [these, (*these, "eval")]
-        if not of_a_cell:  # "variational" has its way over "dropout": once without it
+        if not of_a_cell:  # "variational" overrides "dropout": once without it
             fresh = tuple(name for name in these if name != "variational")
             all_at_once += [fresh, (*these, "recompute"), (*fresh, "recompute")]
     pairs = (pair for pair in itertools.combinations(names, 2) if compatible(pair))
@@ -150,7 +150,7 @@ def option_sets(of_a_cell: bool = False) -> list[tuple[str, ...]]:
 
 
 def label(on: tuple[str, ...]) -> str:
-    """A name for a set of options in a test's id."""
+    """The name of a set of options in a test's id."""
     if len(on) > 3:
         fresh = "dropout" in on and "variational" not in on
         parts = {"fresh": fresh, "recompute": "recompute" in on, "eval": "eval" in on}
@@ -159,7 +159,7 @@ def label(on: tuple[str, ...]) -> str:
 
 
 def random(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    """float64 on the CPU, so that every dtype and device gets the same numbers."""
+    """Random numbers in float64 on the CPU, the same for every dtype and device."""
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -228,7 +228,7 @@ def cell_case(
 
 
 def run(function: Callable[..., Any], tensors: dict[str, Tensor | None], options: dict[str, Any]) -> dict[str, Tensor]:
-    """Call ``function`` and differentiate a random weighting of its results: everything that comes out, by name."""
+    """Results and gradients of ``function``, by name, for a loss that weights its results randomly."""
     results = function(**tensors, **options)
     names = ("output", "h_n", "c_n")[-len(results) :]
     loss = sum((r * random(*r.shape, seed=100 + k).to(r)).sum() for k, r in enumerate(results))
@@ -244,7 +244,7 @@ def run(function: Callable[..., Any], tensors: dict[str, Tensor | None], options
 def positional(
     function: Callable[..., Any], tensors: dict[str, Tensor | None], options: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Tensor]]:
-    """``function`` of the tensors that are differentiated alone, and those tensors: what gradcheck takes."""
+    """``function`` of only the differentiated tensors, and those tensors: arguments of gradcheck."""
     names = [name for name, x in tensors.items() if x is not None and x.requires_grad]
     values = [tensors[name] for name in names]
     return lambda *values: function(**tensors | dict(zip(names, values, strict=True)), **options), values
@@ -270,7 +270,7 @@ def small_lstm(device: str = "cpu", dtype: torch.dtype = torch.float32, **option
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same values, every second element of a larger block, dimensions stored backwards."""
+    """The same values as every second element of a larger block, with reversed order of dimensions in memory."""
     if x.dim() == 0:
         return x
     order = list(reversed(range(x.dim())))
@@ -308,18 +308,18 @@ def assert_same_bits(
         assert torch.equal(a.flatten().view(torch.uint8), e.flatten().view(torch.uint8))
 
 
-# How torch says that it cannot compute something in this precision on this CPU.
+# torch's errors for a precision that it does not support on this CPU.
 _NOT_ON_THIS_CPU = re.compile(
     "could not create a primitive|path needs (a|the) cpu|not implemented for '(BFloat16|Half)'"
 )
 
 
 def of_peer(call: Callable[[], Any]) -> Any:
-    """What a module of torch's gives in ``call``, or None where this CPU's torch cannot compute it.
+    """The result of torch's own module in ``call``, or None if torch does not support it on this CPU.
 
     In half precision torch's own modules may need a primitive of oneDNN that not every CPU has: on AVX2, or with
-    ONEDNN_MAX_CPU_ISA=AVX2, there is none for ``nn.LSTM`` under autocast. Nothing but trying tells. A test that asks so
-    loses the comparison alone; what is ours it holds to float64 beside it. Every other error is raised.
+    ONEDNN_MAX_CPU_ISA=AVX2, there is none for ``nn.LSTM`` under autocast, which only a call shows. Such a test skips
+    the comparison alone; it still compares our result with float64. Every other error is raised.
     """
     try:
         with warnings.catch_warnings():
@@ -334,7 +334,7 @@ def of_peer(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """The names and options of our ops that run inside, in their order."""
+    """Records the names and options of our ops that run in the context, in order."""
     calls = []
 
     class Record(TorchDispatchMode):

@@ -31,7 +31,7 @@ def run(command: str, folder: Path) -> str:
     result = subprocess.run(["bash", "-c", command], cwd=folder, env=own, text=True, check=False, **both)
     if result.returncode:
         raise SystemExit(f"exit code {result.returncode} of: {command}\n{result.stdout}")
-    # Of the folder nothing is told but what is in it.
+    # Only the contents of the folder are printed.
     lines = result.stdout.replace(f"{folder}/", "").splitlines()
     if len(lines) > LONGEST:
         raise SystemExit(f"want at most {LONGEST} lines of output, got {len(lines)} of: {command}\n{result.stdout}")

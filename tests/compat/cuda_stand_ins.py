@@ -19,7 +19,7 @@ def output_of(*command: str | Path) -> str:
 
 
 def make_stand_ins(folder: Path) -> list[str]:
-    """Write into torch's own library folder the CUDA libraries its other libraries ask for; returns their names."""
+    """Write into torch's own library folder the CUDA libraries that its other libraries need; returns their names."""
     needed: set[str] = set()
     versions: dict[str, list[str]] = {}  # of the symbols, by library
     functions: set[str] = set()

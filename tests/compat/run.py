@@ -1,4 +1,4 @@
-"""One wheel, built here, on the oldest torch it serves and on the newest, and built anew against each.
+"""One wheel, built here, on the oldest and the newest supported torch, and rebuilt against each.
 
     python tests/compat/run.py
 

@@ -1,4 +1,4 @@
-"""The installed package on whatever torch is there: against nn.LSTM, and opcheck. Needs no pytest.
+"""The installed package on the installed torch: against nn.LSTM, and opcheck. Needs no pytest.
 
 python smoke.py [--cuda]    --cuda: the CUDA module has to be there too, and to import on a torch built for CUDA
 """

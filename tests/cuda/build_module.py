@@ -74,7 +74,7 @@ def build(architectures: tuple[str, ...] = ARCHITECTURES) -> tuple[Path, str]:
     for path in sorted([ROOT / "setup.py", *(ROOT / "build_backend").glob("*.py"), *(ROOT / "csrc").rglob("*.*")]):
         state.update(path.read_bytes())
     if not stamp.exists() or stamp.read_text() != state.hexdigest():
-        shutil.rmtree(folder, ignore_errors=True)  # all anew: who compiles but a part says nothing of the rest
+        shutil.rmtree(folder, ignore_errors=True)  # a partial rebuild would report only a part
         folder.mkdir(parents=True)
         versions = ";".join(f"{name[3:-1]}.{name[-1]}" for name in architectures)  # sm_100: 10.0
         result = subprocess.run(
@@ -129,7 +129,7 @@ CUDA_MACHINE = 190  # of an ELF file
 
 
 def cubins(module: Path) -> list[bytes]:
-    """The programs for GPUs in a library: ELF files in it, which nobody has compressed."""
+    """The programs for GPUs in a library: ELF files in it, not compressed."""
     content, found = module.read_bytes(), []
     for start in (match.start() for match in re.finditer(rb"\x7fELF\x02", content)):
         (machine,) = struct.unpack_from("<H", content, start + 18)
@@ -159,7 +159,7 @@ FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|(F2F|F2I|I2F)\S*\.F64|MUFU\.\w
 
 
 def code_of(module: Path) -> list[Code]:
-    """What the instructions of each kernel tell."""
+    """What the instructions of each kernel show."""
     found = []
     for cubin in cubins(module):
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -1,4 +1,4 @@
-"""Do the tests of the emulated CUDA kernels bite? Each barrier removed, each index shifted by one, one at a time.
+"""Mutation tests of the emulated CUDA kernels: each barrier removed, each index shifted by one, one at a time.
 
     python tests/cuda/mutate.py [--report FILE]
 
@@ -61,14 +61,14 @@ SEEDS = ([0, 1], [1, 2, 3, 4])  # of the schedules, in the first pass and in the
 PATIENCE = 4  # times what the cases take without a mutant, of the processor; and of the clock ten times as much
 
 REPORT = """\
-# Do the tests of the CUDA kernels bite?
+# Mutation tests of the CUDA kernels
 
 `python tests/cuda/mutate.py`: each barrier removed, each index shifted by +1 and by -1, one at a time. Caught is what
 makes a case of `tests/cuda/cases.py`, run on the CPU, give another result than the reference, stop or not end.
 
 - {date}, {minutes:.0f} minutes
 - {caught} of {tried} caught: {first} by results alone, {second} more with the address sanitizer and more schedules
-- {left} not caught, of which {equivalent} change nothing that anybody could see
+- {left} not caught, of which {equivalent} change no result
 
 {table}
 

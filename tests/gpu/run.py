@@ -179,7 +179,7 @@ class Run:
             emulated = self.do("compile the kernels for the CPU", "tests/cuda/emulation.py", seconds=self.seconds())
             self.emulated = {"LSTM_FUSED_EMULATED": emulated.summary}
             return emulated.ok
-        # Into a folder of its own, whatever this Python's own packages are and whoever may write there.
+        # Into a separate folder, independent of this Python's packages and their permissions.
         stamp, state = INSTALLED / "state", self.built_from()
         if not (stamp.exists() and stamp.read_text() == state):
             install = ("-m", "pip", "install", "--no-build-isolation", "--no-deps", "--upgrade")

@@ -1,4 +1,4 @@
-"""What the tests of the training side share: a small text, small models, a trainer that writes where it is told."""
+"""What the tests of the training side share: a small text, small models, a trainer that writes to a given folder."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""The folder of a plan whose runs nobody has run: what they would have left is written, to be reported on."""
+"""The folder of a plan with made-up results of its runs, to be reported on."""
 
 import csv
 import json

@@ -53,7 +53,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
 
 
 def assert_is_judged_by_what_was_measured(run: Path, out: str, before: list[tuple[int, float]] = ()) -> None:
-    """The best of a run is the lowest of what was measured, with its own figures, in every place that tells it."""
+    """The best of a run is the lowest of what was measured, with its own figures, in every place that reports it."""
     summary, best = summary_of(run), load_checkpoint(run / "checkpoints" / "best.ckpt")
     step, loss = min([*before, *measured(run)], key=lambda point: point[1])
     assert summary["best"]["val_loss"] == pytest.approx(loss, abs=1e-6)

@@ -18,7 +18,7 @@ SMALL = (
     "--trainer.enable_progress_bar=false",
 )
 
-# A language model writes 600 characters at the end of a run, unless it is told otherwise.
+# A language model writes 600 characters at the end of a run by default.
 SHORT_SAMPLE = '--trainer.callbacks+={"class_path":"lightning_modules.callbacks.TextSample","init_args":{"length":40}}'
 
 # A run of three epochs that validates once in each, by the fixtures ``fit`` and ``whole``.
@@ -35,7 +35,7 @@ SHORT_RUN = (
 
 slow = partial(pytest.param, marks=pytest.mark.slow)  # a case that `make test-all` tries, beside others of its kind
 
-# The configs that anyone can rely on, a task or a recipe each, without data of one's own.
+# The configs that run without external data, one task or recipe each.
 CONFIG_NAMES = ("char_lm", "word_lm", "awd_lm", "sentiment", "series_classification", "ner", "forecast", "music")
 CONFIG_NAMES += ("remember", "adding", "copying", "smnist")
 

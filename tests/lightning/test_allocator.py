@@ -8,7 +8,7 @@ import sys
 import pytest
 from testing import PATIENCE
 
-# Page faults of writing to 64 MB ten times, each freed before the next is asked for: 16,384 pages of 4 KB each.
+# Page faults of writing to 64 MB ten times, each freed before the next is allocated: 16,384 pages of 4 KB each.
 FAULTS = """
 import ctypes, resource
 from lightning_modules.allocator import keep_freed_memory

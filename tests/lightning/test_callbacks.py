@@ -232,7 +232,7 @@ def test_an_error_inside_a_batch_leaves_best_and_last(
 def test_the_loss_on_train_data_is_measured_as_the_validation_is(
     make_data: Callable[..., TextDataModule], make_trainer: Callable[..., Trainer], make_task: Callable[..., Any]
 ) -> None:
-    """Without dropout and label smoothing, on as many batches; and training goes on as if nothing had been measured."""
+    """Without dropout and label smoothing, on as many batches; and training continues unaffected."""
 
     def fit(*callbacks: Callback) -> LanguageModelTask:
         task = make_task(vocab_size=None, dropout=0.5, label_smoothing=0.2, l2=0.1)

@@ -1,4 +1,4 @@
-"""Checkpoints run no code, are never half written, and a bad one is told in a sentence."""
+"""Checkpoints run no code and are written atomically; a bad one is an error of one sentence."""
 
 import pickle
 from collections.abc import Callable

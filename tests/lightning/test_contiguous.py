@@ -165,7 +165,7 @@ def test_batches_of_random_lengths_go_on_where_they_stopped(random_length: bool)
 
 
 def test_the_place_of_an_iterator_that_has_not_begun_is_not_lost() -> None:
-    """Lightning makes the iterator first and may save before it asks for a batch."""
+    """Lightning makes the iterator first and may save before it reads a batch."""
     loader = ContiguousLoader(torch.arange(60), 2, 4)
     loader.load_state_dict({"batches": 3})  # as former versions saved it
     iterator = iter(loader)

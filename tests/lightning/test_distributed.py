@@ -176,7 +176,7 @@ def test_two_processes_give_the_figures_of_one_and_resume_in_the_middle_of_an_ep
     last = [load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (several, resumed)]
     for name, value in last[0].items():
         assert value.equal(last[1][name]), name
-    if strategy == "ddp":  # one process goes on for the two, with the carried state of both
+    if strategy == "ddp":  # one process continues for the two, with the carried state of both
         alone = fit(text_file, "alone", "--ckpt_path", str(middle))
         for name, value in load_checkpoint(alone / "checkpoints" / "last.ckpt")["state_dict"].items():
             torch.testing.assert_close(value, last[0][name], rtol=1e-3, atol=1e-4)

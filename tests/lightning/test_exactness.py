@@ -1,4 +1,4 @@
-"""What holds of every task: padding changes nothing, processes count alike, a run goes on to the same bits."""
+"""Properties of every task: padding changes nothing, several processes give the same figures, resuming is exact."""
 
 import csv
 import json
@@ -181,7 +181,7 @@ def test_two_processes_count_alike_where_one_has_no_share_of_a_batch(tmp_path: P
 def test_other_data_is_told(
     name: str, make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Data of as many examples and another content: the epoch begins anew, and two lines say so."""
+    """Data of as many examples and another content: the epoch starts over, and two lines say so."""
     small = SMALL_TASKS[name]
 
     def fit(seed: int, resume: Path | None = None) -> tuple[int, list[str]]:

@@ -116,7 +116,7 @@ def test_a_wide_gap_alone_is_overfitting(tmp_path: Path) -> None:
 
 
 def test_the_gap_is_that_to_the_loss_measured_as_the_validation_is(tmp_path: Path) -> None:
-    """With dropout the training loss hides that much was learned by heart."""
+    """With dropout the training loss hides overfitting."""
     train, valid = [3.0, 2.0, 1.55, 1.51], [3.0, 2.0, 1.52, 1.5]
     hidden = judge(write_run(tmp_path / "a", train, valid))
     assert hidden.verdict == "fine"

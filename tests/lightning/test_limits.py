@@ -120,7 +120,7 @@ def test_what_cannot_be_trained_is_told_before_it_begins(
 ) -> None:
     result, run = fit("refused", *arguments)
     assert sentence in result.error
-    if "monitor" not in sentence:  # which the sanity check tells
+    if "monitor" not in sentence:  # which the sanity check reports
         assert not run.exists()
     assert not (run / "checkpoints").exists()
 

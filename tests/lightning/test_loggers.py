@@ -34,7 +34,7 @@ def test_tensorboard_mlflow_and_csv_log_into_the_runs_folder(
         "MLFlowLogger",
     )
     assert result.code == 0, result.err
-    assert "not found" not in result.err  # Lightning would tell that it makes MLflow's experiment
+    assert "not found" not in result.err  # Lightning would print that it creates MLflow's experiment
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "text.txt"]
     folder = tmp_path / "runs" / "lm#1 100%25" / "version_0"
     test_loss = json.loads((folder / "summary.json").read_text())["test"]["test_loss"]

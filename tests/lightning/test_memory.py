@@ -120,7 +120,7 @@ def test_generated_data_is_a_function_of_its_seed(name: str) -> None:
         current_epoch, global_rank, world_size = 1, 0, 1
 
     again.trainer = Second()
-    assert told(again, "train") != told(data, "train")  # every epoch has sequences of its own
+    assert told(again, "train") != told(data, "train")  # every epoch has its own sequences
     assert told(again, "valid") == told(data, "valid")
 
 
@@ -209,7 +209,7 @@ def test_steps_of_unequal_sequences_count_alike() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that has learned to tell the first character after 0 and 2 steps, and hardly more."""
+    """The folder of a run that has learned to name the first character after 0 and 2 steps, and hardly more."""
     runs = tmp_path_factory.mktemp("runs")
     sizes = ("--data.train_size=1200", "--data.valid_size=60", "--data.test_size=90", "--data.symbols=3")
     options = ("--data.distances=[0,2,30]", "--model.lr=0.02", "--trainer.max_epochs=2", f"--runs={runs}")
@@ -442,7 +442,7 @@ def test_the_stand_in_is_digits_and_a_function_of_its_seed() -> None:
     assert not images.equal(drawn_digits(200, 1)[0])
     assert (images.shape, images.dtype) == ((200, 28, 28), torch.uint8)
     assert labels.bincount(minlength=10).min() > 5
-    # Nearest means tell them well above chance: there is something to learn.
+    # Nearest means classify them well above chance: there is something to learn.
     flat = images.flatten(1).double()
     means = torch.stack([flat[:150][labels[:150] == digit].mean(0) for digit in range(10)])
     nearest = torch.cdist(flat[150:], means).argmin(1)

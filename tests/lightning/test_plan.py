@@ -56,7 +56,7 @@ def no_pictures() -> Iterator[None]:
 
 
 class InThisProcess:
-    """Stands for a process of lstm-fused, but that nothing is imported anew: it has ended when it is made."""
+    """Stands for a process of lstm-fused, without new imports: it has ended when it is created."""
 
     def __init__(self, command: list[str], stdout: TextIO, **options: Any) -> None:
         program, arguments = command[: len(running.PROGRAM)], command[len(running.PROGRAM) :]
@@ -122,7 +122,7 @@ def test_runs_are_listed_run_anywhere_skipped_and_reported_on(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_plan_that_is_there_is_listed_at_once(verb: str, tmp_path: Path) -> None:
-    """What takes seconds is not imported: a scheduler may ask for every run of a hundred."""
+    """What takes seconds is not imported: a scheduler may list each of a hundred runs."""
     experiment = new_experiment(verb)
     variants: Variants = {"lstm/distance_5/lr_0.01": [], "lstm/distance_10/lr_0.01": []}
     given = ("-c", "sentiment", *experiment.common)
@@ -233,7 +233,7 @@ def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> Non
         (folder / f"version_{number}/checkpoints").mkdir()
         (folder / f"version_{number}/checkpoints/last.ckpt").touch()
     goes_on = ["lstm-fused", "fit", "-c", str(folder / "version_10"), "--ckpt_path", "last"]
-    # It is told its place, whatever its config says: the plan's folder may have been moved since.
+    # Its folder is passed explicitly, because the plan's folder may have been moved since.
     assert run.command() == [*goes_on, f"--runs={tmp_path / 'plan'}", "--name=baseline/seed_1"]
 
 
@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_the_summary_of_a_fit_that_fails_has_the_error(
     make_data: Callable[..., Any], make_task: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """By which the run of a scheduler is told to have failed."""
+    """By which a scheduler detects a failed run."""
 
     class Fails(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -521,4 +521,4 @@ def test_a_plan_that_is_killed_again_and_again_ends_with_the_same_table(tmp_path
     for name in ("table.csv", "runs.csv"):
         undisturbed, killed = (tmp_path / folder / "ablate/sentiment" / name for folder in ("undisturbed", "killed"))
         assert undisturbed.read_bytes() == killed.read_bytes()
-    assert len(list((tmp_path / "killed").glob("ablate/sentiment/*/seed_*/version_*"))) > 6  # runs were gone on with
+    assert len(list((tmp_path / "killed").glob("ablate/sentiment/*/seed_*/version_*"))) > 6  # runs were resumed

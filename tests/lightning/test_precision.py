@@ -1,4 +1,4 @@
-"""Lightning's precisions on the CPU: what runs has exact figures and goes on exactly; what does not is told."""
+"""Lightning's precisions on the CPU: those supported have exact figures and resume exactly; others are errors."""
 
 import json
 import math

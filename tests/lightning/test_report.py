@@ -163,7 +163,7 @@ def test_what_is_missing_is_said_and_not_counted(tmp_path: Path) -> None:
 
 
 def test_runs_that_failed_are_told_with_the_error(tmp_path: Path) -> None:
-    """Those with one error in one line; one that is begun anew, or was stopped, has not failed."""
+    """Runs with one error share a line; a restarted or stopped run has not failed."""
     stopped = {"baseline": {1: {}, 2: None, 3: None}, "dropout": {1: None, 2: None, 3: None}}
     report = make_report(tmp_path / "plan", stopped)
     runs = {run.name: run for run in report.plan.runs()}
@@ -174,7 +174,7 @@ def test_runs_that_failed_are_told_with_the_error(tmp_path: Path) -> None:
     }
     for name, text in logs.items():
         runs[name].log.write_text(text, encoding="utf-8")
-    # Without a log, as a scheduler runs it, the summary tells; that of a run which is tested yet has no error.
+    # Without a log, as a scheduler runs it, the summary has the error; that of a run which is tested yet has no error.
     for name, more in {"dropout/seed_3": {"error": "CUDA out of memory"}, "baseline/seed_3": {}}.items():
         summary = tmp_path / "plan" / name / "version_0/summary.json"
         summary.write_text(json.dumps({"stop_reason": "it ended", "finished": False} | more), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Options given to a run that goes on: which of them act, which stay as they were, and what is said of them."""
+"""Options given when resuming: which of them act, which stay, and what is printed."""
 
 import math
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_options_of_the_model_stay_on_resuming_and_a_line_says_so(
         "model.optimizer is {'class_path': 'torch.optim.SGD', 'init_args': {}}, as in the checkpoint, not" in result.out
     )
     assert after["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {}}
-    # They did stay: without them it goes on to the same weights.
+    # They did stay: without them it resumes to the same weights.
     _, plain = fit("stay", "--ckpt_path=last", "--trainer.max_epochs=3", config=two_epochs, version=1)
     assert_same_weights(plain, run)
 

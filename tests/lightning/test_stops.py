@@ -1,4 +1,4 @@
-"""However training stops, it is judged by what was measured, leaves what there is to leave, and goes on exactly."""
+"""However training stops, its figures are those measured, its files are written, and resuming is exact."""
 
 import math
 import os
@@ -106,7 +106,7 @@ STOPS = {
     ),
     "gradients of several batches": (["--trainer.max_steps=5", "--trainer.accumulate_grad_batches=2"], 5, [4]),
 }
-# Lifts each of them; those that stop at a place of a kind of its own are gone on from in the quick tests too.
+# Lifts each of them; those that stop at a special place are resumed in the quick tests too.
 GO_ON = (
     f"--trainer.max_epochs={EPOCHS}",
     "--trainer.max_steps=-1",
@@ -251,7 +251,7 @@ def test_a_signal_loses_nothing(
     assert result.code == 0, result.err
     assert_same_weights(again, whole)
     assert [at for at, _ in points(again)] == ([7, 14, 21] if step >= 6 else [2, 4, 6, 9, 11, 13, 16, 18, 20])
-    if step >= 6:  # validated where the other was: both tell the same, the epoch's training of the stop included
+    if step >= 6:  # validated where the other was: both report the same, including the epoch of the stop
         assert figures_of(run) | figures_of(again) == figures_of(whole)
 
 
@@ -309,7 +309,7 @@ def test_a_run_that_diverges_ends_with_the_best_of_before(
     assert summary["best"]["step"] == best["global_step"] == 14
     assert math.isfinite(summary["best"]["val_loss"])
     assert all(parameter.isfinite().all() for parameter in best["state_dict"].values())
-    assert last(run)["global_step"] == 14  # the last from which it is worth to go on
+    assert last(run)["global_step"] == 14  # the last one worth resuming from
     assert told.rstrip("; ") in summary["stop_reason"]
     monkeypatch.undo()
     assert main(["test", "-c", str(run), "--ckpt_path=best", "--trainer.enable_progress_bar=false"]) == 0
@@ -420,7 +420,7 @@ def test_a_run_that_was_killed_earlier_is_finished_too(
     run = killed_in_the_test("killed", "--trainer.max_epochs=1")
     for file in ("summary.json", "learning_curves.png", "sample.txt"):
         (run / file).unlink()
-    # Of other data its summary would tell what is not so.
+    # With other data its summary would be wrong.
     result, _ = fit("killed", "--ckpt_path=last", "--data.batch_size=2", config=run)
     assert "data.batch_size must be 4, as in the run that is to be finished, got 2" in result.error
     result, _ = fit("killed", "--ckpt_path=last", config=run)

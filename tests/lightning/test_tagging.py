@@ -46,7 +46,7 @@ CITIES = ("Oslo", "Paris", "Rome", "New York", "San Jose")
 
 
 def make_conll(count: int, seed: int) -> str:
-    """Sentences about people (PER) and cities (LOC), which their neighbors and capitals tell."""
+    """Sentences about people (PER) and cities (LOC), which their neighbors and capitals determine."""
     draw = random.Random(seed)
     lines: list[str] = []
     for _ in range(count):
@@ -289,7 +289,7 @@ def test_the_crf_decodes_no_tags_that_the_scheme_forbids_and_its_gradients_are_f
     for scheme in SCHEMES:
         crf = LinearChainCRF(allowed_transitions(3, scheme))
         labels = labels_of("XYZ", scheme)
-        emissions = (30 * torch.randn(12, 16, len(labels))).requires_grad_()  # most of them ask for what is forbidden
+        emissions = (30 * torch.randn(12, 16, len(labels))).requires_grad_()  # most of them favor forbidden transitions
         lengths = torch.randint(1, 13, (16,))
         for column, ids in enumerate(crf.decode(emissions, lengths).t().tolist()):
             tags = [labels[k] for k in ids[: lengths[column]]]

@@ -1,4 +1,4 @@
-"""What is printed ends no run: terminals, locales, pipes; and what cannot be printed or kept is told."""
+"""Output never ends a run: terminals, locales, pipes; what cannot be printed or stored is reported."""
 
 import io
 import locale

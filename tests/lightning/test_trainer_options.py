@@ -1,4 +1,4 @@
-"""What the trainer is told on the command line acts on every task: device, precision, clipping, averages, schedules."""
+"""The trainer's options act on every task: device, precision, clipping, averages, schedules."""
 
 import csv
 import json
@@ -231,7 +231,7 @@ def test_a_schedule_that_goes_by_a_figure(small_fit: Callable[..., Result], monk
     assert rates == pytest.approx([0.01, 0.01, 0.001])  # the second perplexity is lower than the first, so no better
     error = small_fit(*options, "--model.lr_scheduler_monitor=val_pp", *CONSTANT).error
     assert error == "lr_scheduler_monitor must be one of val_bpc, val_loss, val_ppl, got 'val_pp'"
-    assert len(rates) == 3  # told before an epoch begins
+    assert len(rates) == 3  # printed before an epoch starts
     error = small_fit(*options, "--model.lr_scheduler_interval=step", *CONSTANT).error
     assert error.endswith("must be 'epoch' with ReduceLROnPlateau, which goes by val_loss, got 'step'")
 

@@ -1,4 +1,4 @@
-"""Where training never sees <unk>, what is judged is told with the unknown words and without."""
+"""If training has no <unk>, figures are reported with and without the unknown words."""
 
 import math
 import re

@@ -208,7 +208,7 @@ def test_a_fit_that_diverges_stops_and_says_why(small_fit: Callable[..., Result]
     assert summary["epochs"] < 1
     assert summary["best"] is None
     assert "the training loss is nan" in summary["stop_reason"]
-    assert summary["finished"]  # there is nothing to test, and nothing to go on from
+    assert summary["finished"]  # there is nothing to test, and nothing to resume
 
 
 def test_a_new_text_is_tested_with_the_runs_own_vocabulary(

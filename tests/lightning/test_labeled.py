@@ -1,4 +1,4 @@
-"""Labeled texts and series as users have them: what is read, how it is cut, what is told of bad data."""
+"""Labeled texts and series in common formats: reading, splitting, errors for bad data."""
 
 import re
 from collections import Counter
@@ -334,7 +334,7 @@ def test_generated_sentences_mean_what_their_label_says() -> None:
     assert reviews == generated_reviews(600)
     assert Counter(label for _, label in reviews) == {"positive": 300, "negative": 300}
     with_good = [label for text, label in reviews if GOOD & set(text.split())]
-    assert 0.35 < with_good.count("positive") / len(with_good) < 0.65  # a word alone does not tell
+    assert 0.35 < with_good.count("positive") / len(with_good) < 0.65  # a single word does not determine the label
 
 
 def test_generated_movements() -> None:

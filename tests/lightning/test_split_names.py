@@ -110,7 +110,7 @@ def test_the_split_that_a_name_says(name: str, splits: set[str]) -> None:
         (["train.txt", "valid.txt"], {"train": ["train.txt"], "valid": ["valid.txt"]}),
         (["corpus.txt", "test.txt"], {"train+valid": ["corpus.txt"], "test": ["test.txt"]}),
         (["corpus.txt", "vocab.json", "dev.txt"], {"train": ["corpus.txt"], "valid": ["dev.txt"]}),
-        # No name tells a held-out split: one whole.
+        # No name denotes a held-out split: one whole.
         (["a.txt", "b.txt"], {"train+valid+test": ["a.txt", "b.txt"]}),
         (["train1.txt", "train2.txt"], {"train+valid+test": ["train1.txt", "train2.txt"]}),
         # What names no split beside what does, and what is no data.
