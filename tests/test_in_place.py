@@ -1,6 +1,6 @@
-"""Tensors changed in place between a call and its backward pass: the gradients of nn.LSTM, if it allows that.
+"""Tensors changed in place between a call and its backward pass: nn.LSTM's gradients, wherever it allows that.
 
-Where that is depends on the CPU: torch's own operators allow more than oneDNN's kernel. So each test tries nn.LSTM first.
+That depends on the CPU: torch's own operators allow more than oneDNN's kernel. So each test tries nn.LSTM first.
 """
 
 import warnings
