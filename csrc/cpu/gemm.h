@@ -103,12 +103,15 @@ struct Tile {
   Vec<T> acc[Rows][Vectors] = {};
 
   // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. Meanwhile it
-  // prefetches the cache lines from `ahead` on, one per k, if Prefetches.
+  // prefetches, if Prefetches: `bytes` of `ahead` per k.
   template <bool Prefetches, typename O, class A>
   LSTM_FUSED_INLINE void multiply_add(A a, int64_t depth, const O* b, int64_t ldb, int64_t strip_size,
-                                      const char* ahead) {
+                                      const char* ahead, int64_t bytes) {
     for (int64_t k = 0; k < depth; ++k, b += ldb) {
-      if constexpr (Prefetches) __builtin_prefetch(ahead + k * 64, 0, 2);
+      if constexpr (Prefetches) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += bytes;
+      }
       decltype(load_operands(b)) strip[Vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) strip[j] = load_operands(b + vector_offset<T>(j, strip_size));
@@ -165,7 +168,8 @@ struct Factor {
 // all registers, wherever they are used.
 template <typename T, typename O, int Rows, int Vectors>
 __attribute__((noinline)) void multiply_rows(const Factor<O>* factor, int64_t first, int64_t begin, int64_t end,
-                                             const O* strip, int64_t strip_size, bool add, T* sums, const char* ahead) {
+                                             const O* strip, int64_t strip_size, bool add, T* sums, const char* ahead,
+                                             int64_t bytes) {
   Tile<T, Rows, Vectors> tile;
   const auto multiply = [&](auto prefetches) LSTM_FUSED_INLINE {
     constexpr bool kPrefetches = decltype(prefetches)::value != 0;
@@ -174,7 +178,7 @@ __attribute__((noinline)) void multiply_rows(const Factor<O>* factor, int64_t fi
       if (stop <= k) continue;
       const auto a = RowPointers<O, Rows>::from(factor->rows + first, k - factor->begin);
       tile.template multiply_add<kPrefetches>(a, stop - k, strip + k * kStripColumns<T>, kStripColumns<T>, strip_size,
-                                              kPrefetches ? ahead + (k - begin) * 64 : nullptr);
+                                              kPrefetches ? ahead + (k - begin) * bytes : nullptr, bytes);
       k = stop;
     }
   };
@@ -214,6 +218,7 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
     const O* const strip = panel + vector / kTileVectors * strip_size;
     const O* const next_strip = vector + V < kPanelVectors ? strip + strip_size : next_panel;
     const int64_t tiles = ceil_div(to_row - from_row, M);
+    const int64_t bytes = tiles > kLines ? 64 * kLines / tiles : 64;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = from + depth * block / blocks, end = from + depth * (block + 1) / blocks;
       const char* const ahead = reinterpret_cast<const char*>(next_strip + begin * kStripColumns<T>);
@@ -223,11 +228,11 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
         if (last) before(first, rows, vector, vectors);
         if (queue) queue->prefetch_next();
         // Few rows are bound by the cache, and the hardware prefetcher foresees what comes next.
-        const bool prefetches = V == kTileVectors && tile < kLines;
+        const bool prefetches = V == kTileVectors;
         with_rows<M>(rows, [&](auto constant) LSTM_FUSED_INLINE {
           multiply_rows<T, O, decltype(constant)::value, V>(factors, first, begin, end, strip, strip_size, block > 0,
                                                             sums + first * kPanelColumns<T> + vector * kLanes<T>,
-                                                            prefetches ? ahead + tile * (end - begin) * 64 : nullptr);
+                                                            prefetches ? ahead + tile * (end - begin) * bytes : nullptr, bytes);
         });
         if (last) after(first, rows, vector, vectors);
         first += rows;

@@ -79,7 +79,7 @@ __attribute__((noinline)) void add_tile(const O* packed, int64_t rows, int64_t c
   for (int64_t row = 0; row < rows; row += kGradientBlock, add = true) {
     const int64_t depth = operands<O>(rows - row < kGradientBlock ? rows - row : kGradientBlock);
     Tile<T, R, kTileVectors> tile;
-    tile.template multiply_add<false>(PackedRows<O, R>{packed + column * depth}, depth, gradients, ldb, 0, nullptr);
+    tile.template multiply_add<false>(PackedRows<O, R>{packed + column * depth}, depth, gradients, ldb, 0, nullptr, 0);
     tile.store_to(sums, kStripColumns<T>, add);
     packed += kGroups * columns;
     gradients += kGroups * ldb;
