@@ -232,7 +232,8 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
         with_rows<M>(rows, [&](auto constant) LSTM_FUSED_INLINE {
           multiply_rows<T, O, decltype(constant)::value, V>(factors, first, begin, end, strip, strip_size, block > 0,
                                                             sums + first * kPanelColumns<T> + vector * kLanes<T>,
-                                                            prefetches ? ahead + tile * (end - begin) * bytes : nullptr, bytes);
+                                                            prefetches ? ahead + tile * (end - begin) * bytes : nullptr,
+                                                            bytes);
         });
         if (last) after(first, rows, vector, vectors);
         first += rows;
@@ -484,6 +485,9 @@ LSTM_FUSED_FN void pack_weight(const T* weight, Columns columns, int64_t depth, 
           prefetch_squares(next_from + k * G, depth, next_to + k * kStripColumns<T>, kStripColumns<T>);
           transpose_operands(from + k * G, depth, to + k * kStripColumns<T>, kStripColumns<T>);
         }
+      if constexpr (G == 1)
+        for (; k < depth; k += L)
+          transpose_part(from + k, depth, units, depth - k, to + k * kStripColumns<T>, kStripColumns<T>, L);
       for (; k < operands<O>(depth); ++k)
         for (int64_t lane = 0; lane < L; ++lane) {
           const int64_t numbers = depth - k * G < G ? depth - k * G : G;

@@ -139,6 +139,21 @@ LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, i
   for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
 }
 
+// The same for the first `rows` of them and their first `columns` values, zeros in the place of the others: of to[c *
+// to_stride], c < columns, the first `width` lanes are stored.
+template <typename T>
+LSTM_FUSED_FN void transpose_part(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                                  int64_t to_stride, int64_t width) {
+  Vec<T> square[kLanes<T>];
+#pragma GCC unroll 16
+  for (int row = 0; row < kLanes<T>; ++row)
+    square[row] = row < rows ? load(from + row * from_stride, columns) : Vec<T>{};
+  transpose<T>(square);
+#pragma GCC unroll 16
+  for (int column = 0; column < kLanes<T>; ++column)
+    if (column < columns) store(to + column * to_stride, square[column], width);
+}
+
 LSTM_FUSED_FN Words operator^(Words a, Words b) { return {a.lanes ^ b.lanes}; }
 LSTM_FUSED_FN Words operator^(Words a, uint32_t b) { return {a.lanes ^ b}; }
 

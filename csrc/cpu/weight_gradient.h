@@ -148,9 +148,7 @@ void unpack_gradient(const T* sums, int64_t rows, int64_t columns, int64_t first
         prefetch_squares(from + L * C, C, to + L * columns, columns);  // of the next L rows of d_weight
         transpose_square(from, C, to, columns);
       } else {
-        for (int64_t row = 0; row < L && g + row < end; ++row)
-          for (int64_t column = 0; column < L && k + column < columns; ++column)
-            to[row * columns + column] = from[column * C + row];
+        transpose_part(from, C, columns - k, end - g, to, columns, columns - k);
       }
     }
   }
