@@ -384,22 +384,47 @@ LSTM_FUSED_FN Vec<T> sums_of_lanes(Vec<T> (&rows)[kLanes<T>]) {
     return rows[0];
 }
 
-// Rows of W that gemm_unpacked multiplies side by side: enough chains of sums to keep the multipliers busy, few enough
-// rows to stay in the first-level cache for the next row of a.
-template <typename T>
-constexpr int kRowsSideBySide = kLanes<T> < 8 ? kLanes<T> : 8;
-// Bytes of W from which on it is worth asking for the rows ahead, which the hardware does not foresee across pages;
-// what is nearer comes by itself, and asking takes the time of a load.
+// Bytes of W from which on it comes from memory: rows side by side use more of its bandwidth. Nearer than that, the
+// hardware prefetches one row after the other best.
 constexpr int64_t kFarWeight = int64_t{4} << 20;
+
+// The sums of the lanes of Rows rows of W times a, with `Chains` chains of sums each: enough in all to keep the
+// multipliers busy. Rows side by side on far pages are not foreseen by every CPU's hardware; Prefetches: the next ones.
+template <int Rows, int Chains, bool Prefetches, typename T>
+LSTM_FUSED_FN void multiply_unpacked(const T* a, const T* const (&row)[Rows], int64_t depth, Vec<T>* sums) {
+  constexpr int64_t L = kLanes<T>, kLine = 64 / sizeof(T);
+  Vec<T> acc[Rows][Chains] = {};
+  int64_t k = 0;
+  for (; k + Chains * L <= depth; k += Chains * L) {
+    if (Prefetches && k % kLine == 0)
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i) __builtin_prefetch(row[i] + Rows * depth + k, 0, 2);
+#pragma GCC unroll 4
+    for (int chain = 0; chain < Chains; ++chain) {
+      const Vec<T> x = load(a + k + chain * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i) acc[i][chain] += load(row[i] + k + chain * L) * x;
+    }
+  }
+  for (; k < depth; k += L) {
+    const Vec<T> x = load(a + k, depth - k);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) acc[i][0] += load(row[i] + k, depth - k) * x;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int chain = 1; chain < Chains; ++chain) acc[i][0] += acc[i][chain];
+    sums[i] = acc[i][0];
+  }
+}
 
 // out[r] = bias + W a[r] for r < count, W [N, K] unpacked: for products so small that packing W would cost more than
 // it saves. The sums of as many rows of W as a vector has lanes make one vector.
-template <typename T>
+template <int Rows, int Chains, bool Prefetches, typename T>
 LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth, const T* weight, int64_t columns,
                                  const T* bias, T* const* out) {
-  constexpr int L = kLanes<T>, R = kRowsSideBySide<T>;
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const bool far = columns * depth * static_cast<int64_t>(sizeof(T)) > kFarWeight;
+  constexpr int L = kLanes<T>, R = Rows < L ? Rows : L;
   for (int64_t n = 0; n < columns; n += L) {
     const int64_t width = columns - n < L ? columns - n : L;
     for (int64_t r = 0; r < count; ++r) {
@@ -408,23 +433,25 @@ LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth
       for (int first = 0; first < L; first += R) {
         const T* row[R];
         for (int i = 0; i < R; ++i) row[i] = weight + (n + (first + i < width ? first + i : 0)) * depth;
-        Vec<T> acc[R] = {};
-        for_each_vector_of<T>(depth, [&](int64_t k, int64_t lanes) LSTM_FUSED_INLINE {
-          if (far && k % kLine == 0)
-#pragma GCC unroll 8
-            for (int i = 0; i < R; ++i) __builtin_prefetch(row[i] + R * depth + k, 0, 2);
-          const Vec<T> x = load(a[r] + k, lanes);
-#pragma GCC unroll 8
-          for (int i = 0; i < R; ++i) acc[i] += load(row[i] + k, lanes) * x;
-        });
-#pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) sums[first + i] = acc[i];
+        multiply_unpacked<R, Chains, Prefetches>(a[r], row, depth, sums + first);
       }
       Vec<T> result = sums_of_lanes<T>(sums);
       if (bias) result += load(bias + n, width);
       store(out[r] + n, result, width);
     }
   }
+}
+
+template <typename T>
+LSTM_FUSED_FN void gemm_unpacked(int64_t count, const T* const* a, int64_t depth, const T* weight, int64_t columns,
+                                 const T* bias, T* const* out) {
+  const bool far = columns * depth * static_cast<int64_t>(sizeof(T)) > kFarWeight;
+  if (kVectorRegisters >= 32)
+    far ? gemm_unpacked<8, 1, true>(count, a, depth, weight, columns, bias, out)
+        : gemm_unpacked<8, 1, false>(count, a, depth, weight, columns, bias, out);
+  else
+    far ? gemm_unpacked<8, 1, false>(count, a, depth, weight, columns, bias, out)
+        : gemm_unpacked<1, 4, false>(count, a, depth, weight, columns, bias, out);
 }
 
 // Of the rows of gradients that become weight gradients (4H columns: of gates), and of the sums of weight gradients.
