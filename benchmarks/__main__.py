@@ -69,7 +69,7 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", choices=cases.SCALES, default="full", help="smoke: only checks that it runs")
-    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups only, without a picture")
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS, MEMORY], help="some groups only")
     parser.add_argument(
         "--freed-memory",
         choices=["kept", "default"],
@@ -99,9 +99,8 @@ def main() -> None:
     kind = facts["instruction set"].removesuffix("_bf16")  # one page per kind of CPU
     name = "_".join([f"cpu-{kind}", *([] if chosen.scale == "full" else [chosen.scale]), *(chosen.only or [])])
     report.write_csv(found, chosen.out / f"{name}.csv")
-    report.write_markdown(found, reached, facts, chosen.out / f"{name}.md", with_picture=not chosen.only)
-    if not chosen.only:
-        picture(found, facts, chosen.out / f"{name}.png")
+    drawn = picture(found, facts, chosen.out / f"{name}.png")
+    report.write_markdown(found, reached, facts, chosen.out / f"{name}.md", with_picture=drawn)
     print(f"written in {time.perf_counter() - start:.0f} s: {chosen.out / name}.*")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SAMPLE = 5e-3  # seconds; a sample has several shorter calls, with their weights in the caches as in a loop
+LONG_CALL = 5.0  # seconds
 MOST_ROUNDS = 100
 
 
@@ -38,11 +39,17 @@ def calls_of_a_sample(run: Callable[[], object]) -> int:
 def interleaved(
     runs: dict[str, Callable[[], object]], seconds: float, rounds: int, clock: Callable[[], float]
 ) -> dict[str, Timing]:
-    """Time the calls turn by turn for about `seconds`, at least `rounds` times each."""
-    calls = {}
+    """Time the calls turn by turn for about `seconds`, at least `rounds` times each.
+
+    A call that takes longer than `LONG_CALL` is timed once: some peers are a hundred times as slow as the others.
+    """
+    calls, once = {}, set()
     for name, run in runs.items():
-        run()  # warm-up; TorchScript optimizes in the second call
-        calls[name] = calls_of_a_sample(run)
+        start = time.perf_counter()
+        run()  # whatever is made ready at the first call; TorchScript optimizes at the second
+        if time.perf_counter() - start > LONG_CALL:
+            once.add(name)
+        calls[name] = 1 if name in once else calls_of_a_sample(run)
     times: dict[str, list[float]] = {name: [] for name in runs}
     walls: dict[str, list[float]] = {name: [] for name in runs}
     faults: dict[str, list[float]] = {name: [] for name in runs}
@@ -51,6 +58,8 @@ def interleaved(
         if done >= rounds and time.perf_counter() - start > seconds:
             break
         for name, run in runs.items():
+            if done > 0 and name in once:
+                continue
             faults_before, wall, before = page_faults(), time.perf_counter(), clock()
             for _ in range(calls[name]):
                 run()
