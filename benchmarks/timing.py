@@ -46,7 +46,7 @@ def interleaved(
     calls, once = {}, set()
     for name, run in runs.items():
         start = time.perf_counter()
-        run()  # whatever is made ready at the first call; TorchScript optimizes at the second
+        run()  # warm-up; TorchScript optimizes in the second call
         if time.perf_counter() - start > LONG_CALL:
             once.add(name)
         calls[name] = 1 if name in once else calls_of_a_sample(run)
