@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_modules.experiments.report import AT_END, BETTER, NOT_TOLD_APART, WORSE, number
+from lightning_modules.experiments.report import AT_END, BETTER, NOT_TOLD_APART, SAME, WORSE, number
 from lightning_modules.inspections.report import BLUE, RED, new_figure, save_figure
 from lightning_modules.runs import ON_TRAIN
 
@@ -87,6 +87,7 @@ def draw_differences(report: "Report", path: Path) -> bool:
         BETTER: ("o", BLUE, "better"),
         WORSE: ("s", RED, "worse"),
         NOT_TOLD_APART: ("D", GRAY, "not told apart"),
+        SAME: ("|", GRAY, SAME),
         None: ("D", GRAY, "a single seed"),
     }
     with mpl.rc_context(STYLE):

@@ -23,6 +23,7 @@ AT_END = "_at_end"  # of a figure's name: it is of the last weights
 
 # The words for a difference, and what is not known.
 BETTER, WORSE, NOT_TOLD_APART, ONE_PAIR = "better", "worse", "not told apart", "a single seed, no interval"
+SAME = "the same in every run"
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ class Report:
         """What the difference to the baseline comes to, in a word; ``None`` where there is none."""
         if row.difference is None:
             return None
+        base = self.row(self.baseline, row.figure).values
+        if all(value == base[seed] for seed, value in row.values.items() if seed in base):
+            return SAME  # the variant turns off what is off
         if row.difference.pairs == 1:
             return ONE_PAIR
         if not row.difference.is_told_apart:
@@ -193,7 +197,7 @@ class Report:
                 continue
             words = {1: "more is better", -1: "less is better", 0: ""}[self.direction(figure)]
             parts = []
-            for verdict in (BETTER, WORSE, NOT_TOLD_APART, ONE_PAIR):
+            for verdict in (BETTER, WORSE, NOT_TOLD_APART, ONE_PAIR, SAME):
                 named = [f"{r.variant} {format_difference(r.difference)}" for r in rows if self.verdict(r) == verdict]
                 parts += [f"{verdict}: {', '.join(named)}"] if named else []
             found.append(f"{figure} ({words}), against {self.baseline} with {number(base.mean)}: {'; '.join(parts)}.")

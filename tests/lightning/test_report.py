@@ -122,6 +122,8 @@ def test_the_axes_of_the_differences_have_units(tmp_path: Path, monkeypatch: Any
         ({s: {"val_accuracy": 0.6 + s / 100} for s in (1, 2, 3)}, "worse: dropout -0.0900 (-0.1148 to -0.0652)."),
         ({1: BETTER[1], 2: {"val_accuracy": 0.69}, 3: BETTER[3]}, "not told apart: dropout +0.0217 (-0.0"),
         ({1: BETTER[1]}, "a single seed, no interval: dropout +0.0500."),
+        (BASELINE, "the same in every run: dropout +0.0000 (+0.0000 to +0.0000)."),
+        ({1: BASELINE[1]}, "the same in every run: dropout +0.0000."),
     ],
 )
 def test_the_words_come_from_the_figures(tmp_path: Path, others: dict[int, Any], words: str) -> None:
