@@ -1,8 +1,7 @@
 """Sphinx's configuration. `make docs` builds the site; any warning is an error there.
 
-The source folder is the repository itself: README, the pages beside it and those of docs/ are parts of the site where
-they lie, so that a link is the same in the files and on the site. Docstrings are reStructuredText, as torch's, and need
-no translation.
+The source folder is the repository itself: README, the pages beside it and those of docs/ are pages of the site in
+place, so that a link works both in the files and on the site. Docstrings are reStructuredText, like torch's.
 """
 
 from importlib import metadata
@@ -15,13 +14,13 @@ author = "lstm_fused developers"
 release = metadata.version("lstm-fused")
 root_doc = "README"
 include_patterns = ["*.md", "docs/**", "benchmarks/results/*.md"]
-exclude_patterns = ["docs/navigation.md"]  # becomes a part of README
+exclude_patterns = ["docs/navigation.md"]  # included in README
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_heading_anchors = 4  # the anchors that forges make
+myst_heading_anchors = 4  # the same anchors as on forges
 nb_execution_mode = "off"  # `make notebooks` runs them
-highlight_language = "none"  # of blocks that name no language: output, equations
-python_maximum_signature_line_length = 100  # longer ones have a line an argument
+highlight_language = "none"  # for blocks without a language: output, equations
+python_maximum_signature_line_length = 100  # longer ones have one line per argument
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # of Lightning's methods
 napoleon_numpy_docstring = False

@@ -1,8 +1,8 @@
-"""An LSTM from its equations, trained by hand on one word: after "hello" it has learned to say "ello ".
+"""An LSTM from its equations, trained on one word by a hand-written backward pass: after "hello" it predicts "ello ".
 
-No autograd, no optimizer, no module: the forward pass, every derivative of the backward pass through time, the clipping
-and the update stand here, to be read and stepped through (``python -m pdb examples/hello.py``). The names are those of
-``lstm_fused.reference``, which is the same cell with all options; the tests hold both and the fused kernel together.
+No autograd, no optimizer, no module: this file has the forward pass, every derivative of backpropagation through time,
+the clipping and the update, to read and step through (``python -m pdb examples/hello.py``). The names are those of
+``lstm_fused.reference``, the same cell with all options; the tests compare both with the fused kernel.
 
     python examples/hello.py
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 INPUT, TARGET = "hello", "ello "
 CHARACTERS = "".join(dict.fromkeys(INPUT + TARGET))
-CLIP = 5.0  # each number of the gradient is held within -5 and 5
+CLIP = 5.0  # each element of the gradient is clipped to [-5, 5]
 
 Parameters = dict[str, Tensor]
 
 
 def new_parameters(hidden_size: int, seed: int = 0) -> Parameters:
-    """Small random weights; the forget gate's bias is 1, so that the cell remembers until it has learned to forget."""
+    """Small random weights; the forget gate's bias is 1, so that the cell initially remembers."""
     H, V = hidden_size, len(CHARACTERS)
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,7 +1,11 @@
 """Every cell of docs/features.md is tested."""
 
+import inspect
+
 import pytest
 from features import FEATURES, MODES, PAGE, attempt, parse, render
+
+from lstm_fused import FusedLSTM
 
 # In these modes a cell takes a second or more: the quick tests try the richest features. ONNX has its own tests.
 LONG = ("`compile`", "ONNX", "double backward")
@@ -11,6 +15,12 @@ CELLS = [
     for name in FEATURES
     for mode in MODES
 ]
+
+
+def test_every_option_has_a_row():
+    rows = {argument for feature in FEATURES.values() for argument in feature.options}
+    not_options = {"input_size", "hidden_size", "device", "dtype", "eps"}
+    assert set(inspect.signature(FusedLSTM).parameters) - not_options <= rows
 
 
 @pytest.mark.parametrize(("name", "mode"), CELLS)
