@@ -252,8 +252,10 @@ struct Arguments {
 #undef LSTM_FUSED_CHECK_RATE
     check(options.zoneout_h == 0 || !options.projection, "zoneout_h must be 0 with a projection (weight_hr), got ",
           options.zoneout_h);
-    check(options.open_gates >= 0 && options.open_gates < 8, "open_gates must be a sum of 1 (i), 2 (f) and 4 (o), got ",
-          options.open_gates);
+#define LSTM_FUSED_CHECK_CHOICE(name, values, what) \
+  check(options.name >= 0 && options.name < values, #name " must be ", what, ", got ", options.name);
+    LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_CHECK_CHOICE)
+#undef LSTM_FUSED_CHECK_CHOICE
     check(options.stream >= 0 && options.stream < (int64_t{1} << 29), "stream must be in [0, 2^29), got ",
           options.stream);
     check(options.recompute >= 0, "recompute must be a number of steps, or 0 to save all, got ", options.recompute);

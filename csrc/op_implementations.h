@@ -35,7 +35,7 @@ struct Gradients {
 #define LSTM_FUSED_GIVEN(name, ...) , const Tensor& name
 #define LSTM_FUSED_MAYBE(name, ...) , const MaybeTensor& name
 #define LSTM_FUSED_RATE(name) , double name
-#define LSTM_FUSED_COUNT(name) , int64_t name
+#define LSTM_FUSED_COUNT(name, ...) , int64_t name
 #define LSTM_FUSED_FLAG(name, value) , bool name
 #define LSTM_FUSED_REAL(name, value) , double name
 #define LSTM_FUSED_NAME(name, ...) name,

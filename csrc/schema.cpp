@@ -11,7 +11,7 @@
 #define MAYBE(name, ...) ", Tensor? " #name
 #define MAYBE_NONE(name, ...) ", Tensor? " #name "=None"
 #define RATE(name) ", float " #name "=0.0"
-#define COUNT(name) ", int " #name "=0"
+#define COUNT(name, ...) ", int " #name "=0"
 #define FLAG(name, value) ", bool " #name "=" FLAG_##value
 #define REAL(name, value) ", float " #name "=" #value
 #define FLAG_true "True"

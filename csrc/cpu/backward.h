@@ -1,7 +1,10 @@
-// The backward pass of a block of rows over a chunk of steps, last step first.
+// The backward pass of a block of rows over a chunk of steps, last step first. Derived, with all options, in
+// docs/equations.md; without the peepholes:
 //
-//   d_h_t   = m_y * d_y_t + (what flows back from step t + 1);  with a projection times W_hr
-//   d_h'    = (1 - k_h) * d_h_t,  d_c' = (1 - k_c) * d_c_t + d_h' * o * (1 - tanh^2 n) through N_c     k: zoneout
+//   d_h_t   = m_y * d_y_t + (what flows back from the step that ran after t);  with a projection times W_hr
+//   d_h'    = (1 - k_h) * d_h_t                                                                      k: zoneout
+//   d_n     = d_h' * o * (1 - tanh^2 n), in "carry" + (1 - k_c) * d_c_t
+//   d_c'    = d_n through N_c, otherwise + (1 - k_c) * d_c_t
 //   d_z     = the gates' derivatives;  d(W_ih x) and d(W_hh h~) = d_z through the layer norms
 //   d_h_{t-1} = m_h * (d(W_hh h~) W_hh) + k_h * d_h_t,   d_c_{t-1} = f * d_c' + k_c * d_c_t
 //
@@ -111,78 +114,59 @@ LSTM_FUSED_FN Vec<T> d_new_hidden(const BackwardRow<T>& row, int64_t j, int64_t 
   return (1 - keep) * d_h;
 }
 
-// From d_c' through h' alone to the pre-activations and d_c_{t-1}.
-template <typename T>
-LSTM_FUSED_FN Gates<Vec<T>> d_units(const BackwardRow<T>& row, int64_t j, const Gates<Vec<T>>& gates, Vec<T> c_prev,
-                                    Vec<T> d_cell_through_h) {
-  Vec<T> d_c = load(row.d_c + j), zoneout_carry = Vec<T>{};
-  if (row.zoneout_c) {
-    const Vec<T> keep = load(row.zoneout_c + j);
-    zoneout_carry = keep * d_c;
-    d_c = (1 - keep) * d_c;
-  }
-  const Vec<T> d_cell = d_c + d_cell_through_h;
-  store(row.d_c + j, gates.f * d_cell + zoneout_carry);
-  return d_cell_gates(gates, c_prev, d_cell);
-}
-
 template <typename T>
 LSTM_FUSED_FN void add_to(T* sum, Vec<T> v) {
   store(sum, load(sum) + v);
 }
 
-// The part of d_c_t that zoneout does not pass on.
+// d_c_t, split into what zoneout passes to c_{t-1} and the rest.
 template <typename T>
-LSTM_FUSED_FN Vec<T> d_new_cell(const BackwardRow<T>& row, int64_t j) {
+LSTM_FUSED_FN Vec<T> d_new_cell(const BackwardRow<T>& row, int64_t j, Vec<T>& zoneout_carry) {
   const Vec<T> d_c = load(row.d_c + j);
-  return row.zoneout_c ? (1 - load(row.zoneout_c + j)) * d_c : d_c;
+  zoneout_carry = Vec<T>{};
+  if (!row.zoneout_c) return d_c;
+  const Vec<T> keep = load(row.zoneout_c + j);
+  zoneout_carry = keep * d_c;
+  return (1 - keep) * d_c;
 }
 
-// d_units with the options of the cell; the gradients of the peepholes go to their sums.
-template <typename T>
-LSTM_FUSED_FN Gates<Vec<T>> d_units_with_extras(const BackwardTask<T>& task, const BackwardRow<T>& row,
-                                                const ParameterSums& sums, int64_t j, int64_t n,
-                                                const Gates<Vec<T>>& gates, Vec<T> c_prev, Vec<T> d_z_o,
-                                                Vec<T> d_cell_through_h) {
-  const CellExtras<Vec<T>> extras = extras_of(task.in, task.options, row.m_candidate, j, n);
-  Vec<T> d_cell = d_cell_through_h + d_cell_of_output_gate(extras, d_z_o);
-  // Of "carry" the gradient of c_t has come through the norm.
-  if (task.options.layer_norm != LayerNorm::carry) d_cell += d_new_cell(row, j);
-  Vec<T> d_c_prev;
-  Gates<Vec<T>> d_z = d_cell_with_extras(extras, gates, c_prev, d_cell, d_c_prev);
+// From d_c' through h' alone to the pre-activations i, f and g, and to d_c_{t-1}; the gradients of the peepholes go to
+// their sums.
+template <class Policy, typename T>
+LSTM_FUSED_FN Gates<Vec<T>> d_units(const BackwardTask<T>& task, const BackwardRow<T>& row, const ParameterSums& sums,
+                                    int64_t j, int64_t n, const Gates<Vec<T>>& gates, Vec<T> c_prev, Vec<T> d_z_o,
+                                    Vec<T> d_cell_through_h) {
+  const auto options = Policy::cell(task.in, task.options, row.m_candidate, j, n);
+  Vec<T> zoneout_carry, d_c_prev;
+  const Vec<T> d_c = d_new_cell(row, j, zoneout_carry);
+  Vec<T> d_cell = plus_d_output_gate(options, d_cell_through_h, d_z_o);
+  if (!Policy::carries_normalized(task.options)) d_cell += d_c;  // of "carry" it has come through the norm
+  Gates<Vec<T>> d_z = d_gates(options, gates, c_prev, d_cell, zoneout_carry, d_c_prev);
   d_z.o = d_z_o;
-  if (row.zoneout_c) d_c_prev += load(row.zoneout_c + j) * load(row.d_c + j);
   store(row.d_c + j, d_c_prev);
-  if (extras.peephole) {
+  if (options.peephole) {
     T* const peepholes = row.sums + sums.peepholes + j;
     add_to<T>(peepholes, d_z.i * c_prev);
     add_to<T>(peepholes + sums.padded_hidden, d_z.f * c_prev);
-    add_to<T>(peepholes + 2 * sums.padded_hidden, d_z_o * cell_with_mask(extras, gates, c_prev));
+    add_to<T>(peepholes + 2 * sums.padded_hidden, d_z_o * cell_state(options, gates, c_prev));
   }
   return d_z;
 }
 
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN void plain_row(const BackwardTask<T>& task, const BackwardRow<T>& row, const ParameterSums& sums,
                              int64_t H) {
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
+    const auto options = Policy::cell(task.in, task.options, row.m_candidate, j, n);
     const Gates<Vec<T>> gates = {load(row.gates + j, n), load(row.gates + H + j, n), load(row.gates + 2 * H + j, n),
                                  load(row.gates + 3 * H + j, n)};
     const Vec<T> c_prev = load(row.c_prev + j, n);
-    Gates<Vec<T>> d_z;
-    if constexpr (Extra) {
-      const CellExtras<Vec<T>> extras = extras_of(task.in, task.options, row.m_candidate, j, n);
-      const Vec<T> tanh_c = tanh(cell_with_mask(extras, gates, c_prev));
-      const Vec<T> d_h = d_new_hidden(row, j, n);
-      if (row.unprojected) store(row.unprojected + j, gates.o * tanh_c, n);
-      d_z = d_units_with_extras(task, row, sums, j, n, gates, c_prev, d_output_gate(extras, gates.o, d_h, tanh_c),
-                                d_tanh(tanh_c, d_h * gates.o));
-    } else {
-      const Vec<T> tanh_c = tanh(cell_state(gates, c_prev));
-      const Vec<T> d_h = d_new_hidden(row, j, n);
-      d_z = d_units(row, j, gates, c_prev, d_tanh(tanh_c, d_h * gates.o));
-      d_z.o = d_sigmoid(gates.o, d_h * tanh_c);
-    }
+    const Vec<T> active_c = activation<VecMath>(options, cell_state(options, gates, c_prev));
+    const Vec<T> d_h = d_new_hidden(row, j, n);
+    if (Policy::kProjection && row.unprojected) store(row.unprojected + j, gates.o * active_c, n);
+    const Vec<T> d_z_o = d_output_gate(options, gates.o, d_h, active_c);
+    const Gates<Vec<T>> d_z =
+        d_units<Policy>(task, row, sums, j, n, gates, c_prev, d_z_o, d_activation(options, active_c, d_h * gates.o));
     const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z.o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
@@ -213,14 +197,14 @@ LSTM_FUSED_FN NormMeans<T> means_of(Vec<T> sum_d, Vec<T> sum_d_hat, int64_t coun
 }
 
 // The activations and c' again, from what the forward pass has saved.
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN void recompute_gates(const BackwardTask<T>& task, const BackwardRow<T>& row, const NormRow<T>& kept,
                                    int64_t H) {
   for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
     const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
     Gates<Vec<T>> gates;
-    store(kept.c_hat + j,
-          gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c_prev + j, n), gates));
+    const auto options = Policy::cell(task.in, task.options, row.m_candidate, j, n);
+    store(kept.c_hat + j, gates_and_cell<VecMath>(options, z, load(row.c_prev + j, n), gates));
     store(kept.gates + j, gates.i);
     store(kept.gates + kept.stride + j, gates.f);
     store(kept.gates + 2 * kept.stride + j, gates.g);
@@ -230,7 +214,7 @@ LSTM_FUSED_FN void recompute_gates(const BackwardTask<T>& task, const BackwardRo
 
 // The gradients of the output gate and of the normalized c'. A loop of its own: the chain from a pre-activation to its
 // tanh is shorter, and the processor works on several vectors at once.
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN NormMeans<T> d_normalized_cell(const BackwardTask<T>& task, const BackwardRow<T>& row,
                                              const NormRow<T>& kept, const ParameterSums& sums, int64_t H) {
   const LayerInputs<T>& in = task.in;
@@ -240,16 +224,14 @@ LSTM_FUSED_FN NormMeans<T> d_normalized_cell(const BackwardTask<T>& task, const 
     const Vec<T> gate_o = load(kept.gates + 3 * kept.stride + j);
     const Vec<T> c_hat = normalize(load(kept.c_hat + j), mean, rstd);
     const Vec<T> gain = load(in.weight_ln_c + j, n);
-    const Vec<T> tanh_n = tanh(c_hat * gain + load(in.bias_ln_c + j, n));
+    const auto options = Policy::cell(in, task.options, row.m_candidate, j, n);
+    const Vec<T> active_n = activation<VecMath>(options, c_hat * gain + load(in.bias_ln_c + j, n));
     const Vec<T> d_h = d_new_hidden(row, j, n);
-    Vec<T> d_n = d_tanh(tanh_n, d_h * gate_o), d_z_o;
-    if constexpr (Extra) {
-      if (task.options.layer_norm == LayerNorm::carry) d_n += d_new_cell(row, j);
-      d_z_o = d_output_gate(extras_of(in, task.options, row.m_candidate, j, n), gate_o, d_h, tanh_n);
-      if (row.unprojected) store(row.unprojected + j, gate_o * tanh_n, n);
-    } else {
-      d_z_o = d_sigmoid(gate_o, d_h * tanh_n);
-    }
+    Vec<T> d_n = d_activation(options, active_n, d_h * gate_o);
+    Vec<T> zoneout_carry;  // added where d_c_{t-1} is made
+    if (Policy::carries_normalized(task.options)) d_n += d_new_cell(row, j, zoneout_carry);
+    const Vec<T> d_z_o = d_output_gate(options, gate_o, d_h, active_n);
+    if (Policy::kProjection && row.unprojected) store(row.unprojected + j, gate_o * active_n, n);
     add_to<T>(row.sums + sums.ln_c_weight + j, d_n * c_hat);
     add_to<T>(row.sums + sums.ln_c_bias + j, d_n);
     const Vec<T> d_c_hat = d_n * gain;
@@ -263,7 +245,7 @@ LSTM_FUSED_FN NormMeans<T> d_normalized_cell(const BackwardTask<T>& task, const 
 }
 
 // The gradients of the pre-activations, those of the parameters, and the means of the norms of W_ih x and of W_hh h~.
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN void d_pre_activations(const BackwardTask<T>& task, const BackwardRow<T>& row, const NormRow<T>& kept,
                                      const ParameterSums& sums, int64_t H, const NormMeans<T>& of_cell,
                                      NormMeans<T>& of_x, NormMeans<T>& of_h) {
@@ -277,12 +259,8 @@ LSTM_FUSED_FN void d_pre_activations(const BackwardTask<T>& task, const Backward
                                  load(kept.gates + 2 * kept.stride + j), Vec<T>{}};
     const Vec<T> d_cell = d_normalize(load(kept.d_c_hat + j), load(kept.c_hat + j), of_cell.d, of_cell.d_hat, c_rstd);
     const Vec<T> c_prev = load(row.c_prev + j, n), d_z_o = load(kept.gates + 3 * kept.stride + j);
-    Gates<Vec<T>> d_z;
-    if constexpr (Extra)
-      d_z = d_units_with_extras(task, row, sums, j, n, gates, c_prev, d_z_o, d_cell);
-    else
-      d_z = d_units(row, j, gates, c_prev, d_cell);
-    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z_o};
+    const Gates<Vec<T>> d_z = d_units<Policy>(task, row, sums, j, n, gates, c_prev, d_z_o, d_cell);
+    const Vec<T> d_gates[4] = {d_z.i, d_z.f, d_z.g, d_z.o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
       const int64_t k = gate * H + j, padded_k = gate * sums.padded_hidden + j;
@@ -304,17 +282,17 @@ LSTM_FUSED_FN void d_pre_activations(const BackwardTask<T>& task, const Backward
   of_h = means_of<T>(sum_h, sum_h_hat, 4 * H);
 }
 
-template <bool Extra, typename T, typename O>
+template <class Policy, typename T, typename O>
 LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
                                   const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
                                   int64_t H) {
   const int64_t stride = scratch.stride;
   T* const kept_row = scratch.row_scratch + member * 6 * stride;
   const NormRow<T> kept = {stride, kept_row, kept_row + 4 * stride, kept_row + 5 * stride};
-  recompute_gates<Extra>(task, row, kept, H);
-  const NormMeans<T> of_cell = d_normalized_cell<Extra>(task, row, kept, sums, H);
+  recompute_gates<Policy>(task, row, kept, H);
+  const NormMeans<T> of_cell = d_normalized_cell<Policy>(task, row, kept, sums, H);
   NormMeans<T> of_x, of_h;
-  d_pre_activations<Extra>(task, row, kept, sums, H, of_cell, of_x, of_h);
+  d_pre_activations<Policy>(task, row, kept, sums, H, of_cell, of_x, of_h);
 
   // The gradients of W_ih x and of W_hh h~.
   const LayerInputs<T>& in = task.in;
@@ -331,14 +309,14 @@ LSTM_FUSED_FN void layer_norm_row(const BackwardTask<T>& task, const BackwardRow
     });
 }
 
-template <bool Extra, typename T, typename O>
+template <class Policy, typename T, typename O>
 LSTM_FUSED_FN void backward_row(const BackwardTask<T>& task, const BackwardRow<T>& row,
                                 const BackwardScratch<T, O>& scratch, int64_t member, const ParameterSums& sums,
                                 int64_t H) {
   if (has_layer_norm(task.options))
-    layer_norm_row<Extra>(task, row, scratch, member, sums, H);
+    layer_norm_row<Policy>(task, row, scratch, member, sums, H);
   else
-    plain_row<Extra>(task, row, sums, H);
+    plain_row<Policy>(task, row, sums, H);
 }
 
 // c_{t-1} of the step that row b runs as its s-th.
@@ -537,10 +515,10 @@ void backward(const BackwardTask<T>& task) {
       if (!options.projection) draw_masks(r);
       const BackwardRow<T> row =
           row_of_step(task, scratch, sums, s, time_of(options, row_steps[r], s), r, first_chunk_row + r);
-      if (has_extras(options))
-        backward_row<true>(task, row, scratch, member, sums, H);
+      if (has_cell_options(options))
+        backward_row<AnyOptions>(task, row, scratch, member, sums, H);
       else
-        backward_row<false>(task, row, scratch, member, sums, H);
+        backward_row<DefaultOptions>(task, row, scratch, member, sums, H);
       scratch.a[r] = scratch.operand_row_of(r, row.d_gates_hh, 4 * H);
     };
     for_each_row(task.team, active, task.reduction_block_rows, run_row);

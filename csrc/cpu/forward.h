@@ -1,17 +1,18 @@
-// The forward pass of a block of rows (sequences) over a run of steps. Rows never wait for one another.
+// The forward pass of a block of rows (sequences) over a run of steps. Rows never wait for one another. The equations
+// with all options: docs/equations.md.
 //
 //   z   = N(W_ih x_t) + N(W_hh h~_{t-1}) + b          N: layer norm over 4H, or the identity
-//   c'  = f * c_{t-1} + i * g,     h' = o * tanh(N_c(c'))
-//   c_t = zoneout(c', c_{t-1}),    h_t = zoneout(h', h_{t-1})
-//   y_t = m_y * h_t,               h~_t = m_h * h_t
+//   c'  = f * c_{t-1} + i * (m_g * g),     h' = o * tanh(n),    n = N_c(c')
+//   c_t = zoneout(c', c_{t-1}), in "carry" zoneout(n, c_{t-1}),    h_t = zoneout(h', h_{t-1})
+//   y_t = m_y * h_t,    h~_t = m_h * h_t
 //
 // The panels hold the four gates of the same units. Without layer norm their sums become c_t and h_t while they are in
 // the first-level cache, and where there are rows enough to fill the tiles both products of a step go into the same
 // sums. With layer norm a row has to be complete before its gates, and each product by itself: W_ih x of a chunk of
 // steps is one product then, as it is where the rows are few.
 //
-// Options that change the cell itself (lstm/cell.h: extras) and the projection h_t = W_hr h' are compiled apart
-// (`Extra`), so that a step without them does not even ask.
+// Options that change the cell itself (lstm/cell.h) and the projection h_t = W_hr h' are compiled apart (`Policy`), so
+// that a step without them does not even ask.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -97,31 +98,37 @@ struct ForwardScratch {
   LSTM_FUSED_INLINE T* hidden_of(int64_t r) const { return (h ? h : h_now) + r * stride; }
 };
 
-// What the options of the cell mean for lanes [j, j + n).
-template <typename T>
-LSTM_FUSED_FN CellExtras<Vec<T>> extras_of(const LayerInputs<T>& in, const LayerOptions& options, const T* m_candidate,
-                                           int64_t j, int64_t n) {
-  CellExtras<Vec<T>> extras = {options.peephole, {}, {}, {}, Vec<T>{} + 1, options.open_gates};
-  if (options.peephole) {
-    extras.weight_ci = load(in.weight_ci + j, n);
-    extras.weight_cf = load(in.weight_cf + j, n);
-    extras.weight_co = load(in.weight_co + j, n);
+// What a step is compiled for: all options of the cell and the projection at their defaults, or any. The mathematics is
+// the same source; with the defaults the compiler sees that there is nothing to ask.
+struct DefaultOptions {
+  static constexpr bool kProjection = false;
+  static constexpr bool carries_normalized(const LayerOptions&) { return false; }
+  static constexpr DefaultChoices choices(const LayerOptions&) { return {}; }
+  template <typename T>
+  LSTM_FUSED_INLINE static DefaultCellOptions<Vec<T>> cell(const LayerInputs<T>&, const LayerOptions&, const T*,
+                                                           int64_t, int64_t) {
+    return {};
   }
-  if (m_candidate) extras.mask = load(m_candidate + j);
-  return extras;
-}
+};
 
-// c' and, in `gates`, the activations, from the pre-activations z of lanes [j, j + n).
-template <bool Extra, typename T>
-LSTM_FUSED_FN Vec<T> gates_and_cell(const LayerInputs<T>& in, const LayerOptions& options, const T* m_candidate,
-                                    int64_t j, int64_t n, const Gates<Vec<T>>& z, Vec<T> c_prev, Gates<Vec<T>>& gates) {
-  if constexpr (Extra) {
-    return cell_with_extras<VecMath>(extras_of(in, options, m_candidate, j, n), z, c_prev, gates);
-  } else {
-    gates = activate<VecMath>(z);
-    return cell_state(gates, c_prev);
+struct AnyOptions {
+  static constexpr bool kProjection = true;
+  static bool carries_normalized(const LayerOptions& options) { return options.layer_norm == LayerNorm::carry; }
+  static CellChoices choices(const LayerOptions& options) { return cell_choices(options); }
+  // Of lanes [j, j + n).
+  template <typename T>
+  LSTM_FUSED_INLINE static CellOptions<Vec<T>> cell(const LayerInputs<T>& in, const LayerOptions& options,
+                                                    const T* m_candidate, int64_t j, int64_t n) {
+    CellOptions<Vec<T>> cell = {cell_choices(options), options.peephole};
+    if (options.peephole) {
+      cell.weight_ci = load(in.weight_ci + j, n);
+      cell.weight_cf = load(in.weight_cf + j, n);
+      cell.weight_co = load(in.weight_co + j, n);
+    }
+    if (m_candidate) cell.mask = load(m_candidate + j);
+    return cell;
   }
-}
+};
 
 // From h_t on: the masks, and everything that is stored, for lanes [j, j + n).
 template <typename T>
@@ -133,12 +140,12 @@ LSTM_FUSED_FN void finish_hidden(const StepRow<T>& row, int64_t j, int64_t n, Ve
 }
 
 // From what is to be c_t and h_t but for zoneout, for lanes [j, j + n).
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> c_prev, Vec<T> c, Vec<T> h) {
   if (row.zoneout_c) c = zoneout(c, c_prev, load(row.zoneout_c + j));
   store(row.c + j, c);
   if (row.cells) store(row.cells + j, c, n);
-  if constexpr (Extra)
+  if constexpr (Policy::kProjection)
     if (row.unprojected) return store(row.unprojected + j, h);
   if (row.zoneout_h) h = zoneout(h, load(row.h_prev + j), load(row.zoneout_h + j));
   finish_hidden(row, j, n, h);
@@ -146,12 +153,13 @@ LSTM_FUSED_FN void finish_units(const StepRow<T>& row, int64_t j, int64_t n, Vec
 
 // Without layer norm, for lanes [j, j + n): from the pre-activations of the four gates to c' and the output gate, which
 // go to `cell` and `o`.
-template <bool Extra, typename T>
+template <class Policy, typename T>
 LSTM_FUSED_FN void plain_gates(const ForwardTask<T>& task, const StepRow<T>& row, int64_t j, int64_t n,
                                const Gates<Vec<T>>& z, Vec<T>& cell, Vec<T>& o) {
   const int64_t H = task.sizes.hidden_size;
   Gates<Vec<T>> gates;
-  cell = gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c + j), gates);
+  const auto options = Policy::cell(task.in, task.options, row.m_candidate, j, n);
+  cell = gates_and_cell<VecMath>(options, z, load(row.c + j), gates);
   o = gates.o;
   if (!row.gates) return;
   store(row.gates + j, gates.i, n);
@@ -161,9 +169,11 @@ LSTM_FUSED_FN void plain_gates(const ForwardTask<T>& task, const StepRow<T>& row
 }
 
 // The rest: from c' and the output gate to c_t and h_t.
-template <bool Extra, typename T>
-LSTM_FUSED_FN void plain_hidden(const StepRow<T>& row, int64_t j, int64_t n, Vec<T> cell, Vec<T> o) {
-  finish_units<Extra>(row, j, n, load(row.c + j), cell, o * tanh(cell));
+template <class Policy, typename T>
+LSTM_FUSED_FN void plain_hidden(const ForwardTask<T>& task, const StepRow<T>& row, int64_t j, int64_t n, Vec<T> cell,
+                                Vec<T> o) {
+  const Vec<T> h = o * activation<VecMath>(Policy::choices(task.options), cell);
+  finish_units<Policy>(row, j, n, load(row.c + j), cell, h);
 }
 
 // Prefetches the memory that plain_gates and plain_hidden will write, so that the stores do not wait.
@@ -178,7 +188,7 @@ LSTM_FUSED_FN void prefetch_units(const StepRow<T>& row, int64_t H, int64_t j) {
 // The units of a panel in the rows of a tile, from their sums and what these start from: the bias if Merged, else
 // row.gates. All rows' gates first: tanh(c') waits for them, and so a row does not wait for the one before. Not
 // inlined: the loops over panels and tiles stay small.
-template <bool Extra, bool Merged, typename T>
+template <class Policy, bool Merged, typename T>
 __attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const StepRow<T>* rows, int64_t count, int64_t j,
                                           int64_t n, const T* sums) {
   const int64_t H = task.sizes.hidden_size;
@@ -188,9 +198,9 @@ __attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const Step
       const T* const start = (Merged ? task.bias : rows[i].gates) + j;
       const auto z = [&](int gate)
                          LSTM_FUSED_INLINE { return load(sums + gate * kLanes<T>) + load(start + gate * H, lanes); };
-      plain_gates<Extra, T>(task, rows[i], j, lanes, {z(0), z(1), z(2), z(3)}, cell[i], o[i]);
+      plain_gates<Policy, T>(task, rows[i], j, lanes, {z(0), z(1), z(2), z(3)}, cell[i], o[i]);
     }
-    for (int64_t i = 0; i < count; ++i) plain_hidden<Extra>(rows[i], j, lanes, cell[i], o[i]);
+    for (int64_t i = 0; i < count; ++i) plain_hidden<Policy>(task, rows[i], j, lanes, cell[i], o[i]);
   };
   if (n >= kLanes<T>)
     run(kLanes<T>);  // which the compiler sees
@@ -199,7 +209,7 @@ __attribute__((noinline)) void plain_tile(const ForwardTask<T>& task, const Step
 }
 
 // Without layer norm: the products and the gates, panel by panel.
-template <bool Extra, bool Merged, typename T, typename O>
+template <class Policy, bool Merged, typename T, typename O>
 void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t I = operands<O>(task.sizes.input_size), P = operands<O>(task.sizes.projection_size);
   const int64_t H = task.sizes.hidden_size;
@@ -221,7 +231,7 @@ void plain_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64
             },
             [&](int64_t first, int64_t count, int vector, auto vectors) LSTM_FUSED_INLINE {
               if (vector + vectors.value < kPanelVectors) return;
-              plain_tile<Extra, Merged>(task, rows + first, count, j, n, sums + first * kPanelColumns<T>);
+              plain_tile<Policy, Merged>(task, rows + first, count, j, n, sums + first * kPanelColumns<T>);
             });
       };
       const Factor<O> hidden = {scratch.a_hidden + block, I, I + P};
@@ -259,7 +269,7 @@ LSTM_FUSED_FN void recurrent_rows(const ForwardTask<T>& task, ForwardScratch<T, 
 }
 
 // Without layer norm and without packed weights.
-template <bool Extra, typename T, typename O>
+template <class Policy, typename T, typename O>
 void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
@@ -269,8 +279,8 @@ void unpacked_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, in
       const int64_t n = H - j;
       const auto z = [&](int64_t k) LSTM_FUSED_INLINE { return load(row.gates + k, n) + load(row.recurrent + k, n); };
       Vec<T> cell, o;
-      plain_gates<Extra, T>(task, row, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)}, cell, o);
-      plain_hidden<Extra>(row, j, n, cell, o);
+      plain_gates<Policy, T>(task, row, j, n, {z(j), z(H + j), z(2 * H + j), z(3 * H + j)}, cell, o);
+      plain_hidden<Policy>(task, row, j, n, cell, o);
     }
   }
 }
@@ -320,7 +330,7 @@ LSTM_FUSED_FN Gates<Vec<T>> normalized_gates(const LayerInputs<T>& in, const T* 
 }
 
 // With layer norm: the whole recurrence first, then row by row the gates, the statistics of c', and h'.
-template <bool Extra, typename T, typename O>
+template <class Policy, typename T, typename O>
 void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   const int64_t H = task.sizes.hidden_size;
   recurrent_rows(task, scratch, active);
@@ -332,7 +342,8 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
     for_each_vector_of<T>(H, [&](int64_t j, int64_t n) LSTM_FUSED_INLINE {
       const Gates<Vec<T>> z = normalized_gates(task.in, task.bias, row.gates, row.recurrent, row.stats, H, j, n);
       Gates<Vec<T>> gates;
-      store(cell + j, gates_and_cell<Extra>(task.in, task.options, row.m_candidate, j, n, z, load(row.c + j), gates));
+      const auto options = Policy::cell(task.in, task.options, row.m_candidate, j, n);
+      store(cell + j, gates_and_cell<VecMath>(options, z, load(row.c + j), gates));
       store(o + j, gates.o);
     });
     row_stats(cell, 1, H, task.options.eps, row.stats + 4);
@@ -341,9 +352,9 @@ void layer_norm_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
       const Vec<T> c = load(cell + j);
       const Vec<T> normalized =
           normalize(c, mean, rstd) * load(task.in.weight_ln_c + j, n) + load(task.in.bias_ln_c + j, n);
-      const bool carries_normalized = Extra && task.options.layer_norm == LayerNorm::carry;
-      finish_units<Extra>(row, j, n, load(row.c + j), carries_normalized ? normalized : c,
-                          load(o + j) * tanh(normalized));
+      const bool carries_normalized = Policy::carries_normalized(task.options);
+      finish_units<Policy>(row, j, n, load(row.c + j), carries_normalized ? normalized : c,
+                           load(o + j) * activation<VecMath>(Policy::choices(task.options), normalized));
     });
   });
 }
@@ -363,17 +374,17 @@ void projection_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, 
     for (int64_t j = 0; j < P; j += kLanes<T>) finish_hidden(scratch.rows[r], j, P - j, load(scratch.rows[r].h + j));
 }
 
-template <bool Extra, typename T, typename O>
+template <class Policy, typename T, typename O>
 LSTM_FUSED_FN void forward_step(const ForwardTask<T>& task, ForwardScratch<T, O>& scratch, int64_t active) {
   if (has_layer_norm(task.options))
-    layer_norm_step<Extra>(task, scratch, active);
+    layer_norm_step<Policy>(task, scratch, active);
   else if (task.merged)
-    plain_step<Extra, true>(task, scratch, active);
+    plain_step<Policy, true>(task, scratch, active);
   else if (task.packed)
-    plain_step<Extra, false>(task, scratch, active);
+    plain_step<Policy, false>(task, scratch, active);
   else
-    unpacked_step<Extra>(task, scratch, active);
-  if constexpr (Extra)
+    unpacked_step<Policy>(task, scratch, active);
+  if constexpr (Policy::kProjection)
     if (task.options.projection) projection_step(task, scratch, active);
 }
 
@@ -527,10 +538,10 @@ void forward(const ForwardTask<T>& task) {
         prepare_row(task, scratch, s, r, step_row + r);
       });
       step_row += active;
-      if (has_extras(options))
-        forward_step<true>(task, scratch, active);
+      if (has_cell_options(options))
+        forward_step<AnyOptions>(task, scratch, active);
       else
-        forward_step<false>(task, scratch, active);
+        forward_step<DefaultOptions>(task, scratch, active);
       T* const h_last = scratch.h_now;
       scratch.h_now = scratch.h_next;
       scratch.h_next = h_last;

@@ -1,7 +1,7 @@
-// Gradients of the weights, transposed: [x | h~]^T [I + H, rows] times d_gates [rows, 4H].
+// Gradients of the weights, transposed: [x | h~]^T [I + P, rows] times d_gates [rows, 4H].
 //
 // [x | h~] is packed as [block of rows][tile][row of the block][tile rows]. The transpose has the longer side, 4H,
-// along the vectors; it is turned once at the end. Sums lie in strips, [strip][I or H][kStripColumns].
+// along the vectors; it is turned once at the end. Sums lie in strips, [strip][I or P][kStripColumns].
 //
 // The right operand are some panels of d_gates and of its rows at a time, a pass. Where a tile takes a whole panel,
 // these rows are read unpacked, and stay in the second-level cache while all of [x | h~] passes by; a tile takes in

@@ -1,21 +1,20 @@
-// The forward kernels: the state before a step, and one step of all rows after its product with W_hh.
+// The forward kernels: the state before a step, and one step of all rows after its product with W_hh. The equations
+// with all options: docs/equations.md.
 //
 //   z   = N(W_ih x_t) + N(W_hh h~_{t-1}) + b          N: layer norm over 4H, or the identity
-//   c'  = f * c_{t-1} + i * (m_g * g),  h' = o * Math::tanh(N_c(c'))
-//   c_t = zoneout(c' or N_c(c'), c_{t-1}),  h_t = zoneout(h', h_{t-1})
-//   y_t = m_y * h_t,                    h~_t = m_h * h_t
+//   c'  = f * c_{t-1} + i * (m_g * g),     h' = o * tanh(n),    n = N_c(c')
+//   c_t = zoneout(c', c_{t-1}), in "carry" zoneout(n, c_{t-1}),    h_t = zoneout(h', h_{t-1})
+//   y_t = m_y * h_t,    h~_t = m_h * h_t
 //
 // One block takes one row (sequence); without layer norm, which needs no sum over the row, several blocks share one.
 // A row that has ended keeps its state, and gives zeros.
+#include "cuda/launch.h"
 #include "cuda/reduce.h"
 #include "cuda/units.h"
 
 namespace lstm_fused::cuda {
 
 namespace {
-
-constexpr int kPlainThreads = 128;  // a block without sums over its row
-constexpr int kPlainBlocks = 8;     // of a multiprocessor: left to itself ptxas aims at 16, and spills registers for it
 
 template <typename T>
 __global__ void start_kernel(const __grid_constant__ Start<T> start) {
@@ -130,7 +129,7 @@ __device__ __forceinline__ void finish_units(const Row<T>& row, int64_t j, const
     finish_hidden<T, V>(row, j, h_prev, h);
 }
 
-// What a row that has ended leaves of step t.
+// What a row that has ended leaves of step t: zeros, of its H units or of h.
 template <typename T, int V>
 __device__ __forceinline__ void finish_ended_row(const ForwardStep<T>& step, int64_t b, int64_t units, bool hidden) {
   using A = Accumulator<T>;
@@ -143,6 +142,13 @@ __device__ __forceinline__ void finish_ended_row(const ForwardStep<T>& step, int
       store<V>(step.output + b * units, j, Lanes<A, V>{});
     }
   });
+}
+
+template <typename T, int V>
+__device__ __forceinline__ void finish_ended_row(const ForwardStep<T>& step, int64_t b) {
+  const int64_t H = step.sizes.hidden_size;
+  finish_ended_row<T, V>(step, b, H, false);
+  if (!step.unprojected) finish_ended_row<T, V>(step, b, H, true);
 }
 
 template <typename T, int V>
@@ -162,11 +168,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
   const StepOptions<A>& options = step.options;
   const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
   const Row<T> row(step, b);
-  if (!row.is_real) {
-    finish_ended_row<T, V>(step, b, H, false);
-    if (!step.unprojected) finish_ended_row<T, V>(step, b, H, true);
-    return;
-  }
+  if (!row.is_real) return finish_ended_row<T, V>(step, b);
   T* const gates_row = step.gates + b * 4 * H;
   const T* const recurrent_row = step.recurrent + b * 4 * H;
   for_each_vector<V, true>(H, [&](int64_t j) {
@@ -177,7 +179,7 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
     const Peepholes<T, V> peepholes(step.in, options.peephole, j);
     const auto parameters = GateParameters<T, V>::template of<false>(step.in, H, j);
     const auto c_prev = before.c(row);
-    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
+    const UnitOptions<T, V> unit_options(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
     Lanes<A, V> z[4], c, h;
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate)
@@ -185,9 +187,9 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
 #pragma unroll
     for (int lane = 0; lane < V; ++lane) {
       Gates<A> gates{};
-      c[lane] = cell_with_extras<Math, A>(extras.of(options, lane), {z[0][lane], z[1][lane], z[2][lane], z[3][lane]},
-                                          c_prev[lane], gates);
-      h[lane] = gates.o * Math::tanh(c[lane]);
+      c[lane] = gates_and_cell<Math>(unit_options.of(options, lane),
+                                     Gates<A>{z[0][lane], z[1][lane], z[2][lane], z[3][lane]}, c_prev[lane], gates);
+      h[lane] = gates.o * activation<Math>(options.choices, c[lane]);
       z[0][lane] = gates.i;
       z[1][lane] = gates.f;
       z[2][lane] = gates.g;
@@ -200,133 +202,176 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(const __grid_const
   });
 }
 
-// With layer norm: four sums over the row, each after the other: two means of two passes each, of the products (both at
-// once) and of c'. Where a thread has one vector (kRegisters) it asks for all it reads before the first of them, but
+// A row with layer norm: four sums over it, each after the other: two means of two passes each, of the products (both
+// at once) and of c'. Where a thread has one vector (kRegisters) it asks for all it reads before the first of them, but
 // for what there are no registers for until the gates are done, and that before the third.
 template <typename T, int V, bool kRegisters>
-__global__ void __launch_bounds__(kThreads<T, V, kRegisters>, 1)
-    layer_norm_kernel(const __grid_constant__ ForwardStep<T> step) {
+struct NormedRow {
   using A = Accumulator<T>;
-  constexpr int kCell = 0, kOutputGate = 1;
-  constexpr bool kHasRoom = sizeof(T) != 4 || V < 4;  // for the peepholes until they are needed
-  const StepOptions<A>& options = step.options;
-  const int64_t b = blockIdx.x, H = step.sizes.hidden_size;
-  const Row<T> row(step, b);
-  if (!row.is_real) {
-    finish_ended_row<T, V>(step, b, H, false);
-    if (!step.unprojected) finish_ended_row<T, V>(step, b, H, true);
-    return;
-  }
-  const T* const gates_row = step.gates + b * 4 * H;
-  const T* const recurrent_row = step.recurrent + b * 4 * H;
-  Kept<A, V, kForwardSlots, kRegisters> kept(step.overflow + b * kForwardSlots * H, H);
-  A* const shared = shared_memory<A>();  // a part for each sum, see block_sum
-  const int warps = blockDim.x / kWarp;
+  static constexpr int kCell = 0, kOutputGate = 1;
+  static constexpr bool kHasRoom = sizeof(T) != 4 || V < 4;  // for the peepholes until they are needed
+  const Row<T>& row;
+  const ForwardStep<T>& step;
+  const int64_t b, H;
+  const T* const gates_row;
+  const T* const recurrent_row;
+  Kept<A, V, kForwardSlots, kRegisters> kept;
+  A* const shared;  // a part for each sum, see block_sum
+  const int warps;
   GateParameters<T, V> parameters;
   Before<T, V, true> before;
   Peepholes<T, V> peepholes;
   Products<T, V> products;
+  A stats[6];  // mean and rstd of W_ih x, of W_hh h~ and of c'
 
-  A means[2] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
-    products = Products<T, V>(gates_row, recurrent_row, H, j);
-    if (kRegisters) {
-      before.load_cell(row, j);
-      if (kHasRoom) peepholes = Peepholes<T, V>(step.in, options.peephole, j);
-      parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
-    }
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
-#pragma unroll
-      for (int lane = 0; lane < V; ++lane) {
-        means[0] += x[lane];
-        means[1] += h[lane];
-      }
-    }
-  });
-  block_sum(means, shared);
-  means[0] /= static_cast<A>(4 * H);
-  means[1] /= static_cast<A>(4 * H);
+  __device__ __forceinline__ NormedRow(const Row<T>& row)
+      : row(row),
+        step(row.step),
+        b(row.b),
+        H(row.step.sizes.hidden_size),
+        gates_row(step.gates + b * 4 * H),
+        recurrent_row(step.recurrent + b * 4 * H),
+        kept(step.spill + b * kForwardSlots * H, H),
+        shared(shared_memory<A>()),
+        warps(blockDim.x / kWarp) {}
 
-  A squares[2] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
-    if (!kRegisters) products = Products<T, V>(gates_row, recurrent_row, H, j);
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
-      const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
-#pragma unroll
-      for (int lane = 0; lane < V; ++lane) {
-        squares[0] += (x[lane] - means[0]) * (x[lane] - means[0]);
-        squares[1] += (h[lane] - means[1]) * (h[lane] - means[1]);
-      }
-    }
-  });
-  block_sum(squares, shared + 2 * warps);
-  const A stats[4] = {means[0], 1 / Math::sqrt(squares[0] / static_cast<A>(4 * H) + options.eps), means[1],
-                      1 / Math::sqrt(squares[1] / static_cast<A>(4 * H) + options.eps)};
-
-  A cell_mean[1] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
-    if (!(kRegisters && kHasRoom)) peepholes = Peepholes<T, V>(step.in, options.peephole, j);
-    if (!kRegisters) {
+  __device__ __forceinline__ void normalize_products() {
+    A means[2] = {};
+    for_each_vector<V, kRegisters>(H, [&](int64_t j) {
       products = Products<T, V>(gates_row, recurrent_row, H, j);
-      before.load_cell(row, j);
-      parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
-    }
-    const auto c_prev = before.c(row);
-    const Extras<T, V> extras(peepholes, candidate_mask<A, V>(options, row.seed, step.t, b, j));
-    Lanes<A, V> z[4], c, o;
+      if (kRegisters) {
+        before.load_cell(row, j);
+        if (kHasRoom) peepholes = Peepholes<T, V>(step.in, step.options.peephole, j);
+        parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
+      }
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate)
-      z[gate] = parameters.normalized(gate, widen(products.x[gate]), widen(products.h[gate]), stats);
+      for (int gate = 0; gate < 4; ++gate) {
+        const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) {
-      Gates<A> gates{};
-      c[lane] = cell_with_extras<Math, A>(extras.of(options, lane), {z[0][lane], z[1][lane], z[2][lane], z[3][lane]},
-                                          c_prev[lane], gates);
-      o[lane] = gates.o;
-      cell_mean[0] += c[lane];
-    }
-    kept.put(kCell, j, c);
-    kept.put(kOutputGate, j, o);
-    if (kRegisters) before.load_rest(row, j);
-  });
-  block_sum(cell_mean, shared + 4 * warps);
-  const A mean = cell_mean[0] / static_cast<A>(H);
+        for (int lane = 0; lane < V; ++lane) {
+          means[0] += x[lane];
+          means[1] += h[lane];
+        }
+      }
+    });
+    block_sum(means, shared);
+    means[0] /= static_cast<A>(4 * H);
+    means[1] /= static_cast<A>(4 * H);
 
-  A cell_squares[1] = {};
-  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
-    const auto c = kept.get(kCell, j);
+    A squares[2] = {};
+    for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+      if (!kRegisters) products = Products<T, V>(gates_row, recurrent_row, H, j);
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) cell_squares[0] += (c[lane] - mean) * (c[lane] - mean);
-  });
-  block_sum(cell_squares, shared + 5 * warps);
-  const A rstd = 1 / Math::sqrt(cell_squares[0] / static_cast<A>(H) + options.eps);
+      for (int gate = 0; gate < 4; ++gate) {
+        const auto x = widen(products.x[gate]), h = widen(products.h[gate]);
+#pragma unroll
+        for (int lane = 0; lane < V; ++lane) {
+          squares[0] += (x[lane] - means[0]) * (x[lane] - means[0]);
+          squares[1] += (h[lane] - means[1]) * (h[lane] - means[1]);
+        }
+      }
+    });
+    block_sum(squares, shared + 2 * warps);
+    stats[0] = means[0];
+    stats[1] = 1 / Math::sqrt(squares[0] / static_cast<A>(4 * H) + step.options.eps);
+    stats[2] = means[1];
+    stats[3] = 1 / Math::sqrt(squares[1] / static_cast<A>(4 * H) + step.options.eps);
+  }
 
-  for_each_vector<V, kRegisters>(H, [&](int64_t j) {
-    if (!kRegisters) {
-      before.load_cell(row, j);
-      before.load_rest(row, j);
-    }
-    const auto gain = widen(before.gain), bias = widen(before.bias);
-    auto c = kept.get(kCell, j), h = kept.get(kOutputGate, j);
+  // The gates and c', and the statistics of c'.
+  __device__ __forceinline__ void compute_cell() {
+    A cell_mean[1] = {};
+    for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+      if (!(kRegisters && kHasRoom)) peepholes = Peepholes<T, V>(step.in, step.options.peephole, j);
+      if (!kRegisters) {
+        products = Products<T, V>(gates_row, recurrent_row, H, j);
+        before.load_cell(row, j);
+        parameters = GateParameters<T, V>::template of<true>(step.in, H, j);
+      }
+      const auto c_prev = before.c(row);
+      const UnitOptions<T, V> unit_options(peepholes, candidate_mask<A, V>(step.options, row.seed, step.t, b, j));
+      Lanes<A, V> z[4], c, o;
 #pragma unroll
-    for (int lane = 0; lane < V; ++lane) {
-      const A normalized = normalize(c[lane], mean, rstd) * gain[lane] + bias[lane];
-      h[lane] *= Math::tanh(normalized);
-      if (options.layer_norm == LayerNorm::carry) c[lane] = normalized;
-    }
-    finish_units<T, V>(row, j, before.c(row), before.hidden, c, h);
-  });
-  if (step.stats && threadIdx.x == 0) {
+      for (int gate = 0; gate < 4; ++gate)
+        z[gate] = parameters.normalized(gate, widen(products.x[gate]), widen(products.h[gate]), stats);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) {
+        Gates<A> gates{};
+        c[lane] = gates_and_cell<Math>(unit_options.of(step.options, lane),
+                                       Gates<A>{z[0][lane], z[1][lane], z[2][lane], z[3][lane]}, c_prev[lane], gates);
+        o[lane] = gates.o;
+        cell_mean[0] += c[lane];
+      }
+      kept.put(kCell, j, c);
+      kept.put(kOutputGate, j, o);
+      if (kRegisters) before.load_rest(row, j);
+    });
+    block_sum(cell_mean, shared + 4 * warps);
+    const A mean = cell_mean[0] / static_cast<A>(H);
+
+    A cell_squares[1] = {};
+    for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+      const auto c = kept.get(kCell, j);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) cell_squares[0] += (c[lane] - mean) * (c[lane] - mean);
+    });
+    block_sum(cell_squares, shared + 5 * warps);
+    stats[4] = mean;
+    stats[5] = 1 / Math::sqrt(cell_squares[0] / static_cast<A>(H) + step.options.eps);
+  }
+
+  // From the norm of c' to h_t, and everything that is stored.
+  __device__ __forceinline__ void compute_hidden() {
+    for_each_vector<V, kRegisters>(H, [&](int64_t j) {
+      if (!kRegisters) {
+        before.load_cell(row, j);
+        before.load_rest(row, j);
+      }
+      const auto gain = widen(before.gain), bias = widen(before.bias);
+      auto c = kept.get(kCell, j), h = kept.get(kOutputGate, j);
+#pragma unroll
+      for (int lane = 0; lane < V; ++lane) {
+        const A normalized = normalize(c[lane], stats[4], stats[5]) * gain[lane] + bias[lane];
+        h[lane] *= activation<Math>(step.options.choices, normalized);
+        if (step.options.layer_norm == LayerNorm::carry) c[lane] = normalized;
+      }
+      finish_units<T, V>(row, j, before.c(row), before.hidden, c, h);
+    });
+    if (!step.stats || threadIdx.x != 0) return;
     A* const to = step.stats + b * 6;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) to[k] = stats[k];
-    to[4] = mean;
-    to[5] = rstd;
+    for (int k = 0; k < 6; ++k) to[k] = stats[k];
   }
+};
+
+template <typename T, int V, bool kRegisters>
+__global__ void __launch_bounds__(kThreads<T, V, kRegisters>, 1)
+    layer_norm_kernel(const __grid_constant__ ForwardStep<T> step) {
+  const Row<T> row(step, blockIdx.x);
+  if (!row.is_real) return finish_ended_row<T, V>(step, row.b);
+  NormedRow<T, V, kRegisters> normed(row);
+  normed.normalize_products();
+  normed.compute_cell();
+  normed.compute_hidden();
 }
+
+template <typename T>
+struct ForwardKernels {
+  using Kernel = void (*)(ForwardStep<T>);
+  static constexpr int kNormLanes = kLanes<T>;
+  template <int V>
+  static Kernel plain() {
+    return plain_kernel<T, V>;
+  }
+  template <int V, bool kRegisters>
+  static Kernel layer_norm(int64_t) {
+    return layer_norm_kernel<T, V, kRegisters>;
+  }
+  template <int V>
+  static Kernel project() {
+    return project_kernel<T, V>;
+  }
+};
 
 }  // namespace
 
@@ -337,35 +382,12 @@ cudaError_t start(const Start<T>& start, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t forward_step(const ForwardStep<T>& step, cudaStream_t stream) {
-  const int64_t H = step.sizes.hidden_size, rows = step.sizes.batch;
-  const auto norm = [&](auto kernel, unsigned threads) {
-    return launch(kernel, {rows}, threads, 6 * threads / kWarp * sizeof(Accumulator<T>), stream, step);
-  };
-  if (step.options.layer_norm == LayerNorm::none)
-    return with_width<T>(step.width, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const unsigned threads = threads_for<V>(H, kPlainThreads);
-      const int64_t parts = (H + threads * V - 1) / (threads * V);
-      return launch(plain_kernel<T, V>, {rows, parts}, threads, 0, stream, step);
-    });
-  if (step.overflow)
-    return with_whole_width<T>(step.width, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      return norm(layer_norm_kernel<T, V, false>, threads_for<V>(H, kThreads<T, V, false>));
-    });
-  return with_width<T>(step.width, [&](auto width) {
-    constexpr int V = decltype(width)::value;
-    return norm(layer_norm_kernel<T, V, true>, threads_for<V>(H, kThreads<T, V>));
-  });
+  return launch_step<T, ForwardKernels<T>>(step, stream);
 }
 
 template <typename T>
 cudaError_t project_step(const ForwardStep<T>& step, cudaStream_t stream) {
-  return with_width<T>(step.width, [&](auto width) {
-    constexpr int V = decltype(width)::value;
-    const unsigned threads = threads_for<V>(step.sizes.projection_size, kPlainThreads);
-    return launch(project_kernel<T, V>, {step.sizes.batch}, threads, 0, stream, step);
-  });
+  return launch_project_step<T, ForwardKernels<T>>(step, stream);
 }
 
 #define LSTM_FUSED_INSTANTIATE(T)                                            \

@@ -39,7 +39,8 @@ template <typename A>
 struct StepOptions {
   LayerNorm layer_norm = LayerNorm::none;
   bool training = false, variational = false, peephole = false;
-  int64_t open_gates = 0, stream = 0, first_step = 0;
+  CellChoices choices;
+  int64_t stream = 0, first_step = 0;
   A eps = 0;
   Mask<A> output, hidden, candidate, weight, zoneout_h, zoneout_c;
 
@@ -49,7 +50,7 @@ struct StepOptions {
         training(options.training),
         variational(options.variational),
         peephole(options.peephole),
-        open_gates(options.open_gates),
+        choices(cell_choices(options)),
         stream(options.stream),
         first_step(options.first_step),
         eps(static_cast<A>(options.eps)),
@@ -86,19 +87,19 @@ struct ForwardStep {
   int width;            // units of the vectors in which every row can be read and written, see with_width
   const int64_t* seed;  // [] or null
   LayerInputs<T> in;
-  T* gates;                  // [B, 4H] in: W_ih x; out, without layer norm and where `saves`: the activations
-  const T* recurrent;        // [B, 4H] W_hh h~
-  bool saves;                // whether a backward pass may follow
-  Accumulator<T>* stats;     // [B, 6] out, or null
-  Accumulator<T>* cells;     // [B, H] out: c_t, or null
-  T* hidden;                 // [B, P] out: h_t, or null
-  T* output;                 // [B, P] out: y_t
-  T* h;                      // [B, P] in: h_{t-1}, out: h_t; rows that have ended keep theirs
-  T* operand;                // [B, P] out: h~ of the next step, or null
-  Accumulator<T>* cell;      // [B, H] in: c_{t-1}, out: c_t
-  T* unprojected;            // [B, H] out: h' before W_hr; with a projection only, and then h_t and y_t are ...
-  const T* projected;        // [B, P] ... made by a kernel of their own, from W_hr h'
-  Accumulator<T>* overflow;  // [B, forward_slots, H] for rows that do not fit into registers, or null
+  T* gates;               // [B, 4H] in: W_ih x; out, without layer norm and where `saves`: the activations
+  const T* recurrent;     // [B, 4H] W_hh h~
+  bool saves;             // whether a backward pass may follow
+  Accumulator<T>* stats;  // [B, 6] out, or null
+  Accumulator<T>* cells;  // [B, H] out: c_t, or null
+  T* hidden;              // [B, P] out: h_t, or null
+  T* output;              // [B, P] out: y_t
+  T* h;                   // [B, P] in: h_{t-1}, out: h_t; rows that have ended keep theirs
+  T* operand;             // [B, P] out: h~ of the next step, or null
+  Accumulator<T>* cell;   // [B, H] in: c_{t-1}, out: c_t
+  T* unprojected;         // [B, H] out: h' before W_hr; with a projection only, and then h_t and y_t are ...
+  const T* projected;     // [B, P] ... made by a kernel of their own, from W_hr h'
+  Accumulator<T>* spill;  // [B, forward_slots, H] for rows that do not fit into registers, or null
 };
 
 // One step of all rows, backward: from the gradients of h_t and c_t to those of the pre-activations and of c_{t-1}.
@@ -119,7 +120,7 @@ struct BackwardStep {
   const T* d_h_n;               // [B, P]
   const T* d_c_n;               // [B, H]
   const T* product;             // [B, P] (gradient of W_hh h~ at the step that ran after t) W_hh
-  Accumulator<T>* passed;       // [B, P] in and out: what reaches h_{t-1} by other ways, or null: nothing does
+  Accumulator<T>* d_h_carry;    // [B, P] in and out: what reaches h_{t-1} by other ways, or null: nothing does
   Accumulator<T>* d_cell;       // [B, H] in: of c_t, out: of c_{t-1}
   T* d_gates_ih;                // [B, 4H] out: gradient of W_ih x
   T* d_gates_hh;                // [B, 4H] out: gradient of W_hh h~; the same as d_gates_ih without layer norm
@@ -128,7 +129,7 @@ struct BackwardStep {
   T* d_projected;               // [B, P] with a projection only: gradient of W_hr h', by a kernel of its own;
   const T* d_unprojected;       // [B, H] in: d_projected W_hr;
   T* unprojected;               // [B, H] out: h' again, for the gradient of W_hr
-  Accumulator<T>* overflow;     // [B, backward_slots, H], or null
+  Accumulator<T>* spill;        // [B, backward_slots, H], or null
 };
 
 // The gradients that are summed over the steps row by row: of weight_ln_c and bias_ln_c, then of the peepholes.
@@ -141,13 +142,13 @@ struct Finish {
   StepOptions<Accumulator<T>> options;
   Sequence sequence;
   const int64_t* seed;
-  const T* d_h_n;                // [B, P]
-  const T* d_c_n;                // [B, H]
-  const T* product;              // [B, P]
-  const Accumulator<T>* passed;  // [B, P] or null
-  const Accumulator<T>* d_cell;  // [B, H]
-  T* d_h_0;                      // [B, P] out
-  T* d_c_0;                      // [B, H] out
+  const T* d_h_n;                   // [B, P]
+  const T* d_c_n;                   // [B, H]
+  const T* product;                 // [B, P]
+  const Accumulator<T>* d_h_carry;  // [B, P] or null
+  const Accumulator<T>* d_cell;     // [B, H]
+  T* d_h_0;                         // [B, P] out
+  T* d_c_0;                         // [B, H] out
 };
 
 // The right operands of the weight gradients: rows [steps, B, columns] from step `first` on, zero past the lengths.

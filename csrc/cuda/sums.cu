@@ -1,5 +1,6 @@
 // What happens once a call and not once a step: the weights' mask, the operands of the weight gradients, and the sums
 // over all rows and steps.
+#include "cuda/launch.h"
 #include "cuda/reduce.h"
 #include "cuda/units.h"
 

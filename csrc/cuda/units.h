@@ -1,5 +1,5 @@
-// The units of a row, divided over the threads of a block: who takes which, and where a thread keeps what it made of
-// them between two sums over the row.
+// The units of a row, divided over the threads of a block: what a thread reads of its units, and where it keeps what it
+// made of them between two sums over the row.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -44,49 +44,6 @@ __device__ __forceinline__ void for_each_vector(int64_t units, F f) {
   } else {
     for (; j < units; j += static_cast<int64_t>(gridDim.y) * blockDim.x * V) f(j);
   }
-}
-
-// f(V) with a constant V that is `width`: kLanes, 2 or 1.
-template <int V>
-struct Width {
-  static constexpr int value = V;
-};
-template <typename T, typename F>
-cudaError_t with_width(int width, F f) {
-  if (width == kLanes<T>) return f(Width<kLanes<T>>{});
-  if (kLanes<T> > 2 && width == 2) return f(Width<2>{});
-  return f(Width<1>{});
-}
-
-// The same of kLanes and 1 alone, for what is rare.
-template <typename T, typename F>
-cudaError_t with_whole_width(int width, F f) {
-  return width == kLanes<T> ? f(Width<kLanes<T>>{}) : f(Width<1>{});
-}
-
-// Threads for a row of `units`, in whole warps.
-template <int V>
-unsigned threads_for(int64_t units, int most) {
-  const int64_t vectors = (units + V - 1) / V, warps = (vectors + 31) / 32;
-  return static_cast<unsigned>(warps * 32 < most ? warps * 32 : most);
-}
-
-// Blocks of a launch. CUDA's own type has 32 bits, into which more would be cut unnoticed.
-struct Grid {
-  int64_t x, y = 1;
-};
-constexpr int64_t kMostBlocks = 0x7fffffff, kMostBlocksY = 65535;
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t shared_bytes, cudaStream_t stream,
-                   const Arguments&... arguments) {
-  if (grid.x > kMostBlocks || grid.y > kMostBlocksY) return cudaErrorInvalidConfiguration;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 // The seed of the masks, which the host has not read.
@@ -135,17 +92,17 @@ struct Peepholes {
   }
 };
 
-// What lstm/cell.h's CellExtras has of V units.
+// What lstm/cell.h's CellOptions has of V units.
 template <typename T, int V>
-struct Extras {
+struct UnitOptions {
   using A = Accumulator<T>;
   Lanes<A, V> weight_ci, weight_cf, weight_co, mask;
 
-  __device__ __forceinline__ Extras(const Peepholes<T, V>& peepholes, const Lanes<A, V>& mask)
+  __device__ __forceinline__ UnitOptions(const Peepholes<T, V>& peepholes, const Lanes<A, V>& mask)
       : weight_ci(widen(peepholes.ci)), weight_cf(widen(peepholes.cf)), weight_co(widen(peepholes.co)), mask(mask) {}
 
-  __device__ __forceinline__ CellExtras<A> of(const StepOptions<A>& options, int lane) const {
-    return {options.peephole, weight_ci[lane], weight_cf[lane], weight_co[lane], mask[lane], options.open_gates};
+  __device__ __forceinline__ CellOptions<A> of(const StepOptions<A>& options, int lane) const {
+    return {options.choices, options.peephole, weight_ci[lane], weight_cf[lane], weight_co[lane], mask[lane]};
   }
 };
 

@@ -1,19 +1,19 @@
 // The cell: gates -> cell -> hidden state, and the derivatives. Written for any number type V (a scalar or a SIMD
 // vector) that has arithmetic operators; the activations are a backend's: Math::sigmoid(V) and Math::tanh(V).
-//
-//   c' = f * c_prev + i * g
-//   h' = o * tanh(n),   n = c' or the layer norm of c'
-//
-// With peepholes p, dropout of the candidate m, and open gates (`CellExtras`):
+// docs/equations.md has the equations, with the derivation of the gradients.
 //
 //   i = sigmoid(z_i + p_i * c_prev),  f = sigmoid(z_f + p_f * c_prev),  g = tanh(z_g)       an open gate is 1
-//   c' = f * c_prev + i * (m * g)
+//   c' = f * c_prev + i * (m_g * g)
 //   o = sigmoid(z_o + p_o * c')
+//   h' = o * tanh(n),   n = c' or the layer norm of c'
+//
+// with p the peepholes, and m_g the dropout mask of the candidate.
 #pragma once
 
 #include <cstdint>
 
 #include "lstm/host_device.h"
+#include "lstm/op_table.h"
 
 namespace lstm_fused {
 
@@ -22,90 +22,105 @@ struct Gates {
   V i, f, g, o;
 };
 
-// The activations, from the pre-activations.
-template <class Math, class V>
-LSTM_FUSED_FN Gates<V> activate(const Gates<V>& z) {
-  return {Math::sigmoid(z.i), Math::sigmoid(z.f), Math::tanh(z.g), Math::sigmoid(z.o)};
-}
-
-template <class V>
-LSTM_FUSED_FN V cell_state(const Gates<V>& gates, V c_prev) {
-  return gates.f * c_prev + gates.i * gates.g;
-}
-
-// Derivatives of the activations, from their outputs.
-template <class V>
-LSTM_FUSED_FN V d_sigmoid(V y, V d_y) {
-  return d_y * y * (1 - y);
-}
-
-template <class V>
-LSTM_FUSED_FN V d_tanh(V y, V d_y) {
-  return d_y * (1 - y * y);
-}
-
-// Gradients of the pre-activations i, f, g from d_c' (that of o needs only d_h').
-template <class V>
-LSTM_FUSED_FN Gates<V> d_cell_gates(const Gates<V>& gates, V c_prev, V d_cell) {
-  return {d_sigmoid(gates.i, d_cell * gates.g), d_sigmoid(gates.f, d_cell * c_prev), d_tanh(gates.g, d_cell * gates.i),
-          V{}};
-}
-
 // Bits of LayerOptions::open_gates.
 enum OpenGate : int64_t { open_i = 1, open_f = 2, open_o = 4 };
 
-// What the options that act on single units mean for the units of a V.
+// Which equations the cell has, where there is a choice; 0 is the default of each.
+#define LSTM_FUSED_FIELD(name, ...) int64_t name = 0;
+struct CellChoices {
+  LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_FIELD)
+};
+#undef LSTM_FUSED_FIELD
+
+// The same with all at their defaults, which the compiler sees.
+#define LSTM_FUSED_CONSTANT(name, ...) static constexpr int64_t name = 0;
+struct DefaultChoices {
+  LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_CONSTANT)
+};
+#undef LSTM_FUSED_CONSTANT
+
+// The options that act on single units, for the units of a V.
 template <class V>
-struct CellExtras {
-  bool peephole;
-  V weight_ci, weight_cf, weight_co;  // peepholes; not read without
-  V mask;                             // of the candidate: 0 or 1 / (1 - rate); 1 without dropout
-  int64_t open_gates;
+struct CellOptions : CellChoices {
+  bool peephole = false;
+  V weight_ci{}, weight_cf{}, weight_co{};  // peepholes; not read without
+  V mask = V{} + 1;                         // of the candidate: 0 or 1 / (1 - rate); 1 without dropout
 };
 
-template <class Math, class V>
-LSTM_FUSED_FN V gate_with_extras(const CellExtras<V>& extras, OpenGate gate, V z, V weight, V c) {
-  if (extras.open_gates & gate) return V{} + 1;
-  return Math::sigmoid(extras.peephole ? z + weight * c : z);
-}
-
-// c' from the activations.
+// With these the formulas below, which stand once for both, compile to the plain equations.
 template <class V>
-LSTM_FUSED_FN V cell_with_mask(const CellExtras<V>& extras, const Gates<V>& gates, V c_prev) {
-  return gates.f * c_prev + gates.i * (extras.mask * gates.g);
+struct DefaultCellOptions : DefaultChoices {
+  static constexpr bool peephole = false;
+  V weight_ci{}, weight_cf{}, weight_co{};
+  V mask = V{} + 1;
+};
+
+// The activation of the candidate and of the output, by default tanh, and that of the gates, by default the sigmoid;
+// then the derivatives of both, from their outputs.
+template <class Math, class Options, class V>
+LSTM_FUSED_FN V activation(const Options&, V x) {
+  return Math::tanh(x);
+}
+template <class Math, class Options, class V>
+LSTM_FUSED_FN V gate_activation(const Options&, V x) {
+  return Math::sigmoid(x);
+}
+template <class Options, class V>
+LSTM_FUSED_FN V d_activation(const Options&, V y, V d_y) {
+  return d_y * (1 - y * y);
+}
+template <class Options, class V>
+LSTM_FUSED_FN V d_gate_activation(const Options&, V y, V d_y) {
+  return d_y * y * (1 - y);
 }
 
-// c' and, in `gates`, the activations, from the pre-activations z. The candidate is stored before its dropout.
-template <class Math, class V>
-LSTM_FUSED_FN V cell_with_extras(const CellExtras<V>& extras, const Gates<V>& z, V c_prev, Gates<V>& gates) {
-  gates.i = gate_with_extras<Math>(extras, open_i, z.i, extras.weight_ci, c_prev);
-  gates.f = gate_with_extras<Math>(extras, open_f, z.f, extras.weight_cf, c_prev);
-  gates.g = Math::tanh(z.g);
-  const V cell = cell_with_mask(extras, gates, c_prev);
-  gates.o = gate_with_extras<Math>(extras, open_o, z.o, extras.weight_co, cell);
+template <class Math, class Options, class V>
+LSTM_FUSED_FN V gate_of(const Options& options, OpenGate gate, V z, V weight, V c) {
+  if (options.open_gates & gate) return V{} + 1;
+  return gate_activation<Math>(options, options.peephole ? z + weight * c : z);
+}
+
+// c' from the activations. The candidate among them is stored before its dropout.
+template <class Options, class V>
+LSTM_FUSED_FN V cell_state(const Options& options, const Gates<V>& gates, V c_prev) {
+  return gates.f * c_prev + gates.i * (options.mask * gates.g);
+}
+
+// c' and, in `gates`, the activations, from the pre-activations z.
+template <class Math, class Options, class V>
+LSTM_FUSED_FN V gates_and_cell(const Options& options, const Gates<V>& z, V c_prev, Gates<V>& gates) {
+  gates.i = gate_of<Math>(options, open_i, z.i, options.weight_ci, c_prev);
+  gates.f = gate_of<Math>(options, open_f, z.f, options.weight_cf, c_prev);
+  gates.g = activation<Math>(options, z.g);
+  const V cell = cell_state(options, gates, c_prev);
+  gates.o = gate_of<Math>(options, open_o, z.o, options.weight_co, cell);
   return cell;
 }
 
-// Gradient of the pre-activation o, from d_h'; tanh_n = tanh(n). It belongs to d_c' too: `d_cell_of_output_gate`.
-template <class V>
-LSTM_FUSED_FN V d_output_gate(const CellExtras<V>& extras, V o, V d_h, V tanh_n) {
-  return extras.open_gates & open_o ? V{} : d_sigmoid(o, d_h * tanh_n);
+// Gradient of the pre-activation o, from d_h'; active_n: the activation of n. It belongs to d_c' too:
+// `plus_d_output_gate`.
+template <class Options, class V>
+LSTM_FUSED_FN V d_output_gate(const Options& options, V o, V d_h, V active_n) {
+  return options.open_gates & open_o ? V{} : d_gate_activation(options, o, d_h * active_n);
 }
 
-template <class V>
-LSTM_FUSED_FN V d_cell_of_output_gate(const CellExtras<V>& extras, V d_z_o) {
-  return extras.peephole ? extras.weight_co * d_z_o : V{};
+// d_c' with what comes back through the peephole of the output gate.
+template <class Options, class V>
+LSTM_FUSED_FN V plus_d_output_gate(const Options& options, V d_cell, V d_z_o) {
+  return options.peephole ? d_cell + options.weight_co * d_z_o : d_cell;
 }
 
-// Gradients of the pre-activations i, f, g and, in `d_c_prev`, of c_prev, from the whole of d_c'.
-template <class V>
-LSTM_FUSED_FN Gates<V> d_cell_with_extras(const CellExtras<V>& extras, const Gates<V>& gates, V c_prev, V d_cell,
-                                          V& d_c_prev) {
-  const V d_i = d_sigmoid(gates.i, d_cell * (extras.mask * gates.g)), d_f = d_sigmoid(gates.f, d_cell * c_prev);
-  const Gates<V> d_z = {extras.open_gates & open_i ? V{} : d_i, extras.open_gates & open_f ? V{} : d_f,
-                        d_tanh(gates.g, d_cell * gates.i * extras.mask), V{}};
-  d_c_prev = gates.f * d_cell;
-  if (extras.peephole) d_c_prev += extras.weight_ci * d_z.i + extras.weight_cf * d_z.f;
+// Gradients of the pre-activations i, f, g and, in `d_c_prev`, of c_prev, from the whole of d_c'. zoneout_carry: what
+// zoneout passes from c_t to c_prev.
+template <class Options, class V>
+LSTM_FUSED_FN Gates<V> d_gates(const Options& options, const Gates<V>& gates, V c_prev, V d_cell, V zoneout_carry,
+                               V& d_c_prev) {
+  const V d_i = d_gate_activation(options, gates.i, d_cell * (options.mask * gates.g));
+  const V d_f = d_gate_activation(options, gates.f, d_cell * c_prev);
+  const Gates<V> d_z = {options.open_gates & open_i ? V{} : d_i, options.open_gates & open_f ? V{} : d_f,
+                        d_activation(options, gates.g, d_cell * gates.i * options.mask), V{}};
+  d_c_prev = gates.f * d_cell + zoneout_carry;
+  if (options.peephole) d_c_prev += options.weight_ci * d_z.i + options.weight_cf * d_z.f;
   return d_z;
 }
 

@@ -1,6 +1,6 @@
 // Layer norm of one row of n values, gain only:  y = (x - mean) * rstd * gain,   rstd = 1 / sqrt(var + eps).
-// The element formulas; the row sums belong to each backend. A bias is added where y is used: those of the two norms of
-// "carry" are one sum with each other, as bias_ih and bias_hh are.
+// Derived in docs/equations.md. The element formulas; the row sums belong to each backend. A bias is added where y is
+// used: those of the two norms of "carry" are one sum with each other, as bias_ih and bias_hh are.
 //
 //   d_x = rstd * (u - mean(u) - x_hat * mean(u * x_hat)),   u = d_y * gain,   x_hat = (x - mean) * rstd
 //   d_gain += d_y * x_hat

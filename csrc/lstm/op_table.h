@@ -26,6 +26,11 @@
   optional(weight_cf, H)                                                     \
   optional(weight_co, H)
 
+// count(name, values, what): the choices of the cell's equations, numbers below `values`, each by default 0: as a
+// sentence says it. cell.h has the formulas; everything else that a choice passes through follows from this list.
+#define LSTM_FUSED_CELL_CHOICES(count) \
+  count(open_gates, 8, "a sum of 1 (i), 2 (f) and 4 (o)") /* gates that are 1: bits of OpenGate in cell.h */
+
 // rate(name): a probability in [0, 1), by default 0; count(name): an integer, by default 0; flag(name, default);
 // real(name, default).
 #define LSTM_FUSED_STEP_OPTIONS(rate, count, flag, real)                                              \
@@ -34,7 +39,7 @@
   rate(weight_dropout)     /* of weight_hh, one mask per call */                                      \
   rate(zoneout_h)                                                                                     \
   rate(zoneout_c)                                                                                     \
-  count(open_gates)        /* gates that are 1: bits of OpenGate in cell.h */                         \
+  LSTM_FUSED_CELL_CHOICES(count)                                                                      \
   flag(training, true)     /* masks are drawn; otherwise no dropout, and zoneout's expected value */  \
   real(eps, 1e-05)                                                                                    \
   count(stream)            /* of random numbers: layer * directions + direction */

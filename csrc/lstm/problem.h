@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "lstm/cell.h"
 #include "lstm/host_device.h"
 #include "lstm/op_table.h"
 
@@ -20,7 +21,7 @@ struct LayerSizes {
 enum class LayerNorm { none, ba2016, carry };
 
 #define LSTM_FUSED_RATE_FIELD(name) double name = 0;
-#define LSTM_FUSED_COUNT_FIELD(name) int64_t name = 0;
+#define LSTM_FUSED_COUNT_FIELD(name, ...) int64_t name = 0;
 #define LSTM_FUSED_FLAG_FIELD(name, value) bool name = value;
 #define LSTM_FUSED_REAL_FIELD(name, value) double name = value;
 struct LayerOptions {
@@ -40,11 +41,20 @@ struct LayerOptions {
 
 LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.layer_norm != LayerNorm::none; }
 
-// Whether a step has more to it than the plain equations and those of "ba2016".
-LSTM_FUSED_FN bool has_extras(const LayerOptions& options) {
-  return options.layer_norm == LayerNorm::carry || options.projection || options.peephole ||
-         options.candidate_dropout > 0 || options.open_gates != 0;
+// The choices of the cell's equations among the options.
+LSTM_FUSED_FN CellChoices cell_choices(const LayerOptions& options) {
+#define LSTM_FUSED_CHOICE(name, ...) options.name,
+  return {LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_CHOICE)};
+#undef LSTM_FUSED_CHOICE
 }
+
+#define LSTM_FUSED_OR_CHOSEN(name, ...) || options.name != 0
+// Whether a step has more to it than the plain equations and those of "ba2016".
+LSTM_FUSED_FN bool has_cell_options(const LayerOptions& options) {
+  return options.layer_norm == LayerNorm::carry || options.projection || options.peephole ||
+         options.candidate_dropout > 0 LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_OR_CHOSEN);
+}
+#undef LSTM_FUSED_OR_CHOSEN
 
 // Segments of `recompute` steps, counted in the order in which they run; the last may have fewer.
 LSTM_FUSED_FN int64_t segments(const LayerSizes& sizes, const LayerOptions& options) {

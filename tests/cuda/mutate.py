@@ -40,10 +40,15 @@ SOURCES = (
     "sums.cu",
     "reduce.h",
     "units.h",
+    "launch.h",
     "masks.h",
     "types.h",
     "kernels.h",
-    "layer.cpp",
+    "layer_forward.cpp",
+    "layer_backward.cpp",
+    "call.h",
+    "forward_pass.h",
+    "products.h",
 )
 # What steps, rows and units are called in the sources, on the device and on the host.
 POSITIONS = {"device": "t|b|j|k|row|next|length", "host": "t|s|row|recurrent_row|chunk_first|first"}
@@ -88,7 +93,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         ): "deviations from the mean add up to nothing, whatever they are added up with"
         for k, mutant in ((0, "0 +1"), (1, "1 -1"))
     },
-    ("forward.cu", "step.stats && threadIdx.x == 0", "threadIdx.x -1"): SAME_IN_ALL,
+    ("forward.cu", "!step.stats || threadIdx.x != 0", "threadIdx.x -1"): SAME_IN_ALL,
     ("reduce.h", "threadIdx.x % kWarp == 0", "threadIdx.x +1"): SAME_IN_ALL,
     ("reduce.h", "threadIdx.x % kWarp == 0", "threadIdx.x -1"): SAME_IN_ALL,
     ("reduce.h", "warp = threadIdx.x / kWarp", "threadIdx.x +1"): "only the first thread of a warp uses it",
