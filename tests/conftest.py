@@ -26,6 +26,7 @@ if "LSTM_FUSED_EMULATED" in os.environ:  # this whole run tests the CUDA kernels
 LONGEST_FILES = (
     "cuda/test_cuda_kernels.py",
     "test_compile.py",
+    "test_opcheck.py",
     "lightning/test_trainer_command.py",
     "lightning/test_inspections.py",
     "kernels/test_kernels_alone.py",
