@@ -33,9 +33,10 @@ def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def test_examples_in_docstrings_run():
-    result = doctest.testmod(lstm_fused.lstm)
-    assert result.attempted >= 9
+@pytest.mark.parametrize(("module", "count"), [(lstm_fused.lstm, 6), (lstm_fused.cell, 4)], ids=["layer", "cell"])
+def test_examples_in_docstrings_run(module, count):
+    result = doctest.testmod(module)
+    assert result.attempted >= count
     assert result.failed == 0
 
 

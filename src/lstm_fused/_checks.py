@@ -1,4 +1,4 @@
-"""The arguments of the modules: checked, and brought into the form in which they are used.
+"""Checks of the modules' arguments, which return them in the form in which they are used.
 
 Every error is one sentence that names the argument, what it got and what it wanted, of the type that ``nn.LSTM`` raises
 for the same mistake. What the ops check themselves (the lengths' shape and range, for instance) is not repeated here.
@@ -22,12 +22,12 @@ from ._types import DropoutPlace, Gate, LayerNorm
 
 
 def _index(value: Any) -> int | None:
-    """What Python takes as an index, as an int: NumPy's integers and tensors of one integer too. None: of no other."""
-    if type(value) is int:  # torch.compile sees a symbol so, which has to stay one
+    """An int from anything that Python accepts as an index, such as a NumPy integer or a tensor of one; or None."""
+    if type(value) is int:  # under torch.compile this may be a symbol, which must stay one
         return value
     try:
         return operator.index(value)
-    except (TypeError, RuntimeError):  # RuntimeError: of a tensor of several
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor of several values
         return None
 
 
@@ -51,14 +51,14 @@ def instance(name: str, value: object, kind: type) -> None:
 
 
 def boolean(name: str, value: bool) -> bool:
-    """Not 0 and 1, as ``nn.LSTM``: they are numbers of another argument in a place that is not theirs."""
+    """Like ``nn.LSTM``, refuses 0 and 1: they are likely another argument's value in the wrong place."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value
 
 
 def truth(name: str, value: object) -> bool:
-    """Whatever Python finds true or false, as ``nn.LSTMCell`` takes its ``bias``."""
+    """Any value with a truth value, which is how ``nn.LSTMCell`` reads ``bias``."""
     try:
         return bool(value)
     except (RuntimeError, ValueError):  # an array of several
@@ -81,58 +81,52 @@ def rate(name: str, value: float) -> float:
 
 
 def output_dropout_rate(value: float) -> float:
-    """The one rate that may be 1, as in ``nn.LSTM``."""
+    """The only rate that can be 1, as in ``nn.LSTM``."""
     if not _is_finite(value) or not 0 <= value <= 1:
         raise ValueError(f"dropout must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
-def zoneout_rates(value: float | tuple[float, float]) -> tuple[float, float]:
+def zoneout_rates(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
     """``(rate_h, rate_c)``."""
     if not isinstance(value, (tuple, list)):
-        both = rate("zoneout", value)
+        both = rate(name, value)
         return both, both
     if len(value) != 2:
-        raise ValueError(f"zoneout must be a rate or a pair (rate_h, rate_c), got {len(value)} values")
-    return rate("zoneout[0]", value[0]), rate("zoneout[1]", value[1])
+        raise ValueError(f"{name} must be a rate or a pair (rate_h, rate_c), got {len(value)} values")
+    return rate(f"{name}[0]", value[0]), rate(f"{name}[1]", value[1])
 
 
-def layer_norm_kind(value: bool | LayerNorm, bias: bool) -> Literal[False] | LayerNorm:
+def layer_norm_kind(name: str, value: bool | LayerNorm) -> Literal[False] | LayerNorm:
     if not isinstance(value, (bool, str)) or value not in (False, True, "ba2016", "carry"):
-        raise ValueError(f"layer_norm must be False, True, 'ba2016' or 'carry', got {value!r}")
-    if value == "carry" and not bias:
-        raise ValueError("layer_norm must not be 'carry' without biases (bias=False), since its norms have them")
+        raise ValueError(f"{name} must be False, True, 'ba2016' or 'carry', got {value!r}")
     return "ba2016" if value is True else value
 
 
-def projection_size(value: SupportsIndex, hidden_size: int, zoneout_h: float) -> int:
+def projection_size(value: SupportsIndex, hidden_size: int) -> int:
     value = integer("proj_size", value)
     if not 0 <= value < hidden_size:
         raise ValueError(f"proj_size must be 0 or a positive int below hidden_size ({hidden_size}), got {value}")
-    if value and zoneout_h:
-        raise ValueError(
-            f"zoneout of h must be 0 with a projection, which gives the previous h another size, got {zoneout_h}"
-        )
     return value
 
 
-def dropout_place(value: DropoutPlace) -> DropoutPlace:
+def dropout_place(name: str, value: DropoutPlace) -> DropoutPlace:
     if value not in ("hidden", "candidate"):
-        raise ValueError(f"recurrent_dropout_on must be 'hidden' or 'candidate', got {value!r}")
+        raise ValueError(f"{name} must be 'hidden' or 'candidate', got {value!r}")
     return value
 
 
-def gate_names(value: str | Iterable[str]) -> tuple[Gate, ...]:
-    """Those of ``"i"``, ``"f"`` and ``"o"`` that are named, in this order."""
-    names = list(value) if isinstance(value, Iterable) else [value]
-    if not all(name in ("i", "f", "o") for name in names):
-        raise ValueError(f"open_gates must name gates among 'i', 'f' and 'o', got {value!r}")
+def gate_names(name: str, value: str | Iterable[str]) -> tuple[Gate, ...]:
+    """The named gates in the order i, f, o."""
+    given = list(value) if isinstance(value, Iterable) else [value]
+    if not all(gate in ("i", "f", "o") for gate in given):
+        raise ValueError(f"{name} must name gates among 'i', 'f' and 'o', got {value!r}")
     order: tuple[Gate, ...] = ("i", "f", "o")
-    return tuple(name for name in order if name in names)
+    return tuple(gate for gate in order if gate in given)
 
 
 def reset_tensor(reset: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """bool, of this shape, on the input's device."""
+    """Requires a bool tensor of this shape on the input's device."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset must be a bool tensor, got {type(reset).__name__}")
     if reset.dtype != torch.bool:
@@ -143,25 +137,23 @@ def reset_tensor(reset: Tensor, shape: tuple[int, ...], device: torch.device) ->
         raise RuntimeError(f"reset must be on the device of the input, {device}, got {reset.device}")
 
 
-def forget_bias(value: float | None, bias: bool) -> float | None:
+def forget_bias(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if not _is_finite(value) or abs(value) > torch.finfo(torch.float32).max:
-        raise ValueError(f"forget_bias must be None or a finite number in float32, got {value!r}")
-    if not bias:
-        raise ValueError(f"forget_bias must be None when there are no biases (bias=False), got {value!r}")
+        raise ValueError(f"{name} must be None or a finite number in float32, got {value!r}")
     return float(value)
 
 
-def epsilon(value: float) -> float:
+def epsilon(name: str, value: float) -> float:
     smallest = torch.finfo(torch.float32).tiny
     if not _is_finite(value) or value < smallest:
-        raise ValueError(f"eps must be a finite number of at least {smallest:.2g}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number of at least {smallest:.2g}, got {value!r}")
     return float(value)
 
 
 def input_tensor(value: Tensor, input_size: int, ranks: tuple[int, int], weight: Tensor) -> None:
-    """``ranks``: the number of dimensions of one sequence's (or step's) input and of a batch's."""
+    """``ranks``: the number of dimensions without and with a batch."""
     if not isinstance(value, Tensor):
         raise TypeError(f"input must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
@@ -179,9 +171,9 @@ def input_tensor(value: Tensor, input_size: int, ranks: tuple[int, int], weight:
 def state(
     hx: Any, leading: tuple[int, ...], sizes: tuple[int, int], weight: Tensor, ranks: tuple[int, ...] | None = None
 ) -> None:
-    """``hx``: None, or ``(h_0, c_0)``, of shape ``leading`` and then one of ``sizes`` each.
+    """Requires ``hx`` to be None, or ``(h_0, c_0)`` of the shapes ``(*leading, size)``.
 
-    ``ranks``: those that nn.LSTMCell knows, no others.
+    ``ranks``: the numbers of dimensions that nn.LSTMCell accepts; with another one it raises ValueError.
     """
     if hx is None:
         return
@@ -198,19 +190,19 @@ def state(
             _same_kind(f"{name} in hx", x, weight, RuntimeError)
 
 
-AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}  # the dtypes that it converts
+AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}  # the dtypes that autocast converts
 
 
 def autocast_is_on(value: Tensor) -> bool:
-    """Whether autocast converts what ops on this tensor's device take."""
-    if value.is_cpu:  # the quick way first: it is asked in every call
+    """Whether autocast converts the arguments of ops on this tensor's device."""
+    if value.is_cpu:  # first, because this runs in every call
         return torch.is_autocast_enabled("cpu")
     device = value.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Exception]) -> None:
-    """Device and dtype of the weights; under autocast the ops bring float32 and half precision together."""
+    """Requires the device and dtype of the weights. Under autocast the ops convert float32 and half precision."""
     if value.device != weight.device:
         raise RuntimeError(f"{name} must be on the device of the weights, {weight.device}, got {value.device}")
     if value.dtype == weight.dtype:
@@ -220,7 +212,7 @@ def _same_kind(name: str, value: Tensor, weight: Tensor, wrong_dtype: type[Excep
 
 
 def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    """int64, 0-dim."""
+    """The seed as a 0-dim int64 tensor."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
@@ -234,12 +226,12 @@ def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
         raise TypeError(f"seed must be an int or a 0-dim int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= index < 2**63:
         raise ValueError(f"seed must fit in a signed 64-bit integer, got {index}")
-    return torch.full((), index, dtype=torch.int64, device=device)  # on a GPU no copy, which the host would wait for
+    return torch.full((), index, dtype=torch.int64, device=device)  # a fill: a copy to the GPU would block the host
 
 
 def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    """int64, on the input's device."""
-    if hasattr(lengths, "__array__") and not isinstance(lengths, Tensor):  # NumPy's, and what turns into one
+    """The lengths as an int64 tensor on the input's device."""
+    if hasattr(lengths, "__array__") and not isinstance(lengths, Tensor):  # a NumPy array, or what converts to one
         lengths = torch.as_tensor(lengths)
     if isinstance(lengths, Tensor):
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -259,7 +251,7 @@ def lengths_tensor(lengths: Tensor | Sequence[int], device: torch.device) -> Ten
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """From the host to a GPU without waiting for it: CUDA takes what is not pinned before the call returns."""
+    """A copy to the GPU that does not block the host: CUDA has read unpinned memory when the call returns."""
     return values.to(device, non_blocking=values.is_cpu)
 
 
@@ -271,11 +263,11 @@ def step_number(value: SupportsIndex) -> int:
 
 
 def packed(value: PackedSequence) -> None:
-    """What ``pad_packed_sequence`` takes for granted: a damaged one made by hand would crash it.
+    """Requires what ``pad_packed_sequence`` assumes without a check, which can crash on a damaged PackedSequence.
 
-    Indices on a GPU are not read: the host would wait for it.
+    Indices on a GPU are not read, because that would block the host.
     """
-    if torch._C._get_tracing_state() is not None:  # a graph would keep the sizes of this one
+    if torch._C._get_tracing_state() is not None:  # reading the sizes would make them constants of the graph
         return
     sizes, data = value.batch_sizes, value.data
     counts = sizes.tolist() if sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu" else []

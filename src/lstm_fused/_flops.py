@@ -1,8 +1,8 @@
-"""What ``torch.utils.flop_counter`` and the tools that use it count for our ops: the products, as torch counts its own.
+"""FLOP counts of our ops for ``torch.utils.flop_counter`` and the tools that use it.
 
-A product of [m, k] and [k, n] is 2 m k n; everything else is not counted. The sums are those of ``nn.LSTM`` where it
-runs in torch's own operators, and tell what the kernels compute: in a backward pass the gradients of all weights or of
-none, and with ``recompute`` the forward pass once more.
+As in torch's own counts, a product of [m, k] and [k, n] counts 2 m k n, and nothing else counts. The counts equal those
+of ``nn.LSTM`` if it runs in torch's own operators. They include what the kernels compute: in a backward pass the
+gradients of all weights or of none, and with ``recompute`` the forward pass once more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPS = torch.ops.lstm_fused
 
 
 def _rows(tensors: tuple[Any, ...], is_layer: bool) -> int:
-    """Steps of all sequences together, T * B without lengths."""
+    """The total number of steps, T * B without lengths."""
     input: Tensor = tensors[0]
     if not is_layer:
         return input.shape[0]
@@ -43,7 +43,7 @@ def _backward(tensors: tuple[Any, ...], is_layer: bool, options: dict[str, Any])
     weight_hh: Tensor = tensors[4]
     weight_hr: Tensor | None = tensors[WEIGHT_HR]
     rows = _rows(tensors, is_layer)
-    # Nothing before the first step wants a gradient, unless h_0 does.
+    # The first step's product with weight_hh needs no gradient of h_0, unless h_0 requires one.
     flops = (rows if h_0.requires_grad else max(rows - h_0.shape[0], 0)) * weight_hh.numel()
     flops += rows * (weight_ih.numel() if options["want_input"] else 0)
     flops += rows * (0 if weight_hr is None else weight_hr.numel())
@@ -53,7 +53,7 @@ def _backward(tensors: tuple[Any, ...], is_layer: bool, options: dict[str, Any])
 
 
 def _register(targets: list[Any], formula: Any) -> None:
-    new = [target for target in targets if target not in flop_registry]  # those of a module that is imported again
+    new = [target for target in targets if target not in flop_registry]  # not if this module is imported a second time
     register_flop_formula(new, get_raw=True)(formula)
 
 

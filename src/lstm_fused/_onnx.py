@@ -1,14 +1,14 @@
-"""``torch.onnx.export``: what the ops become in a file that other runtimes read.
+"""``torch.onnx.export``: the ops in a file for other runtimes.
 
-:mod:`lstm_fused.ops` comes by while torch traces a model for ONNX. T and B may be dynamic.
+:mod:`lstm_fused._dispatch` calls this while torch traces a model for ONNX. T and B may be dynamic.
 
 - A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, lengths, either direction.
-- Every other layer becomes a Scan over its steps, whose body is the reference's cell in ONNX's elementary operators.
-  So does one that is not in float32, for which onnxruntime has no LSTM. torch's exporter of old (``dynamo=False``),
-  which knows no Scan, is an error there.
+- Every other layer becomes a Scan over its steps. The body is the reference's cell in ONNX's elementary operators.
+  This includes layers that are not in float32, because onnxruntime has no LSTM for them. torch's old exporter
+  (``dynamo=False``) has no Scan and raises an error.
 - A single step becomes the reference's cell.
 
-Masks are not exported: a module in training that would draw some is an error.
+Masks cannot be exported: a module in training that would draw masks is an error.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._schema import LAYER_TENSORS, LENGTHS, WEIGHT_CI, WEIGHTS
+from ._schema import ACT_WITH_RATES, CELL_OPTIONS, LAYER_TENSORS, LENGTHS, RATES, WEIGHT_CI, WEIGHTS
 from ._types import LayerTensors, State
 
 if TYPE_CHECKING:
     from ._types import Tensors
 
-_RATES = ("dropout", "recurrent_dropout", "candidate_dropout", "weight_dropout", "zoneout_h", "zoneout_c")
-# Without masks, and without a backward pass, these but the first do nothing.
-_IN_OPERATOR = {"reverse", "training", "eps", "stream", "variational", "recompute", *_RATES[:4]}
+# What keeps no layer from being the operator: a direction, and what does nothing without masks, norms and a backward
+# pass. Zoneout is not among them: in eval it takes the expected value.
+_IN_OPERATOR = {"reverse", "eps", "recompute", *ACT_WITH_RATES, *(name for name in RATES if "dropout" in name)}
 
 
 def lower(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -55,7 +55,7 @@ def lower_for_torchscript(function: Any, op: Any, tensors: Tensors, options: dic
 
 
 def _beyond_the_operator(tensors: LayerTensors, dtype: torch.dtype, options: dict[str, Any]) -> list[str]:
-    """What keeps a layer from being ONNX's LSTM operator, of ``tensors`` those that are not None."""
+    """What ONNX's LSTM operator does not have of a layer. ``dtype``: of its tensors."""
     found = {
         "a norm": tensors.weight_ln_ih is not None,
         "a projection": tensors.weight_hr is not None,
@@ -78,10 +78,9 @@ def as_scan(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def refuse(options: dict[str, Any]) -> None:
-    """What an op's fake kernel calls in an export to ONNX: the op should not have come that far.
+    """Raises the error for an op that an export to ONNX reaches without :func:`lower`; fake kernels call this.
 
-    It did when torch, after :func:`lower` raised an error, tries again by other means, of which only the last one's
-    error reaches the user.
+    torch's exporter retries with other methods after an error of :func:`lower`, and shows the user the last error only.
     """
     _draws_nothing(options)
     raise RuntimeError(
@@ -91,7 +90,7 @@ def refuse(options: dict[str, Any]) -> None:
 
 
 def _draws_nothing(options: dict[str, Any]) -> None:
-    drawn = {name: options[name] for name in _RATES if options.get("training", True) and options.get(name, 0) > 0}
+    drawn = {name: options[name] for name in RATES if options.get("training", True) and options.get(name, 0) > 0}
     if drawn:
         shown = ", ".join(f"{name}={rate}" for name, rate in drawn.items())
         raise RuntimeError(
@@ -133,50 +132,45 @@ def _operator(tensors: LayerTensors, reverse: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def _joined(*tensors: Tensor | None, dim: int = 0) -> Tensor | None:
-    """``torch.cat`` of tensors that come together or not at all."""
+    """``torch.cat`` of tensors that are either all given or all None."""
     given = [x for x in tensors if x is not None]
     return torch.cat(given, dim=dim) if given else None
 
 
 def _scan(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`reference.lstm_layer` with torch's scan as its loop; dropouts are off."""
-    from torch._higher_order_ops.scan import scan  # a prototype, so that only those who export depend on it
+    from torch._higher_order_ops.scan import scan  # imported late: a prototype, which only exports need
 
-    # An export has no backward pass, which torch would trace as well and which takes as long as all the rest.
+    # Without detach() torch would trace a backward pass too, which an export does not have, and take twice as long.
     tensors = LayerTensors._make(x if x is None else x.detach() for x in tensors)
     input, h_0, c_0 = tensors[:3]
     weights: dict[str, Any] = dict(zip(LAYER_TENSORS[WEIGHTS], tuple(tensors)[WEIGHTS], strict=True))
     lengths, reset = tensors.lengths, tensors.reset
-    cell: dict[str, Any] = {
-        name: options[name] for name in ("zoneout_h", "zoneout_c", "open_gates", "eps") if name in options
-    }
-    cell["training"] = False
+    cell = {name: value for name, value in options.items() if name in CELL_OPTIONS} | {"training": False}
     steps = {"input": input}
     if lengths is not None:
-        steps["past"] = (torch.arange(input.shape[0], device=input.device).unsqueeze(1) >= lengths).unsqueeze(-1)
+        steps["past"] = reference.past_the_end(lengths, input.shape[0]).unsqueeze(-1)
     if reset is not None:
         steps["reset"] = reset
 
     def step(state: State, at: dict[str, Tensor]) -> Any:
-        h, c = reference.lstm_cell(
-            at["input"], state[0], state[1], reset=at.get("reset"), training=False, **weights, **cell
-        )
+        h, c = reference.lstm_cell(at["input"], state[0], state[1], reset=at.get("reset"), **weights, **cell)
         y = h
         if "past" in at:
             h, c = (torch.where(at["past"], old, new) for old, new in zip(state, (h, c), strict=True))
             y = y.masked_fill(at["past"], 0)
-        return (h, c), y.clone()  # no two results of a scan may be one tensor
+        return (h, c), y.clone()  # scan requires distinct result tensors
 
-    start = (h_0.clone(), c_0.clone())  # nor two of its initial states, nor may they be views where B is dynamic
+    start = (h_0.clone(), c_0.clone())  # and distinct initial states, no views if B is dynamic
     (h_n, c_n), output = scan(step, start, steps, reverse=options.get("reverse", False))
     return output, h_n, c_n
 
 
-# torch.onnx.export(dynamo=False), which translates a graph of TorchScript node by node.
+# torch.onnx.export(dynamo=False) translates a TorchScript graph node by node.
 
 
 def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
-    """ONNX's LSTM in the place of a node of an op, as :func:`_operator`."""
+    """ONNX's LSTM for a node of an op, as :func:`_operator`."""
     arguments = op._schema.arguments
     tensors: list[Any] = [
         None if x.node().mustBeNone() else x for x, at in zip(values, arguments, strict=True) if not at.kwarg_only

@@ -1,8 +1,8 @@
-"""Opacus, which trains with differential privacy, is told that our modules do not give it what it needs.
+"""An error for Opacus (training with differential privacy), whose per-sample gradients our modules do not support.
 
-It takes the gradient of each sample from hooks on a module that has one tensor as its result. Its validator looks up
-the class of every module: one that it does not know passes, and fails in the backward pass. ``torch.func`` gives the
-gradient of each sample without it: ``vmap(grad(...))``.
+Opacus computes per-sample gradients in hooks on modules whose result is one tensor. Its validator accepts modules of
+classes that it does not know, and these fail later, in the backward pass. ``torch.func`` computes per-sample gradients
+without Opacus: ``vmap(grad(...))``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 
 def refuse(kind: type[nn.Module], replacement: str) -> None:
-    """Register an error of Opacus's validator for this class, and a fixer for what is an ``nn.LSTM`` in all but name.
+    """Register an error for this class with Opacus's validator, and a fixer for layers that ``nn.LSTM`` can compute.
 
-    Nothing is done where Opacus is not imported: its validator is asked after a model was made.
+    Does nothing if Opacus has not been imported: its validator runs after a model was made.
     """
     opacus = sys.modules.get("opacus.validators")
     if opacus is None or kind in opacus.ModuleValidator.VALIDATORS:

@@ -1,5 +1,7 @@
 """Names, order and defaults of the ops' arguments, as registered: csrc/lstm/op_table.h has the one list of them."""
 
+from typing import Any
+
 import torch
 
 from . import _ops as _library  # noqa: F401  registers torch.ops.lstm_fused
@@ -12,8 +14,14 @@ def tensors_of(op: str) -> tuple[str, ...]:
     return tuple(a.name for a in getattr(_OPS, op).default._schema.arguments if not a.kwarg_only)
 
 
+def options_of(op: str) -> dict[str, Any]:
+    """The default of each of an op's other arguments by name, in their order."""
+    return {a.name: a.default_value for a in getattr(_OPS, op).default._schema.arguments if a.kwarg_only}
+
+
 LAYER_TENSORS, CELL_TENSORS = tensors_of("lstm_layer"), tensors_of("lstm_cell")
 PLAIN_TENSORS = tensors_of("lstm_cell_plain")  # of nn.LSTM's own layer and cell
+LAYER_OPTIONS, CELL_OPTIONS = options_of("lstm_layer"), options_of("lstm_cell")
 
 # Places among the tensors of a layer, and among those of a cell up to the weights' end.
 WEIGHT_IH, WEIGHT_LN_IH, WEIGHT_HR, WEIGHT_CI = map(
@@ -23,10 +31,13 @@ BIAS_HH, BIAS_LN_HH, LENGTHS = map(LAYER_TENSORS.index, ("bias_hh", "bias_ln_hh"
 WEIGHTS = slice(WEIGHT_IH, LENGTHS)
 
 # The options that are probabilities, and the default of eps.
-_FLOATS: dict[str, float] = {
-    a.name: a.default_value  # type: ignore[misc]  # which torch calls Any | None: a float where the type is one
-    for a in _OPS.lstm_layer.default._schema.arguments
-    if str(a.type) == "float"
-}
-RATES = tuple(name for name, default in _FLOATS.items() if default == 0)
-EPS = _FLOATS["eps"]
+_FLOATS = [a.name for a in _OPS.lstm_layer.default._schema.arguments if str(a.type) == "float"]
+RATES = tuple(name for name in _FLOATS if LAYER_OPTIONS[name] == 0)
+EPS: float = LAYER_OPTIONS["eps"]
+
+# The options that change nothing unless a rate is above 0. An option that is not named here always counts.
+ACT_WITH_RATES = frozenset(("variational", "training", "stream"))
+LAYER_ACTING, CELL_ACTING = (
+    {name: default for name, default in options.items() if name not in ACT_WITH_RATES}
+    for options in (LAYER_OPTIONS, CELL_OPTIONS)
+)

@@ -1,4 +1,4 @@
-"""Types that several modules name."""
+"""Types used in several modules."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ class LayerTensors(NamedTuple):
 if TYPE_CHECKING:  # Unpack is Python 3.11's
     from typing_extensions import Unpack
 
-    # Those of a layer or a cell as a call passes them on: a plain tuple, since to make a LayerTensors in every call
-    # would cost a third of a microsecond.
+    # The tensors of a layer or a cell within a call. A plain tuple: building a LayerTensors would add a third of a
+    # microsecond to every call.
     Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Unpack[tuple[Tensor | None, ...]]]

@@ -1,7 +1,7 @@
-"""``torch.vmap`` over the ops: N slices are N * B sequences of one call, wherever that is the same.
+"""``torch.vmap`` over the ops: N slices become N * B sequences of one call if that computes the same.
 
-It is not where masks are drawn, which are a function of a sequence's place in its batch and must be those of the slice
-alone, and not where the weights differ from slice to slice: there, and in backward ops, the op runs once a slice.
+The op runs once per slice in three cases: if masks are drawn, because a mask depends on a sequence's index in its batch
+and must be that of the slice alone; if weights differ between slices; and in backward ops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ._schema import CELL_TENSORS, LAYER_TENSORS, RATES
 
 _OPS = torch.ops.lstm_fused
 
-# Which dimension B is, of the arguments (by their place) and of the results.
+# Which dimension is B: of the arguments by their index, and of the results.
 _LAYER_ROWS = {
     LAYER_TENSORS.index(name): dim for name, dim in (("input", 1), ("h_0", 0), ("c_0", 0), ("lengths", 0), ("reset", 1))
 }
@@ -23,7 +23,7 @@ _LAYER_RESULT_ROWS = (1, 0, 0, 1, 1, 1, 1, 1)
 _CELL_ROWS = {CELL_TENSORS.index(name): 0 for name in ("input", "h_0", "c_0", "reset")}
 _CELL_RESULT_ROWS = (0, 0, 0, 0, 0)
 
-Dims = tuple[int | None, ...]  # of each argument, the dimension of the slices; None: it is the same for all
+Dims = tuple[int | None, ...]  # the dimension of the slices of each argument; None: all slices share it
 
 
 def _slice_by_slice(op: Any, size: int, in_dims: Dims, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -53,7 +53,7 @@ def _together(
     )
     shaped, out_dims = [], []
     for result, row in zip(results, result_rows, strict=False):
-        kept = result.dim() > 1  # otherwise it is empty, for all slices
+        kept = result.dim() > 1  # otherwise it is empty
         shaped.append(result.unflatten(row, (size, B)) if kept else result)
         out_dims.append(row if kept else None)
     return tuple(shaped), tuple(out_dims)

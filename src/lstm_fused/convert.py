@@ -1,9 +1,9 @@
 """Weights from other packages into :class:`FusedLSTM`, and back to ``nn.LSTM``.
 
-Every function takes plain tensors or arrays by the names that the package gives them and needs none of the packages.
-Here a gate's weights are rows, in the order i, f, g, o; in haste and Keras they are columns of ``[in, 4H]``, in an
-order of their own. What the weights tell (sizes, layers, directions, biases, kind of layer norm) is no option to give;
-giving it is a TypeError, and other options are checked as by :class:`FusedLSTM`.
+Every function takes tensors or arrays under the names that the other package uses, and does not import that package.
+In :class:`FusedLSTM` a gate's weights are rows, in the order i, f, g, o; in haste and Keras they are columns of ``[in,
+4H]``, in another order. Options that follow from the weights (sizes, layers, directions, biases, kind of layer norm)
+must not be passed, which is a TypeError; other options are checked as by :class:`FusedLSTM`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,16 @@ _FROM_KERAS = (0, 1, 2, 3)
 
 
 def to_torch(lstm: FusedLSTM) -> nn.LSTM:
-    """An ``nn.LSTM`` that computes the same, with a copy of the weights, its mode and what of it is trained.
+    """An ``nn.LSTM`` that computes the same: with copies of the weights, their ``requires_grad``, and the mode.
 
     Raises:
         TypeError: ``lstm`` is another module.
-        ValueError: an option is on that nn.LSTM has not.
+        ValueError: an option that nn.LSTM lacks is on.
     """
     checks.instance("lstm", lstm, FusedLSTM)
-    plain = FusedLSTM(1, 1)
-    options = {
-        name: value
-        for name, value in vars(lstm).items()
-        if name in _NEW_OPTIONS and value != getattr(plain, name) and not (name == "variational" and not lstm.dropout)
-    }
+    changed = lstm._options.changed()
+    without_effect = _WITHOUT_EFFECT if lstm.dropout else _WITHOUT_EFFECT | {"variational"}
+    options = {name: value for name, value in changed.items() if name not in without_effect}
     if options:
         shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(f"lstm must have no option that nn.LSTM lacks to become one, got {shown}")
@@ -52,12 +49,9 @@ def to_torch(lstm: FusedLSTM) -> nn.LSTM:
     return made.train(lstm.training)
 
 
-# What changes the numbers. eps acts with layer norm only, forget_bias at initialization only, recurrent_dropout_on with
-# recurrent_dropout only.
-_NEW_OPTIONS = {
-    "layer_norm", "variational", "recurrent_dropout", "zoneout", "weight_dropout", "peephole",
-    "open_gates",
-}  # fmt: skip
+# The options that alone change no numbers: eps acts with layer norm only, forget_bias at initialization only,
+# recurrent_dropout_on with recurrent_dropout only, and recompute on memory only.
+_WITHOUT_EFFECT = {"eps", "forget_bias", "recurrent_dropout_on", "recompute"}
 
 
 def from_haste(
@@ -97,7 +91,7 @@ def from_keras(weights: Sequence[Any], **options: Any) -> FusedLSTM:
     """A Keras ``LSTM`` from its ``get_weights()``: kernel [I, 4H], recurrent_kernel [H, 4H] and, if there, bias [4H].
 
     Its order of gates is ours. It must have Keras's default activations, ``tanh`` and ``sigmoid``. ``batch_first`` is
-    True unless told, as in Keras; ``unit_forget_bias`` is in the bias already.
+    True by default, as in Keras; ``unit_forget_bias`` is already in the bias.
 
     Raises:
         ValueError: weights are not two or three, or one has another shape.
@@ -115,7 +109,7 @@ def from_tensorflow_addons(weights: Sequence[Any], **options: Any) -> FusedLSTM:
     Args:
         weights: kernel [I, 4H], recurrent_kernel [H, 4H], bias [4H] (unless ``use_bias=False``), then gamma and beta of
             kernel_norm [4H], of recurrent_norm [4H] and of state_norm [H]. Its order of gates is ours.
-        options: of :class:`FusedLSTM`. As there, ``batch_first`` is True and ``eps`` is 1e-3 unless told;
+        options: of :class:`FusedLSTM`. As there, the default of ``batch_first`` is True and that of ``eps`` 1e-3;
             ``recurrent_dropout`` is the same on both sides.
 
     Raises:
@@ -134,13 +128,13 @@ def from_tensorflow_addons(weights: Sequence[Any], **options: Any) -> FusedLSTM:
         gamma, beta = weights[-6:][2 * k : 2 * k + 2]
         state[f"weight_ln_{name}_l0"] = _tensor(f"gamma of {norm}", gamma, shapes[norm])
         state[f"bias_ln_{name}_l0"] = _tensor(f"beta of {norm}", beta, shapes[norm])
-    if bias:  # beside the norms' own biases; only the sum of all acts
+    if bias:  # the norms have biases too; only the sum of all matters
         state["bias_ln_ih_l0"] = state["bias_ln_ih_l0"] + _tensor("bias", bias[0], (4 * H,))
     return _module(state, {"batch_first": True, "eps": 1e-3} | options)
 
 
-# Of PyTorch's custom_lstms.py: layers.0.cell.weight_ih, layers.1.directions.0.cell.layernorm_i.weight and so on; a
-# layer or a cell alone has the end of such a name.
+# Names in PyTorch's custom_lstms.py: layers.0.cell.weight_ih, layers.1.directions.0.cell.layernorm_i.weight and so on;
+# for a single layer or cell, the last part of such a name.
 _SCRIPTED = re.compile(r"(?:layers\.(\d+)\.)?(?:directions\.([01])\.)?(?:cell\.)?((?:layernorm_[ihc]\.)?\w+)")
 _FROM_SCRIPTED = {name: name for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")} | {
     f"layernorm_{theirs}.{kind}": f"{kind}_ln_{ours}"
@@ -177,7 +171,7 @@ def from_torchscript(state_dict: Mapping[str, Tensor], **options: Any) -> FusedL
 
 
 def _tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-    """A tensor of this shape; None: any size."""
+    """The value as a tensor, whose shape is checked. None stands for any size."""
     tensor = torch.as_tensor(value).detach()
     if tensor.dim() != len(shape) or any(n is not None and n != m for n, m in zip(shape, tensor.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
@@ -186,7 +180,7 @@ def _tensor(name: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
 
 
 def _reorder(rows: Tensor, order: tuple[int, ...]) -> Tensor:
-    """[4H, ...] with its blocks of a gate in this order."""
+    """[4H, ...] with the gates' blocks in this order."""
     blocks = rows.chunk(4)
     return torch.cat([blocks[k] for k in order])
 

@@ -1,28 +1,29 @@
 """CUDA tensors: whether this build has kernels for them, and which backend a layer runs on, our kernels or cuDNN.
 
-The rule, ``backend``: in eager mode cuDNN takes a layer that ``nn.LSTM`` could have computed too: no layer norm, no
-mask, no zoneout, no peephole, no open gate, no projection, no recomputation, no lengths, no resets, forward direction.
-Our step kernels, one matrix product and one kernel a step, take everything else, and everything that is compiled,
-exported or under ``torch.func``.
+The rule is in :func:`backend`. In eager mode cuDNN runs a layer that ``nn.LSTM`` could compute too: no layer norm,
+mask, zoneout, peephole, open gate, projection, recomputation, lengths or resets, and the forward direction. Our step
+kernels (per step one matrix product and one kernel) run all other layers, and all calls that are compiled, exported or
+under ``torch.func``.
 
-cuDNN is not one algorithm. torch lets it keep the weights on the chip for a whole sequence ("persistent") for up to 128
-hidden units, and in float16 where H and I are multiples of 128, H at most 1024 and B a multiple of 8 and at most 128,
-on large GPUs. In float32 and bfloat16 with more than 128 units, and in float64, it runs a product and a kernel a step,
-as ours do (its forward pass alone is persistent up to 192 units). bfloat16 goes to cuDNN 9.13 and later only: with
-another one ``nn.LSTM`` runs one cell after the other, and such a layer stays here.
+cuDNN has several algorithms. torch lets it keep the weights on the chip for a whole sequence ("persistent") for up to
+128 hidden units, and in float16 on large GPUs if H and I are multiples of 128, H is at most 1024 and B is a multiple of
+8 up to 128. In float32 and bfloat16 with more than 128 units, and in float64, it runs a product and a kernel per step,
+as our kernels do; its forward pass alone is persistent up to 192 units. bfloat16 needs cuDNN 9.13 or later: with an
+older one ``nn.LSTM`` runs one cell after the other, and our kernels run such a layer.
 
-``auto``, the default, gives cuDNN every layer that it computes, so that a plain layer takes the time that ``nn.LSTM``
-takes; that one of ours is faster somewhere has not been measured. ``LSTM_FUSED_CUDNN=0`` (or ``use_cudnn("0")``) keeps
-all layers here, which double backward needs: cuDNN has none. ``1`` is what ``auto`` does now, and will stay so.
-``last_backend`` tells what ran.
+``auto``, the default, uses cuDNN for every layer that it can compute, so that a layer with default options takes the
+time of ``nn.LSTM``; no case has been measured where our kernels are faster. ``LSTM_FUSED_CUDNN=0`` (or
+``use_cudnn("0")``) uses our kernels for all layers, which double backward needs, because cuDNN has none. ``1`` is the
+same as ``auto`` now, and will stay so. ``last_backend`` returns what the last layer ran on.
 
-TF32: torch allows it to cuDNN (``torch.backends.cudnn.allow_tf32``) and not to the products of our kernels
-(``torch.backends.cuda.matmul.allow_tf32``). So with torch's defaults a plain float32 layer multiplies numbers with
-10 bits of fraction, as ``nn.LSTM`` does, and one with an option multiplies float32. Set both alike to compare the two.
+TF32: torch allows it in cuDNN (``torch.backends.cudnn.allow_tf32``) but not in the products of our kernels
+(``torch.backends.cuda.matmul.allow_tf32``). With torch's defaults a float32 layer with default options therefore
+multiplies numbers with 10 bits of fraction, as ``nn.LSTM`` does, and a layer with an option multiplies float32. Set
+both to the same value to compare the two.
 
 Half precision: products round their results to the tensors' type, and sum in float32 before, unless
 ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` (or ``allow_fp16_...``) lets cuBLAS add parts of
-them in half precision; that of the weights' gradients, over all steps and sequences, is in float32 always.
+them in half precision; the sum of the weights' gradients over all steps and sequences is always in float32.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._schema import PLAIN_TENSORS
+from ._schema import ACT_WITH_RATES, PLAIN_TENSORS
 
 if TYPE_CHECKING:
     from ._types import Tensors
@@ -54,7 +55,7 @@ except ImportError as _error:
 
 
 def unavailable() -> str | None:
-    """Why CUDA tensors cannot be computed with, and how to mend it; ``None`` when they can."""
+    """Why this build has no kernels for CUDA tensors, and how to get them; ``None`` if it has."""
     if missing is None:
         return None
     return (
@@ -69,15 +70,18 @@ def _refuse(*arguments: Any, **options: Any) -> Any:
 
 
 if missing is not None:
-    _library = torch.library.Library("lstm_fused", "IMPL")  # kept: what it registers goes with it
+    _library = torch.library.Library("lstm_fused", "IMPL")  # kept alive: its registrations end with it
     for _name in _OPS:
         _library.impl(_name, _refuse, "CUDA")
 
-_NO_MEMORY = ("out of memory", "torch could not allocate")  # before torch 2.13 our ops are not told the reason
+_NO_MEMORY = (
+    "out of memory",
+    "torch could not allocate",
+)  # the second: before torch 2.13 our ops do not get the reason
 
 
 def out_of_memory_as_torch(op: Callable[..., Any]) -> Callable[..., Any]:
-    """``op``, whose want of the GPU's memory is torch's own exception: training loops catch that."""
+    """``op``, raising ``torch.OutOfMemoryError`` if the GPU runs out of memory: training loops catch that."""
 
     def call(*tensors: Any, **options: Any) -> Any:
         try:
@@ -92,11 +96,11 @@ def out_of_memory_as_torch(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _MODES = ("auto", "0", "1")
-_mode: str | None = None  # what use_cudnn set, which has its way over the environment
+_mode: str | None = None  # set by use_cudnn, and stronger than the environment variable
 
 
 def use_cudnn(mode: str | None) -> None:
-    """ "auto", "0" (never) or "1" (wherever possible); ``None``: what LSTM_FUSED_CUDNN says.
+    """Set the mode: "auto", "0" (never) or "1" (wherever possible); ``None``: the value of LSTM_FUSED_CUDNN.
 
     Raises:
         ValueError: mode is something else. A wrong ``LSTM_FUSED_CUDNN`` raises it in a layer's call.
@@ -114,22 +118,26 @@ def _cudnn_mode() -> str:
     return mode
 
 
-# The tensors of a layer (by their place among the arguments of ops.lstm_layer) and the options that cuDNN knows.
-_HARMLESS = {"variational", "training", "eps", "stream"}  # without a rate or a norm they change nothing
+_HARMLESS = {"eps", *ACT_WITH_RATES}  # without a norm or a rate they change nothing
 
 
 def backend(device: torch.device | str, tensors: Tensors, options: dict[str, Any]) -> str:
-    """What a call of ``ops.lstm_layer`` runs on in eager mode: "cpu", "steps" (our CUDA kernels), "cudnn" or
-    "cudnn-persistent" (a training step with the weights on the chip).
+    """The backend of a call of ``ops.lstm_layer`` in eager mode.
 
-    ``tensors``: its tensor arguments in their order, the seed last; ``options``: its other arguments that are given.
+    It is "cpu", "steps" (our CUDA kernels), "cudnn" or "cudnn-persistent" (a training step with the weights on the
+    chip).
+
+    Args:
+        device: of the tensors.
+        tensors: all tensor arguments in their order, the seed last.
+        options: the other arguments that are passed, by name.
     """
     if torch.device(device).type != "cuda":
         return "cpu"
     seed_too = len(tensors) - 1
-    plain = all(x is None for x in tensors[len(PLAIN_TENSORS) : seed_too])
-    plain = plain and all(not value for name, value in options.items() if name not in _HARMLESS)
-    if _cudnn_mode() == "0" or not (plain and _well_formed(*tensors[:3], *tensors[3 : len(PLAIN_TENSORS)])):
+    has_defaults = all(x is None for x in tensors[len(PLAIN_TENSORS) : seed_too])
+    has_defaults = has_defaults and all(not value for name, value in options.items() if name not in _HARMLESS)
+    if _cudnn_mode() == "0" or not (has_defaults and _well_formed(*tensors[:3], *tensors[3 : len(PLAIN_TENSORS)])):
         return "steps"
     input, h_0 = tensors[:2]
     if not _cudnn_computes(input.dtype):
@@ -159,7 +167,7 @@ def _is_persistent(device: torch.device | str, input: Tensor, h_0: Tensor) -> bo
 
 
 def _well_formed(input: Tensor, h_0: Tensor, c_0: Tensor, *weights: Tensor | None) -> bool:
-    """Whether there is something to compute, from tensors that fit; of those that do not, our op says which it is."""
+    """Whether the tensors are not empty and fit each other. If they do not, our op raises the error that says why."""
     if input.dim() != 3 or h_0.dim() != 2 or not input.numel():
         return False
     I, (B, H) = input.shape[2], h_0.shape  # noqa: E741
@@ -173,9 +181,9 @@ _last_backend: str | None = None
 
 
 def takes_cudnn(tensors: Tensors, options: dict[str, Any]) -> bool:
-    """Whether this call of a layer with CUDA tensors goes to cuDNN; :func:`last_backend` will tell.
+    """Whether cuDNN runs this call of a layer with CUDA tensors; recorded for :func:`last_backend`.
 
-    None does without our kernels: that a layer works until an option is switched on would be no help.
+    Always False in a build without our CUDA kernels, so that layers do not fail only once an option is switched on.
     """
     global _last_backend
     _last_backend = backend(tensors[0].device, tensors, options) if missing is None else None
@@ -183,23 +191,23 @@ def takes_cudnn(tensors: Tensors, options: dict[str, Any]) -> bool:
 
 
 def last_backend() -> str | None:
-    """What the last layer that ran on a GPU in eager mode ran on, as :func:`backend`; ``None``: no such layer ran yet.
+    """The backend, as in :func:`backend`, of the last layer on a GPU in eager mode; ``None`` if there was none.
 
-    What is compiled or exported runs on "steps".
+    Compiled and exported layers run on "steps".
     """
     return _last_backend
 
 
-# torch would have the weights in one block, as nn.LSTM keeps them; ours are copied into one, which is little beside a
-# sequence's time. Only the warning of this module's call is meant: it would tell of a method that changes nothing here.
+# cuDNN needs the weights in one block. nn.LSTM keeps them so; ours are copied in every call, which takes little time
+# beside a sequence. The filter is for the call in this module: its warning recommends a method that does nothing here.
 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk", module=__name__)
 
 
 def cudnn_layer(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """``(output, h_n, c_n)`` of a plain layer, by torch's own LSTM."""
+    """``(output, h_n, c_n)`` of a layer with default options, by torch's own LSTM."""
     input, h_0, c_0 = tensors[:3]
     weights = [x for x in tensors[3 : len(PLAIN_TENSORS)] if x is not None]
     state = (h_0.unsqueeze(0), c_0.unsqueeze(0))
-    with torch.autocast(input.device.type, enabled=False):  # whose rule our ops have followed already
+    with torch.autocast(input.device.type, enabled=False):  # already applied
         result = torch.lstm(input, state, weights, len(weights) == 4, 1, 0.0, True, False, False)
     return result[0], result[1].squeeze(0), result[2].squeeze(0)

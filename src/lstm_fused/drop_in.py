@@ -1,4 +1,4 @@
-"""``LSTM`` and ``LSTMCell``: the fused modules under torch's names, which ``isinstance(..., nn.LSTM)`` finds."""
+"""``LSTM`` and ``LSTMCell``: the fused modules as subclasses of torch's, for code that checks with ``isinstance``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .lstm import FusedLSTM, FusedLSTMCell
 
 
 class LSTM(FusedLSTM, nn.LSTM):
-    """:class:`FusedLSTM` without options, and an ``nn.LSTM``: for code in which nothing but the import changes.
+    """:class:`FusedLSTM` without options, and a subclass of ``nn.LSTM``: only the import changes.
 
-    Code that asks ``isinstance(module, nn.LSTM)`` most often initializes its weights, and finds here what it expects,
-    parameter by parameter. A tool that replaces an ``nn.LSTM`` by another module of the same weights may do so here,
-    where there is no option that it would drop; that is why FusedLSTM itself is none.
+    Code that checks ``isinstance(module, nn.LSTM)`` usually initializes weights, and all parameters are as it expects.
+    A tool may also replace an ``nn.LSTM`` by another module with the same weights. That is safe here, because there are
+    no options to lose, and it is the reason why FusedLSTM itself is no ``nn.LSTM``.
 
-    ``torch.compile`` compiles no ``nn.LSTM``, and therefore none of this class, unless it is told
-    (``torch._dynamo.config.allow_rnn = True``); it does compile FusedLSTM.
+    ``torch.compile`` does not compile an ``nn.LSTM``, and therefore not this class, unless
+    ``torch._dynamo.config.allow_rnn`` is True; it does compile FusedLSTM.
 
     The arguments are those of ``nn.LSTM``, the call is that of FusedLSTM, with ``lengths``, ``reset`` and ``seed``.
     """
@@ -41,12 +41,12 @@ class LSTM(FusedLSTM, nn.LSTM):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
 
-    # Properties of FusedLSTM, which nn.RNNBase declares as attributes.
+    # nn.RNNBase declares as attributes what are properties in FusedLSTM.
     _all_weights: list[list[str]]
     _flat_weights_names: list[str]
     _flat_weights: list[Any]
 
-    # What nn.RNNBase does to a list of the weights that it keeps, and that there is none of here.
+    # nn.RNNBase overrides these to keep a list of its weights, which does not exist here.
     __setattr__: Any = nn.Module.__setattr__
     __setstate__: Any = nn.Module.__setstate__
     _apply = nn.Module._apply

@@ -18,6 +18,8 @@ gate of every step can be looked at::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,8 +71,11 @@ def hits(seed: Tensor | None, use: str, rate: float, t: int, like: Tensor, *, st
     return random_bits(seed, use, t, *like.shape, stream=stream) < int(rate * 2**32)
 
 
-def _dropout(x: Tensor, rate: float, hit: Tensor) -> Tensor:
-    return x * (~hit).to(x.dtype) / (1 - rate)
+def _dropout(x: Tensor, use: str, rate: float, t: int, seed: Tensor | None, *, training: bool, stream: int) -> Tensor:
+    """x with the mask of this use at step ``t``; x itself in eval and at rate 0."""
+    if not (training and rate > 0):
+        return x
+    return x * (~hits(seed, use, rate, t, x, stream=stream)).to(x.dtype) / (1 - rate)
 
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -78,11 +83,51 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> 
     return x if weight is None else F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
-def _weight_dropout(weight_hh: Tensor, rate: float, seed: Tensor | None, training: bool, stream: int) -> Tensor:
-    """DropConnect (Merity et al. 2018): one mask of the matrix for all steps and sequences."""
-    if not training or rate == 0:
-        return weight_hh
-    return _dropout(weight_hh, rate, hits(seed, "weight", rate, 0, weight_hh, stream=stream))
+def _pre_activations(
+    input: Tensor,
+    h: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_ln_ih: Tensor | None,
+    weight_ln_hh: Tensor | None,
+    bias_ln_ih: Tensor | None,
+    bias_ln_hh: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """z of :func:`lstm_cell`, [..., 4H], from the input [..., I] and h~ [..., P]: of one step or of several."""
+    z_x = _norm(F.linear(input, weight_ih), weight_ln_ih, bias_ln_ih, eps)
+    z_h = _norm(F.linear(h, weight_hh), weight_ln_hh, bias_ln_hh, eps)
+    z = z_x + z_h
+    return z if bias_ih is None or bias_hh is None else z + bias_ih + bias_hh
+
+
+def _gates(
+    z: Tensor,
+    c_0: Tensor,
+    weight_ci: Tensor | None,
+    weight_cf: Tensor | None,
+    weight_co: Tensor | None,
+    open_gates: int,
+    drop_candidate: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """i, f, g, o and c' of :func:`lstm_cell`, [..., H] each, from z and c_{t-1}. ``drop_candidate``: g -> m_g * g."""
+
+    def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
+        if open_gates & GATES[name]:
+            return torch.ones_like(z)
+        return (z if peephole is None else z + peephole * c).sigmoid()
+
+    z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
+    i, f, g = gate("i", z_i, weight_ci, c_0), gate("f", z_f, weight_cf, c_0), z_g.tanh()
+    c = f * c_0 + i * drop_candidate(g)
+    return i, f, g, gate("o", z_o, weight_co, c), c
+
+
+def past_the_end(lengths: Tensor, T: int) -> Tensor:
+    """Which steps of each sequence are no real ones: bool [T, B], from lengths [B]."""
+    return torch.arange(T, device=lengths.device).unsqueeze(1) >= lengths
 
 
 def lstm_cell(
@@ -160,29 +205,19 @@ def lstm_cell(
             return rate * old + (1 - rate) * new
         return torch.where(hits(seed, use, rate, step, new, stream=stream), old, new)
 
-    def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
-        if open_gates & GATES[name]:
-            return torch.ones_like(z)
-        return (z if peephole is None else z + peephole * c).sigmoid()
+    def drop_candidate(g: Tensor) -> Tensor:
+        return _dropout(g, "candidate", candidate_dropout, step, seed, training=training, stream=stream)
 
     if reset is not None:
         h_0, c_0 = (x.masked_fill(reset.unsqueeze(1), 0) for x in (h_0, c_0))
-    h = h_0
-    if training and recurrent_dropout > 0:
-        h = _dropout(h, recurrent_dropout, hits(seed, "hidden", recurrent_dropout, 0, h, stream=stream))
-    weight_hh = _weight_dropout(weight_hh, weight_dropout, seed, training, stream)
-    z_x = _norm(F.linear(input, weight_ih), weight_ln_ih, bias_ln_ih, eps)
-    z_h = _norm(F.linear(h, weight_hh), weight_ln_hh, bias_ln_hh, eps)
-    z = z_x + z_h
-    if bias_ih is not None and bias_hh is not None:
-        z = z + bias_ih + bias_hh
-    z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
-    g = z_g.tanh()
-    if training and candidate_dropout > 0:
-        g = _dropout(g, candidate_dropout, hits(seed, "candidate", candidate_dropout, step, g, stream=stream))
-    c = gate("f", z_f, weight_cf, c_0) * c_0 + gate("i", z_i, weight_ci, c_0) * g
+    h = _dropout(h_0, "hidden", recurrent_dropout, 0, seed, training=training, stream=stream)
+    weight_hh = _dropout(weight_hh, "weight", weight_dropout, 0, seed, training=training, stream=stream)
+    z = _pre_activations(
+        input, h, weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, bias_ln_ih, bias_ln_hh, eps
+    )
+    _, _, _, o, c = _gates(z, c_0, weight_ci, weight_cf, weight_co, open_gates, drop_candidate)
     n = _norm(c, weight_ln_c, bias_ln_c, eps)
-    h = gate("o", z_o, weight_co, c) * n.tanh()
+    h = o * n.tanh()
     h_t = zoneout(h, h_0, zoneout_h, "zoneout_h")
     c_t = zoneout(c if bias_ln_ih is None else n, c_0, zoneout_c, "zoneout_c")
     return h_t if weight_hr is None else F.linear(h_t, weight_hr), c_t
@@ -235,30 +270,28 @@ def lstm_layer(
 
     Shapes: input [T, B, I]; reset bool [T, B]; the others as in :func:`lstm_cell`.
     """
-    T = input.shape[0]
     weights = (
-        weight_ih, _weight_dropout(weight_hh, weight_dropout, seed, training, stream), bias_ih, bias_hh,
+        weight_ih, _dropout(weight_hh, "weight", weight_dropout, 0, seed, training=training, stream=stream),
+        bias_ih, bias_hh,
         weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c, bias_ln_ih, bias_ln_hh,
         weight_hr, weight_ci, weight_cf, weight_co,
     )  # fmt: skip
-    if lengths is not None:
-        past = torch.arange(T, device=input.device).unsqueeze(1) >= lengths  # [T, B]
+    past = None if lengths is None else past_the_end(lengths, input.shape[0])
+    if past is not None:
         input = input.masked_fill(past.unsqueeze(-1), 0)
 
     h, c, outputs = h_0, c_0, []
-    for t in reversed(range(T)) if reverse else range(T):
+    for t in reversed(range(input.shape[0])) if reverse else range(input.shape[0]):
         h_t, c_t = lstm_cell(
             input[t], h, c, *weights, None if reset is None else reset[t], seed, step=t,
             recurrent_dropout=recurrent_dropout, candidate_dropout=candidate_dropout, zoneout_h=zoneout_h,
             zoneout_c=zoneout_c, open_gates=open_gates, training=training, eps=eps, stream=stream,
         )  # fmt: skip
-        y = h_t
-        if training and dropout > 0:
-            y = _dropout(y, dropout, hits(seed, "output", dropout, 0 if variational else t, y, stream=stream))
-        if lengths is not None:
+        y = _dropout(h_t, "output", dropout, 0 if variational else t, seed, training=training, stream=stream)
+        if past is not None:
             ended = past[t].unsqueeze(1)
             h_t, c_t, y = torch.where(ended, h, h_t), torch.where(ended, c, c_t), y.masked_fill(ended, 0)
         h, c = h_t, c_t
         outputs.append(y)
-    output = torch.stack(outputs[::-1] if reverse else outputs) if T else h_0.new_zeros(0, *h_0.shape)
+    output = torch.stack(outputs[::-1] if reverse else outputs) if outputs else h_0.new_zeros(0, *h_0.shape)
     return output, h, c
