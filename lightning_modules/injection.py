@@ -28,6 +28,8 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader
 from torch import nn
 
+from lstm_fused._options import CELL_OPTIONS
+
 Spec = dict[str, Any]
 
 
@@ -376,7 +378,7 @@ class SpecSources:
 
 
 # Short forms of options that not every recurrent layer has.
-CLASS_OPTIONS = ("layer_norm", "recurrent_dropout", "zoneout", "forget_bias")
+CLASS_OPTIONS = tuple(name for name in RECURRENT.short if name in CELL_OPTIONS)
 # What an lr_scheduler stands in place of, and how that is put out.
 SCHEDULE_OFF = {"lr_schedule": "constant", "warmup_steps": 0}
 _SHORT_NAMES = {short for kind in KINDS.values() for short in kind.short.values()} | set(SCHEDULE_OFF)

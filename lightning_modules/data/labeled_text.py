@@ -151,15 +151,7 @@ class LabeledTextDataModule(LabeledDataModule):
                 found[option] = column % len(names)
             else:
                 raise ValueError(f"data.{option} must be a column of '{file}', {_listed(names)}, got {column!r}")
-        text_at, label_at = found.values()
-        if len(names) == 2 and labeled:
-            if text_at is None:
-                text_at = 0 if label_at is None else 1 - label_at
-            label_at = 1 - text_at if label_at is None else label_at
-        elif text_at is None and not labeled and len(names) - (label_at is not None) == 1:
-            text_at = 0 if label_at is None else 1 - label_at
-        elif text_at is None and not labeled and len(names) == 2 and not has_names:
-            text_at = 0
+        text_at, label_at = _by_exclusion(found["text_column"], found["label_column"], len(names), labeled, has_names)
         for option, position in (("text_column", text_at), ("label_column", label_at)):
             if position is None and (labeled or option == "text_column"):
                 raise ValueError(f"'{file}' has the columns {_listed(names)}: say with --data.{option} which it is")
@@ -298,3 +290,18 @@ def _is_punctuation(character: str) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{name[:30]!r} ({number})" for number, name in enumerate(names))
+
+
+def _by_exclusion(
+    text_at: int | None, label_at: int | None, count: int, labeled: bool, has_names: bool
+) -> tuple[Any, int | None]:
+    """The positions of text and label where what is known, and the number of columns, leave one choice."""
+    if count == 2 and labeled:
+        if text_at is None:
+            text_at = 0 if label_at is None else 1 - label_at
+        label_at = 1 - text_at if label_at is None else label_at
+    elif text_at is None and not labeled and count - (label_at is not None) == 1:
+        text_at = 0 if label_at is None else 1 - label_at
+    elif text_at is None and not labeled and count == 2 and not has_names:
+        text_at = 0
+    return text_at, label_at

@@ -243,14 +243,7 @@ class DataFiles:
         if 0 < len(documents) < len(files):
             files = [file for file in files if file not in set(documents)]
             not_read.append((documents, "about the data"))
-        by_split: dict[str | None, list[Path]] = {}
-        refused: dict[str | None, list[tuple[Path, str]]] = {}
-        for file in files:
-            if kind := self._not_data(file):
-                splits = _splits_of(file, root)
-                refused.setdefault(splits.pop() if len(splits) == 1 else None, []).append((file, kind))
-            else:
-                by_split.setdefault(_split_of(file, root), []).append(file)
+        by_split, refused = self._sorted_by_split(files, root)
         for split, (bad, *_) in refused.items():
             if split not in by_split and (split is not None or not by_split):
                 raise ValueError(f"'{bad[0]}' is {bad[1]}, which is not read: unpack or convert it, or leave it out")
@@ -266,13 +259,24 @@ class DataFiles:
                     f"none as a word: name the files with --data.train, --data.valid and --data.test"
                 )
         for split, of_split in by_split.items():
-            first: dict[tuple[int, int], Path] = {}
-            for file in of_split:
-                first.setdefault(_identity(file), file)
-            by_split[split] = list(first.values())
-            if links := [file for file in of_split if file not in by_split[split]]:
+            by_split[split], links = _without_links(of_split)
+            if links:
                 not_read.append((links, "read by another name"))
         return by_split, not_read
+
+    def _sorted_by_split(
+        self, files: list[Path], root: Path
+    ) -> tuple[dict[str | None, list[Path]], dict[str | None, list[tuple[Path, str]]]]:
+        """The data files by split, and by split those that are no data, with what they are."""
+        by_split: dict[str | None, list[Path]] = {}
+        refused: dict[str | None, list[tuple[Path, str]]] = {}
+        for file in files:
+            if kind := self._not_data(file):
+                splits = _splits_of(file, root)
+                refused.setdefault(splits.pop() if len(splits) == 1 else None, []).append((file, kind))
+            else:
+                by_split.setdefault(_split_of(file, root), []).append(file)
+        return by_split, refused
 
     def _note_not_read(self, source: str, not_read: list[tuple[list[Path], str]]) -> None:
         if not_read:
@@ -297,6 +301,15 @@ def _split_of(file: Path, root: Path) -> str | None:
             f"rename it, or name the files with --data.train, --data.valid and --data.test"
         )
     return splits.pop() if splits else None
+
+
+def _without_links(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The files, each by its first name, and the other names."""
+    first: dict[tuple[int, int], Path] = {}
+    for file in files:
+        first.setdefault(_identity(file), file)
+    kept = list(first.values())
+    return kept, [file for file in files if file not in kept]
 
 
 def _identity(file: Path) -> tuple[int, int]:

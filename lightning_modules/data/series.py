@@ -140,7 +140,32 @@ class SeriesDataModule(TaskDataModule):
     def _fit(self) -> dict[str, Any]:
         rows = self._rows("train")
         assert rows is not None  # there is always a train split
-        table = rows[0][0]
+        time, targets, covariates = self._chosen_columns(rows[0][0])
+        categories: dict[str, list[str]] = {}
+        means, scales, gaps = [], [], []
+        for name in targets + covariates:
+            if name in covariates and not all(table.is_numeric(name) for table, *_ in rows):
+                cells = {cell.strip() for table, start, end in rows for cell in table.column(name)[start:end]}
+                categories[name] = sorted(cells)
+                continue
+            values = torch.cat([table.numbers(name)[start:end] for table, start, end in rows])
+            known = values[~values.isnan()]
+            if len(known) < 2:
+                raise ValueError(f"column '{name}' must have at least 2 values in the train rows, got {len(known)}")
+            scale = float(known.std())
+            means.append(float(known.mean()))
+            scales.append(scale if scale > 0 else 1.0)
+            if name in targets and len(known) < len(values):
+                gaps.append(name)
+        season = self.hparams.season
+        naive = [naive_error(name, [table.numbers(name)[a:b] for table, a, b in rows], season) for name in targets]
+        return {
+            "time": time, "targets": targets, "covariates": covariates, "categories": categories, "means": means,
+            "scales": scales, "gaps": gaps, "naive_errors": naive, "season": season,
+        }  # fmt: skip
+
+    def _chosen_columns(self, table: SeriesTable) -> tuple[str | None, list[str], list[str]]:
+        """The columns of the times, the targets and the covariates, each of them there."""
         time = self.hparams.time
         if time is None and not table.is_numeric(next(iter(table.columns))):
             time = next(iter(table.columns))
@@ -154,36 +179,8 @@ class SeriesDataModule(TaskDataModule):
         if both := [name for name in covariates if name in targets]:
             raise ValueError(f"covariates must be other columns than targets, got '{both[0]}' in both")
         for name in (*targets, *covariates, *([time] if time else [])):
-            table.column(name)  # there is one
-        state: dict[str, Any] = {"time": time, "targets": targets, "covariates": covariates, "categories": {}}
-        means, scales, gaps = [], [], []
-        for name in targets + covariates:
-            if name in covariates and not all(table.is_numeric(name) for table, *_ in rows):
-                cells = {cell.strip() for table, start, end in rows for cell in table.column(name)[start:end]}
-                state["categories"][name] = sorted(cells)
-                continue
-            values = torch.cat([table.numbers(name)[start:end] for table, start, end in rows])
-            known = values[~values.isnan()]
-            if len(known) < 2:
-                raise ValueError(f"column '{name}' must have at least 2 values in the train rows, got {len(known)}")
-            scale = float(known.std())
-            means.append(float(known.mean()))
-            scales.append(scale if scale > 0 else 1.0)
-            if name in targets and len(known) < len(values):
-                gaps.append(name)
-        season = self.hparams.season
-        naive = []
-        for name in targets:
-            steps = [table.numbers(name)[start:end] for table, start, end in rows]
-            errors = torch.cat([(x[season:] - x[:-season]).abs() for x in steps])
-            error = float(errors[~errors.isnan()].mean()) if (~errors.isnan()).any() else float("nan")
-            if not error > 0:
-                raise ValueError(
-                    f"season must be shorter than the train rows, and the values a season apart must differ, for the "
-                    f"scale of MASE: column '{name}', season {season}"
-                )
-            naive.append(error)
-        return state | {"means": means, "scales": scales, "gaps": gaps, "naive_errors": naive, "season": season}
+            table.column(name)
+        return time, targets, covariates
 
     @property
     def input_size(self) -> int:
@@ -383,6 +380,22 @@ def carried_forward(values: Tensor) -> Tensor:
     steps = torch.arange(len(values))[:, None].expand_as(values)
     last = torch.where(values.isnan(), -1, steps).cummax(0).values
     return torch.where(last < 0, torch.zeros_like(values), values.gather(0, last.clamp(min=0)))
+
+
+def naive_error(column: str, series: Sequence[Tensor], season: int) -> float:
+    """The mean absolute difference of values a season apart, by which MASE scales.
+
+    Raises:
+        ValueError: there is none, or it is 0.
+    """
+    errors = torch.cat([(x[season:] - x[:-season]).abs() for x in series])
+    error = float(errors[~errors.isnan()].mean()) if (~errors.isnan()).any() else float("nan")
+    if not error > 0:
+        raise ValueError(
+            f"season must be shorter than the train rows, and the values a season apart must differ, for the "
+            f"scale of MASE: column '{column}', season {season}"
+        )
+    return error
 
 
 def default_series() -> SeriesTable:

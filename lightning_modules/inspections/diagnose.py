@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -170,12 +170,27 @@ def read_curves(folder: str | Path) -> Curves:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
     rows = [row for row in rows if "epoch" in row]
-    not_finite = None
+    not_finite = _first_not_finite(rows)
+    steps = [(row["step"], row["train_loss_step"]) for row in rows if "train_loss_step" in row]
+    points = _points(rows, steps)
+    if points and points[0].epoch > 0:
+        points = _earlier_points(Path(folder), points[0]) + points
+    if not points and not_finite is None:
+        raise ValueError(f"'{path}' must have validations (val_loss) to be judged, got none")
+    first_step, first_loss = steps[0] if steps else (None, None)
+    return Curves(points, first_loss, first_step, not_finite)
+
+
+def _first_not_finite(rows: list[dict[str, float]]) -> str | None:
     for row in rows:
         for name, value in row.items():
-            if not math.isfinite(value) and not_finite is None:
-                not_finite = f"{name} is {value} in epoch {int(row['epoch'])}"
-    steps = [(row["step"], row["train_loss_step"]) for row in rows if "train_loss_step" in row]
+            if not math.isfinite(value):
+                return f"{name} is {value} in epoch {int(row['epoch'])}"
+    return None
+
+
+def _points(rows: list[dict[str, float]], steps: list[tuple[float, float]]) -> list[Point]:
+    """A point for each validation. ``steps``: the training losses that were kept, each with its step."""
     of_epoch = {int(row["epoch"]): row["train_loss_epoch"] for row in rows if "train_loss_epoch" in row}
     valid = [row for row in rows if "val_loss" in row]
     points: list[Point] = []
@@ -189,12 +204,7 @@ def read_curves(folder: str | Path) -> Curves:
         figures = {name: value for name, value in row.items() if name.startswith("val_") and name != "val_loss"}
         points.append(Point(epoch, step, train, row["val_loss"], figures))
         before = step
-    if points and points[0].epoch > 0:
-        points = _earlier_points(Path(folder), points[0]) + points
-    if not points and not_finite is None:
-        raise ValueError(f"'{path}' must have validations (val_loss) to be judged, got none")
-    first_step, first_loss = steps[0] if steps else (None, None)
-    return Curves(points, first_loss, first_step, not_finite)
+    return points
 
 
 def _earlier_points(folder: Path, first: Point) -> list[Point]:
@@ -237,93 +247,181 @@ def diagnose(curves: Curves, config: dict[str, Any] | None = None, summary: dict
     """
     config, summary = config or {}, summary or {}
     options = Options(config, summary)
-    points = [point for point in curves.points if math.isfinite(point.valid)]
     stop = summary.get("stop_reason")
     diverged = curves.not_finite or (stop if stop and "diverged" in stop else None)
-    if not points:
+    if not any(math.isfinite(point.valid) for point in curves.points):
         findings = [f"The training has diverged before anything was validated: {diverged}."]
         return Diagnosis("unstable", 0, findings, options.steadier(), curves.points, None, [], stop)
+    signs = _signs(curves, summary, diverged)
+    judged = _judge(signs, options)
+    wasted = [] if judged.verdict == "unstable" else _validations_in_vain(signs, summary)
+    findings = [
+        _lowest(signs), *_of_the_monitor(signs.points, signs.best, config), *judged.findings,
+        *_how_train_was_measured(signs.last, options), *wasted,
+    ]  # fmt: skip
+    advice = judged.advice + (_less_patience(signs, config) if wasted else [])
+    return Diagnosis(judged.verdict, judged.since, findings, advice, signs.points, signs.best, signs.peaks, stop)
+
+
+@dataclass
+class _Signs:
+    """What the curves show, before it is judged; places are those in ``points``."""
+
+    points: list[Point]  # those whose validation loss is finite
+    best: int
+    start: float
+    first_loss: float | None
+    diverged: str | None
+    not_finite: str | None
+    peaks: list[int]
+    fallen_back: int | None
+    blown_up: int | None
+    overfitted: tuple[int | None, list[str]]  # since which epoch, and findings
+    underfitted: tuple[int | None, list[str]]
+    falling: str | None
+
+    @property
+    def lowest(self) -> Point:
+        return self.points[self.best]
+
+    @property
+    def last(self) -> Point:
+        return self.points[-1]
+
+    @property
+    def waited(self) -> int:
+        """The validations after the best one."""
+        return len(self.points) - 1 - self.best
+
+
+class _Judged(NamedTuple):
+    verdict: str
+    since: int | None
+    findings: list[str]
+    advice: list[str]
+
+
+def _signs(curves: Curves, summary: dict[str, Any], diverged: str | None) -> _Signs:
+    points = [point for point in curves.points if math.isfinite(point.valid)]
     start = _start(curves, summary)
     best = min(range(len(points)), key=lambda k: points[k].valid)
-    lowest, last = points[best], points[-1]
-    findings = [
+    falling = _still_falling(points, best, summary)
+    return _Signs(
+        points,
+        best,
+        start,
+        curves.first_loss,
+        diverged,
+        curves.not_finite,
+        peaks=sorted({*_peaks([p.valid for p in points]), *_peaks([p.train for p in points])}),
+        fallen_back=_risen_for_good([p.train for p in points]),
+        blown_up=_above_the_start(points, curves, start),
+        overfitted=_overfitting(points, best, start),
+        underfitted=_underfitting(points, best, start, falling),
+        falling=falling,
+    )
+
+
+def _judge(signs: _Signs, options: "Options") -> _Judged:
+    """The verdict, by the gravest sign."""
+    (overfitted, of_overfitting), (underfitted, of_underfitting) = signs.overfitted, signs.underfitted
+    if signs.diverged or signs.peaks or signs.fallen_back is not None or signs.blown_up is not None:
+        findings = _instabilities(signs) + of_overfitting
+        return _Judged("unstable", _unstable_since(signs), findings, options.steadier())
+    if overfitted is not None:
+        return _Judged("overfitted", overfitted, of_overfitting + of_underfitting, options.more_regularization())
+    if underfitted is not None:
+        advice = options.less_regularization(still_falling=signs.falling is not None)
+        return _Judged("underfitted", underfitted, of_underfitting, advice)
+    return _Judged("fine", None, [_fine(signs)], [])
+
+
+def _lowest(signs: _Signs) -> str:
+    lowest, last = signs.lowest, signs.last
+    return (
         f"The validation loss was lowest in epoch {lowest.epoch}: {lowest.valid:.4g}"
         + ("" if lowest.learned is None else f", with a training loss of {lowest.learned:.4g}")
         + f"; the run ended in epoch {last.epoch} with {last.valid:.4g}."
-    ]
-    findings += _of_the_monitor(points, best, config)
-    peaks = sorted({*_peaks([p.valid for p in points]), *_peaks([p.train for p in points])})
-    fallen_back = _risen_for_good([p.train for p in points])
-    blown_up = _above_the_start(points, curves, start)
-    overfitted, said = _overfitting(points, best, start)
-    falling = _still_falling(points, best, summary)
-    underfitted, also_said = _underfitting(points, best, start, falling)
-    advice: list[str] = []
-    if diverged or peaks or fallen_back is not None or blown_up is not None:
-        verdict = "unstable"
-        moments = [points[k].epoch for k in (*peaks, fallen_back, blown_up) if k is not None]
-        since = min(moments, default=last.epoch if curves.not_finite is None else _epoch_of(curves.not_finite))
-        if diverged:
-            findings.append(f"The training has diverged: {diverged.removeprefix('the training has diverged: ')}.")
-        if peaks:
-            worst = max(peaks, key=lambda k: points[k].valid)
-            findings.append(
-                f"{len(peaks)} time{'s' * (len(peaks) > 1)} a loss jumped up and came back by more than "
-                f"{PEAK:.0%} of all it ever fell; the highest, in epoch {points[worst].epoch}, was a validation loss "
-                f"of {points[worst].valid:.4g} between {points[max(worst - 1, 0)].valid:.4g} before and "
-                f"{points[min(worst + 1, len(points) - 1)].valid:.4g} after it."
-            )
-        if fallen_back is not None:
-            findings.append(
-                f"The training loss itself ended at {last.train:.4g}, above {points[fallen_back].train:.4g} in epoch "
-                f"{points[fallen_back].epoch}: what was learned was lost again."
-            )
-        if blown_up is not None:
-            findings.append(
-                f"The training loss rose above the {curves.first_loss:.4g} that the run began with, in epoch "
-                f"{points[blown_up].epoch} to {points[blown_up].train:.4g}: the steps are too long."
-            )
-        advice = options.steadier()
-        findings += said
-    elif overfitted is not None:
-        verdict, since = "overfitted", overfitted
-        findings += said + also_said
-        advice = options.more_regularization()
-    elif underfitted is not None:
-        verdict, since = "underfitted", underfitted
-        findings += also_said
-        advice = options.less_regularization(still_falling=falling is not None)
-    else:
-        verdict, since = "fine", None
-        gap = ""
-        if last.gap is not None:
-            where = "above" if last.gap >= 0 else "below"
-            gap = f" and {abs(last.gap):.4g} ({abs(last.gap) / last.valid:.0%}) {where} the training loss"
+    )
+
+
+def _unstable_since(signs: _Signs) -> int:
+    moments = [signs.points[k].epoch for k in (*signs.peaks, signs.fallen_back, signs.blown_up) if k is not None]
+    end = signs.last.epoch if signs.not_finite is None else _epoch_of(signs.not_finite)
+    return min(moments, default=end)
+
+
+def _instabilities(signs: _Signs) -> list[str]:
+    points, peaks = signs.points, signs.peaks
+    findings = []
+    if signs.diverged:
+        findings.append(f"The training has diverged: {signs.diverged.removeprefix('the training has diverged: ')}.")
+    if peaks:
+        worst = max(peaks, key=lambda k: points[k].valid)
         findings.append(
-            f"The validation loss fell from {start:.4g} at the start by {1 - lowest.valid / start:.0%}, ended within "
-            f"{last.valid / lowest.valid - 1:.1%} of its best{gap}: "
-            f"{'neither far above that nor' if gap else 'not'} rising away."
+            f"{len(peaks)} time{'s' * (len(peaks) > 1)} a loss jumped up and came back by more than "
+            f"{PEAK:.0%} of all it ever fell; the highest, in epoch {points[worst].epoch}, was a validation loss "
+            f"of {points[worst].valid:.4g} between {points[max(worst - 1, 0)].valid:.4g} before and "
+            f"{points[min(worst + 1, len(points) - 1)].valid:.4g} after it."
         )
+    if signs.fallen_back is not None:
+        before = points[signs.fallen_back]
+        findings.append(
+            f"The training loss itself ended at {signs.last.train:.4g}, above {before.train:.4g} in epoch "
+            f"{before.epoch}: what was learned was lost again."
+        )
+    if signs.blown_up is not None:
+        above = points[signs.blown_up]
+        findings.append(
+            f"The training loss rose above the {signs.first_loss:.4g} that the run began with, in epoch "
+            f"{above.epoch} to {above.train:.4g}: the steps are too long."
+        )
+    return findings
+
+
+def _fine(signs: _Signs) -> str:
+    lowest, last = signs.lowest, signs.last
+    gap = ""
+    if last.gap is not None:
+        where = "above" if last.gap >= 0 else "below"
+        gap = f" and {abs(last.gap):.4g} ({abs(last.gap) / last.valid:.0%}) {where} the training loss"
+    return (
+        f"The validation loss fell from {signs.start:.4g} at the start by {1 - lowest.valid / signs.start:.0%}, ended "
+        f"within {last.valid / lowest.valid - 1:.1%} of its best{gap}: "
+        f"{'neither far above that nor' if gap else 'not'} rising away."
+    )
+
+
+def _how_train_was_measured(last: Point, options: "Options") -> list[str]:
     if last.on_train is not None:
-        findings.append(f"The training loss and the gap are those of {ON_TRAIN}, measured as the validation is.")
-    elif last.train is not None:
-        by = f", with {options.in_training}" if options.in_training else ""
-        findings.append(
-            f"The training loss and the gap are those of train_loss, measured in training{by}, while the weights "
-            f"changed; with --trainer.callbacks+=lightning_modules.callbacks.TrainFigures they are measured as the "
-            f"validation is."
-        )
-    waited = len(points) - 1 - best
-    if waited >= max(3, len(points) // 2) and verdict != "unstable":
-        seconds = summary.get("seconds")
-        cost = f", {seconds * waited / len(points):.0f} of {seconds:.0f} s" if seconds else ""
-        findings.append(f"The last {waited} of {len(points)} validations improved nothing{cost}.")
-        patience = config.get("early_stopping", {}).get("patience")
-        shorter = max(2, waited // 3)
-        if patience is None or shorter < patience:
-            told = "" if patience is None else f" (it is {patience})"
-            advice.append(f"stop sooner: --early_stopping.patience {shorter}{told}")
-    return Diagnosis(verdict, since, findings, advice, points, best, peaks, stop)
+        return [f"The training loss and the gap are those of {ON_TRAIN}, measured as the validation is."]
+    if last.train is None:
+        return []
+    by = f", with {options.in_training}" if options.in_training else ""
+    return [
+        f"The training loss and the gap are those of train_loss, measured in training{by}, while the weights "
+        f"changed; with --trainer.callbacks+=lightning_modules.callbacks.TrainFigures they are measured as the "
+        f"validation is."
+    ]
+
+
+def _validations_in_vain(signs: _Signs, summary: dict[str, Any]) -> list[str]:
+    """A finding where a large part of the run came after its best point."""
+    waited, count = signs.waited, len(signs.points)
+    if waited < max(3, count // 2):
+        return []
+    seconds = summary.get("seconds")
+    cost = f", {seconds * waited / count:.0f} of {seconds:.0f} s" if seconds else ""
+    return [f"The last {waited} of {count} validations improved nothing{cost}."]
+
+
+def _less_patience(signs: _Signs, config: dict[str, Any]) -> list[str]:
+    patience = config.get("early_stopping", {}).get("patience")
+    shorter = max(2, signs.waited // 3)
+    if patience is not None and shorter >= patience:
+        return []
+    told = "" if patience is None else f" (it is {patience})"
+    return [f"stop sooner: --early_stopping.patience {shorter}{told}"]
 
 
 def _epoch_of(sentence: str) -> int:

@@ -47,6 +47,7 @@ from lightning_modules.regularization import l2_penalty
 from lightning_modules.resuming import continue_epoch, is_before_an_epochs_end, is_inside_an_epoch
 from lightning_modules.tasks.exported import Exported
 from lightning_modules.trainer_parts import callbacks_of, datamodule_of
+from lstm_fused._types import LayerNorm
 
 Data = TypeVar("Data", bound=TaskDataModule, default=Any)
 
@@ -113,7 +114,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
         recurrent: str | dict[str, Any] = "fused",
         hidden_size: int = 256,
         num_layers: int | None = None,
-        layer_norm: bool | Literal["ba2016", "carry"] | None = None,
+        layer_norm: bool | LayerNorm | None = None,
         recurrent_dropout: float | None = None,
         zoneout: float | tuple[float, float] | None = None,
         forget_bias: float | None = None,
