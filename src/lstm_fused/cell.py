@@ -94,18 +94,19 @@ class FusedLSTMCell(FusedBase):
 
         Args:
             input: [B, I], or [I] for one sequence.
-            hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros when not given.
-            reset: bool [B] or []: whose previous state is taken as zero.
+            hx: ``(h_0, c_0)``, each [B, H] or [H]; zeros if not given.
+            reset: bool [B] or []: the sequences whose previous state is set to zero.
             seed: as in :class:`FusedLSTM`. Without one every call draws new masks, those of ``recurrent_dropout`` too.
-            step: the number of this step in its sequence, from 0, which ``None`` means; chooses the masks of zoneout.
+            step: the index of this step in its sequence, from 0 (the default); selects the masks of zoneout.
 
         Raises:
-            TypeError: ``hx`` is no pair of tensors; input, reset, seed or step have a wrong type.
-            ValueError: input or ``hx`` have a number of dimensions that ``nn.LSTMCell`` does not know, or input a wrong
+            TypeError: ``hx`` is not a pair of tensors; input, reset, seed or step have a wrong type.
+            ValueError: input or ``hx`` have a number of dimensions that ``nn.LSTMCell`` refuses, or input a wrong
                 dtype; seed or step are out of range.
             RuntimeError: sizes, dtypes or devices of two tensors differ.
 
-            All as ``nn.LSTMCell`` where it checks the same, in one sentence that names the argument.
+            The types are those of ``nn.LSTMCell`` where it checks the same. Each message is one sentence that names the
+            argument.
         """
         (parameters,) = self._all_parameters()
         given_step, step = step, 0 if step is None else checks.step_number(step)

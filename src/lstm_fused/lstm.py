@@ -46,7 +46,7 @@ class FusedLSTM(FusedBase, LayerAttributes):
         c_t = f_t * c_{t-1} + i_t * g_t
         h_t = o_t * tanh(c_t)                                  with a projection: W_hr (o_t * tanh(c_t))
 
-    Where each option enters these equations is said in :func:`lstm_fused.reference.lstm_cell`.
+    :func:`lstm_fused.reference.lstm_cell` has the equations with all options.
 
     Sizes: T steps, B sequences, I = ``input_size``, H = ``hidden_size``, P = ``proj_size`` or H, L = ``num_layers``,
     D = 2 if ``bidirectional``, otherwise 1.
@@ -79,9 +79,9 @@ class FusedLSTM(FusedBase, LayerAttributes):
             Default: ``False``.
         forget_bias: initial sum of the two biases of the forget gate (Jozefowicz et al. 2015); ``None``: drawn as the
             other biases. Default: ``None``.
-        open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to see what a gate is good for. Default: none.
-        recompute: less memory for a longer training step (Chen et al. 2016): the forward pass keeps only a state every
-            k steps, and the backward pass computes the steps between two of them again. k is the square root of T,
+        open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to measure what a gate adds. Default: none.
+        recompute: less memory for a longer training step (Chen et al. 2016): the forward pass saves only a state every
+            k steps, and the backward pass recomputes the steps between two of them. k is the square root of T,
             rounded down; 32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the
             same, on the CPU to the bit, with an exception in half precision (:func:`lstm_fused.ops.lstm_layer`).
             Default: ``False``.
@@ -114,17 +114,17 @@ class FusedLSTM(FusedBase, LayerAttributes):
     ``bias_ih`` (of ``bias_ln_ih`` with ``"carry"``) starts as that, and its part of the other bias as 0.
 
     Raises:
-        TypeError: an argument has a wrong type: a size that is no int, a switch that is no bool.
+        TypeError: an argument has a wrong type: a size that is not an int, a switch that is not a bool.
         ValueError: an argument has a wrong value, or two exclude each other.
 
     Note:
-        It is no ``nn.LSTM`` for ``isinstance``: see :class:`lstm_fused.LSTM`, and for initialization
-        :attr:`all_weights`.
+        ``isinstance(module, nn.LSTM)`` is False; it is True for :class:`lstm_fused.LSTM`. Code that initializes weights
+        can use :attr:`all_weights`.
 
-        On the CPU, in all dtypes but float32 and with a projection, the output of a training step may be changed in
-        place before the backward pass, as that of ``nn.LSTM`` may. It is a copy, unless ``bidirectional`` or
-        ``recompute`` makes that needless, and costs about 1 % of the step's time and 8 to 14 % of the memory that it
-        keeps.
+        On the CPU, in all dtypes but float32 and with a projection, the output of a training step may be modified in
+        place before the backward pass, like that of ``nn.LSTM``. The output is a copy for this reason, unless
+        ``bidirectional`` or ``recompute`` makes one unnecessary. The copy costs about 1 % of the step's time and 8 to
+        14 % of the memory that the step saves for its backward pass.
 
     Example:
         >>> lstm = FusedLSTM(10, 20, num_layers=2, layer_norm=True, recurrent_dropout=0.25, zoneout=(0.05, 0.15))
@@ -293,24 +293,25 @@ class FusedLSTM(FusedBase, LayerAttributes):
             input: [T, B, I], [B, T, I] with ``batch_first``, [T, I] for one sequence, or a ``PackedSequence``.
             hx: ``(h_0, c_0)``, [L * D, B, P] and [L * D, B, H] (no B for one sequence); zeros when not given.
             lengths: [B], the number of real steps of each sequence, 0..T; a list of ints, or an integer tensor on any
-                device (the better choice under ``torch.compile``, which makes a graph for every length of a list).
-            reset: bool [T, B], laid out as the input ([T] for one sequence): where the state, also that of ``hx``, is
-                zero before a step in running order, as at the start of an episode or a document.
-            seed: of the random masks, an int or an int64 0-dim tensor; drawn from torch's generator when needed and not
-                given. The same seed gives the same masks.
+                device (preferable under ``torch.compile``, which compiles one graph per length of a list).
+            reset: bool [T, B], laid out as the input ([T] for one sequence): steps before which, in running order, the
+                state (also that of ``hx``) becomes zero, such as at the start of an episode or a document.
+            seed: of the random masks, an int or a 0-dim int64 tensor; by default drawn from torch's generator if masks
+                are drawn. The same seed gives the same masks.
 
         Returns:
             ``output, (h_n, c_n)``: output [T, B, D * P] (or as the input is laid out), zero past a sequence's length;
             h_n and c_n shaped as ``hx``, those after the last real step (of the reverse direction: after step 0).
 
         Raises:
-            TypeError: ``hx`` is no pair of tensors; input, lengths, reset or seed have a wrong type.
-            ValueError: input has the wrong number of dimensions or dtype, or is no dense tensor; seed has more than 64
-                bits; lengths are given with a ``PackedSequence``.
+            TypeError: ``hx`` is not a pair of tensors; input, lengths, reset or seed have a wrong type.
+            ValueError: input has the wrong number of dimensions or dtype, or is not dense; seed has more than 64 bits;
+                lengths are given with a ``PackedSequence``.
             RuntimeError: sizes, dtypes or devices of two tensors differ; lengths are not in 0..T; a
                 ``PackedSequence`` is damaged, or to be traced.
 
-            All as ``nn.LSTM`` where it checks the same, in one sentence that names the argument.
+            The types are those of ``nn.LSTM`` where it checks the same. Each message is one sentence that names the
+            argument.
         """
         plain_call = lengths is None and reset is None and seed is None
         if plain_call and not torch.is_grad_enabled() and self._is_one_default_op():

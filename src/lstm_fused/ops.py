@@ -1,4 +1,4 @@
-"""The ops seen from Python: the two functions to call.
+"""The ops as Python functions: a layer and a cell.
 
 Sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units of the projected hidden state (``H``
 without a projection); gates in the order i, f, g, o. The equations are those of :func:`lstm_fused.reference.lstm_cell`,
@@ -60,8 +60,8 @@ def lstm_layer(
     """A whole layer in one direction over a whole sequence, as :func:`lstm_fused.reference.lstm_layer`.
 
     Args:
-        input: [T, B, I], float32, float64, bfloat16 or float16 (whose sums, statistics and cell state are float32), or
-            complex, which the reference computes; the dtype and device of all the others but lengths and seed.
+        input: [T, B, I], in float32, float64, bfloat16 or float16 (with sums, statistics and cell state in float32), or
+            complex, which the reference computes. All other tensors but lengths and seed have its dtype and device.
         h_0, c_0: [B, P], [B, H].
         weight_ih, weight_hh: [4H, I], [4H, P].
         bias_ih, bias_hh: [4H], both or neither.
@@ -74,27 +74,27 @@ def lstm_layer(
         seed: int64, 0-dim; needed when a rate is above 0 in training.
         reverse: run from the last real step to step 0.
         dropout, variational: rate of the output's dropout; one mask for all steps.
-        recompute: steps of a segment. Above 0 the forward pass keeps the states between segments alone, and the
-            backward pass computes each segment again before it walks back through it: less memory, about one forward
-            pass more. On the CPU all results and gradients are the same bits; in half precision the gradient of
-            weight_hh may not be: the hidden states that are computed again are not rounded, as the output is that
-            stands for them. On a GPU products and sums of other sizes are rounded otherwise.
+        recompute: steps per segment; 0: off. The forward pass saves only the states between segments, and the backward
+            pass recomputes each segment before its gradients. This takes less memory and the time of about one more
+            forward pass. On the CPU all results and gradients have the same bits, except the gradient of weight_hh in
+            half precision: recomputed hidden states are not rounded, while without recompute the rounded output is
+            used. On a GPU, products and sums of other sizes round differently.
         recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
         zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
         open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
-        training: draw masks; otherwise no dropout, and zoneout's expected value.
+        training: whether masks are drawn; otherwise there is no dropout, and zoneout takes its expected value.
         eps: of the layer norms.
-        stream: layer * num_directions + direction; gives every layer its own masks.
+        stream: of random numbers, layer * num_directions + direction; gives every layer its own masks.
 
     Returns:
         output [T, B, P], h_n [B, P], c_n [B, H].
 
     Raises:
-        RuntimeError: an argument does not fit the others or its range, in one sentence that names it, what it got and
-            what it wanted. Where the reference computes in the kernels' place (``torch.func.grad``, forward mode,
-            complex numbers), what it sees of this raises the same type; ranges of lengths and rates it does not check.
+        RuntimeError: an argument does not fit the others or is out of range, in one sentence that names it, what it got
+            and what it wanted. The reference, which replaces the kernels under ``torch.func.grad``, in forward mode and
+            for complex numbers, raises the same type, but does not check the ranges of lengths and rates.
         torch.OutOfMemoryError: a GPU has no memory for a result; it is a RuntimeError.
-        ValueError: ``LSTM_FUSED_CUDNN`` is none of its values (:mod:`lstm_fused.cuda`).
+        ValueError: ``LSTM_FUSED_CUDNN`` has an invalid value (:mod:`lstm_fused.cuda`).
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
@@ -147,8 +147,7 @@ def lstm_cell(
 ) -> State:
     """One step, number ``step`` of its sequence: ``(h, c)``, [B, P] and [B, H], from input [B, I] and reset [B].
 
-    As :func:`lstm_layer` with T = 1 and without an output dropout; the same arguments mean the same, and mistakes raise
-    the same.
+    The same as :func:`lstm_layer` with T = 1 and without output dropout; arguments and errors are those of it.
     """
     tensors = (
         input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh,
@@ -168,7 +167,7 @@ def lstm_cell(
 def decompositions() -> dict[Any, Any]:
     """For ``ExportedProgram.run_decompositions``: a layer in eval becomes torch's scan over the reference's cell.
 
-    The program then runs where ``lstm_fused`` is not, slower.
+    The program then runs without ``lstm_fused``, but more slowly.
 
     Raises:
         RuntimeError: by ``run_decompositions``, for a layer in training that draws masks.

@@ -1,19 +1,19 @@
-"""The LSTM layer in plain PyTorch: the specification that every kernel must agree with.
+"""The LSTM layer in plain PyTorch: the specification for all kernels.
 
-Slow, differentiable any number of times, in any floating-point dtype and on any device. The names and shapes are those
-of :mod:`lstm_fused.ops`; sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units of the
-projected hidden state (``H`` without a projection); gates in the order i, f, g, o.
+It is slow, but differentiable any number of times, and runs in any floating-point dtype on any device. Names and shapes
+are those of :mod:`lstm_fused.ops`; sizes: ``T`` steps, ``B`` sequences, ``I`` inputs, ``H`` hidden units, ``P`` units
+of the projected hidden state (``H`` without a projection); gates in the order i, f, g, o.
 
-It is also the LSTM to step through: :func:`lstm_cell` is one step, its equations in its docstring and, line by line, in
-its code; :func:`lstm_layer` is the loop around it. With a trained module's weights and a breakpoint in the cell every
-gate of every step can be looked at::
+It is also the LSTM to step through: :func:`lstm_cell` is one step, with its equations in its docstring and line by line
+in its code, and :func:`lstm_layer` is the loop over the steps. With a trained module's weights and a breakpoint in the
+cell you can inspect every gate of every step::
 
     lstm = FusedLSTM(3, 5)
     h = c = torch.zeros(2, 5)
     for x in torch.randn(4, 2, 3):                             # T = 4, B = 2, I = 3
         h, c = reference.lstm_cell(x, h, c, *lstm.all_weights[0])
 
-``examples/hello.py`` is the plain cell with its backward pass through time written by hand.
+``examples/hello.py`` is the cell without options, with a hand-written backward pass through time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What a mask is for. A layer and direction has one `stream` (layer * num_directions + direction), a use a number in it.
+# The uses of masks, each with its number within a stream. Each layer and direction has its own `stream` of random
+# numbers (layer * num_directions + direction).
 USES = {"output": 0, "hidden": 1, "candidate": 2, "zoneout_h": 3, "zoneout_c": 4, "weight": 5}
 
 # Bits of `open_gates`.
@@ -34,10 +35,10 @@ _UINT32 = 0xFFFFFFFF
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four random words from a counter of four and a key of two; words are int64 tensors below 2**32.
+    """Philox4x32-10: four random words from a counter of four words and a key of two; words: int64 tensors below 2**32.
 
-    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011. The int64 products wrap around
-    and the shift is signed, which leaves both 32-bit halves right.
+    Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011. The int64 products overflow
+    and the shift is signed, but both 32-bit halves are correct.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -61,10 +62,10 @@ def random_bits(seed: Tensor, use: str, t: int, B: int, H: int, *, stream: int =
 
 
 def hits(seed: Tensor | None, use: str, rate: float, t: int, like: Tensor, *, stream: int = 0) -> Tensor:
-    """Which units are hit, each with probability ``rate``: bool, shaped as ``like`` [B, H].
+    """A random mask of hit units, each with probability ``rate``: bool, of the shape of ``like``, [B, H].
 
-    A hit drops the unit (dropout) or makes it keep its previous value (zoneout). Of a weight ``like`` is that matrix:
-    its rows take the place of the sequences.
+    A hit drops the unit (dropout) or makes it keep its previous value (zoneout). For weight dropout ``like`` is the
+    weight: its rows count as sequences.
     """
     if seed is None:
         raise RuntimeError("seed must be given when a rate is above 0 in training, got None")
@@ -79,7 +80,7 @@ def _dropout(x: Tensor, use: str, rate: float, t: int, seed: Tensor | None, *, t
 
 
 def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Layer norm over the last dimension, with the biased variance; the identity without ``weight``."""
+    """Layer norm over the last dimension, with the biased variance. Without ``weight``: the identity."""
     return x if weight is None else F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -126,7 +127,7 @@ def _gates(
 
 
 def past_the_end(lengths: Tensor, T: int) -> Tensor:
-    """Which steps of each sequence are no real ones: bool [T, B], from lengths [B]."""
+    """Which steps lie past the end of their sequence: bool [T, B], from lengths [B]."""
     return torch.arange(T, device=lengths.device).unsqueeze(1) >= lengths
 
 
@@ -262,11 +263,11 @@ def lstm_layer(
     """A layer in one direction: ``(output [T, B, P], h_n [B, P], c_n [B, H])``, with :func:`lstm_cell` at every step.
 
     ``output[t] = m_y * h_t`` with output dropout (one mask for all t when ``variational``); ``h_n`` is not dropped.
-    Sequence b has ``lengths[b]`` real steps (0..T, int64 [B]): its outputs past them are zero, what the input holds
-    there does not matter, and ``h_n, c_n`` are those after the last step processed. ``reverse`` runs from the last real
-    step to step 0; each output stays at its own t. ``reset[t, b]`` zeroes the state of sequence b before its step t,
-    in the order in which the steps run. ``recompute`` is of the kernels and changes nothing here: how much memory the
-    backward pass may take.
+    Sequence b has ``lengths[b]`` real steps (0..T, int64 [B]): outputs past them are zero, the input there is ignored,
+    and ``h_n, c_n`` are the states after the last step processed. ``reverse`` runs from the last real step to step 0;
+    each output stays at its own t. ``reset[t, b]`` zeroes the state of sequence b before its step t, in the order in
+    which the steps run. ``recompute``, an option of the kernels that limits the memory of the backward pass, has no
+    effect here.
 
     Shapes: input [T, B, I]; reset bool [T, B]; the others as in :func:`lstm_cell`.
     """
