@@ -1,4 +1,4 @@
-"""The command ``lstm-fused``: what it is asked to do, and how it ends.
+"""The command ``lstm-fused``: its subcommands and its exit codes.
 
 Nothing heavy is imported until it is known that it is needed: ``lstm-fused --help`` answers at once, and without the
 extra ``train``. Every failure is one sentence on stderr and an exit code above 0; ``--debug`` shows the traceback.
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(arguments: list[str], debug: bool) -> int:
-    """How the command ends, told where it does not end well."""
+    """The exit code of the command, after a message if it failed."""
     try:
         check_text(arguments, "an argument")
         return _run(arguments)

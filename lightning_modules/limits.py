@@ -35,7 +35,7 @@ def check_limits_of_training(trainer: Trainer) -> None:
 def check_limits_of_batches(trainer: Trainer, data: LightningDataModule, stages: Sequence[str]) -> None:
     """Raises ValueError where a limit leaves no batch, or validation is after more batches than an epoch has.
 
-    (Lightning tells it when the run's folder has been made.)
+    (Lightning raises its error only after the run's folder has been created.)
     """
     for stage in stages:
         limit = getattr(trainer, f"limit_{stage}_batches")

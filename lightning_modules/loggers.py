@@ -65,7 +65,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             settings = wandb.Settings(**{"init_timeout": init_timeout} | (settings or {}))
         project = project or os.environ.get("WANDB_PROJECT", "lstm_fused")
         super().__init__(name, save_dir, project=project, settings=settings, **kwargs)
-        # The command line gives every argument, those that nobody has set as None: in place of Lightning's "allow" too.
+        # The command line passes every argument, unset ones as None, also instead of Lightning's default "allow".
         if all(self._wandb_init.get(way) is None for way in ("resume", "resume_from", "fork_from")):
             self._wandb_init["resume"] = "allow"
         self.keep_in: Path | None = None
@@ -94,7 +94,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
 
 class _InTheRunsFolder:
-    """Goes before a logger of Lightning's, which then need not be told a folder.
+    """Goes before a logger of Lightning's, which then needs no folder argument.
 
     Args:
         save_dir: the folder of all that it logs; by default it is the run's own, without a folder ``name/version_N``.
@@ -116,7 +116,7 @@ class TensorBoardLogger(_InTheRunsFolder, lightning_loggers.TensorBoardLogger):
 
 
 class MLFlowLogger(lightning_loggers.MLFlowLogger):
-    """Lightning's MLflow logger, whose files lie in the run's folder unless it is told another place.
+    """Lightning's MLflow logger, whose files are in the run's folder unless another place is given.
 
     Args:
         experiment_name: of MLflow's experiment.
@@ -133,7 +133,7 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
         **kwargs: Any,
     ) -> None:
         if (uri := kwargs.get("tracking_uri") or "file:").startswith("file:") or "://" not in uri:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants to be told that files are meant
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 requires this for storage in files
         # It becomes an address, in which a # or a % of a folder's name would mean something else.
         super().__init__(experiment_name, run_name=run_name, save_dir=quote(save_dir or "./mlruns"), **kwargs)
 
@@ -197,7 +197,7 @@ def _writes_csv_into(logger: Logger, folder: Path) -> bool:
 
 
 def _in_folder(cls: Any, arguments: dict[str, Any], folder: Path, name: str, resumed: Path | None) -> Logger:
-    """Makes a logger; what it was not told is the run's."""
+    """Creates a logger; arguments that are not given come from the run."""
     if issubclass(cls, (CSVLogger, TensorBoardLogger)) and arguments.get("save_dir") is None:
         for option, default in (("name", "lightning_logs"), ("version", None)):
             if (value := arguments.get(option, default)) != default:
@@ -228,7 +228,7 @@ def _in_folder(cls: Any, arguments: dict[str, Any], folder: Path, name: str, res
 
 
 def _names_a_run(arguments: dict[str, Any]) -> bool:
-    """Whether W&B is told by its arguments what to go on with, or not to."""
+    """Whether W&B's arguments already say which run to resume, or that none is."""
     named = ("id", "version", "resume_from", "fork_from", "experiment")
     no = arguments.get("resume") in (False, "never")
     return no or "WANDB_RUN_ID" in os.environ or any(arguments.get(name) for name in named)

@@ -1,4 +1,4 @@
-"""Whether a precision runs on this machine's CPU: asked by running a batch, before anything is made for a run."""
+"""Whether a precision runs on this machine's CPU: tried with a batch, before anything is created for a run."""
 
 import copy
 from contextlib import suppress

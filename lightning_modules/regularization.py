@@ -1,4 +1,4 @@
-"""The regularizers as functions, for those who want to see what each of them does.
+"""The regularizers as functions, to see what each of them does.
 
 Training uses what torch, Lightning and the fused kernel have; these are the same things small enough to read, print and
 step through, each with its equation. They are held to torch's, and to finite differences, by the tests.
@@ -117,7 +117,7 @@ def l2_penalty(weights: Iterable[Tensor], coefficient: float) -> Tensor:
 
     Its gradient is ``coefficient * w`` (:func:`l2_gradient`). With plain SGD that is weight decay; with an optimizer
     that scales gradients, such as Adam, it is not (Loshchilov & Hutter 2019). Biases and norms are usually spared:
-    :func:`lightning_modules.models.optimizers.partition_parameters` tells them apart.
+    :func:`lightning_modules.models.optimizers.partition_parameters` separates them.
     """
     return coefficient / 2 * sum((weight.square().sum() for weight in weights), torch.zeros(()))
 
@@ -132,7 +132,7 @@ def l2_gradient(weight: Tensor, coefficient: float) -> Tensor:
 
 @dataclass
 class EarlyStoppingMonitor:
-    """Early stopping without a trainer: tell it each epoch's figure, and it tells whether to stop.
+    """Early stopping without a trainer: :meth:`step` takes each epoch's figure and returns whether to stop.
 
     An epoch improves where its figure is strictly better than the best so far by more than ``min_delta``; after
     ``patience`` epochs in a row that do not, or at a figure that is not finite, training should stop (Prechelt 1998).
@@ -161,7 +161,7 @@ class EarlyStoppingMonitor:
     best: float | None = field(default=None, init=False)
     best_epoch: int | None = field(default=None, init=False)  # counted from 0
     best_state: Any = field(default=None, init=False)  # a copy of the state given with the best figure
-    epochs: int = field(default=0, init=False)  # how many have been told
+    epochs: int = field(default=0, init=False)  # how many steps there were
     waited: int = field(default=0, init=False)  # epochs since the best
     reason: str | None = field(default=None, init=False)  # why to stop
 

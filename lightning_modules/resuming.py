@@ -39,8 +39,8 @@ def continue_epoch(trainer: Trainer) -> None:
     """Makes a resumed trainer's count of batches that of its train loader; for ``on_train_start``.
 
     Lightning goes on with the number of batches in the checkpoint, which are not those of now if the batches are of
-    another size, of other data or more or fewer: the epoch would end early, or late, and what it leaves out would be
-    read by nobody. A loader that cannot go on where the epoch stopped begins it anew, and one line says so.
+    another size, of other data or more or fewer: the epoch would end early, or late, and what it leaves out would
+    never be read. A loader that cannot continue where the epoch stopped restarts it, and one line says so.
     """
     begin_training = getattr(datamodule_of(trainer), "begin_training", None)
     is_other_data = begin_training is not None and begin_training()

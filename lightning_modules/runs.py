@@ -49,7 +49,7 @@ def checkpoint_file(run: str | Path, which: str = "best") -> Path:
 def folder_of(trainer: "Trainer") -> Path | None:
     """The folder of the trainer's run; ``None`` where it keeps none.
 
-    Every rank must ask: rank 0 tells the others.
+    Every rank must call this: rank 0 broadcasts it to the others.
     """
     if is_trial(trainer) or not trainer.loggers:  # log_dir would be the user's own folder
         return None

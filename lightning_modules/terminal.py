@@ -60,7 +60,7 @@ class Output:
 def lenient_output() -> Iterator[Output]:
     """While it lasts, ``sys.stdout`` and ``sys.stderr`` raise nothing, and show what they cannot encode as ``\\xe4``.
 
-    Streams that are no file's are left alone, such as a notebook's (which tells the descriptor of the terminal that the
+    Streams without a file stay as they are, such as a notebook's (which reports the descriptor of the terminal that the
     notebook was started from).
     """
     for number in range(3):  # or the next file opened, a checkpoint perhaps, would be the standard output of C code

@@ -131,7 +131,7 @@ def expand_arguments(command: str, arguments: list[str]) -> list[str]:
 
 
 def spec_help(arguments: list[str]) -> str | None:
-    """What ``--model.recurrent.help [CLASS]`` and its like ask for; ``None`` where nothing is asked."""
+    """The text for ``--model.recurrent.help [CLASS]`` and similar options; ``None`` if no such option is given."""
     for position, option in enumerate(arguments):
         name, _, word = option.partition("=")
         for kind in KINDS.values():
@@ -165,7 +165,7 @@ class OneSentenceParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         first, _, rest = message.partition("\n")
         _, _, causes = rest.partition("Errors:\n")
-        if causes:  # all that was tried and all that was given is told too: the causes are enough
+        if causes:  # the message also lists all attempts and all values: keep the causes only
             causes, _, given = causes.partition("Given value")
             given = given.rpartition("Given value: ")[2].strip()
             each = [cause.strip() for cause in causes.split("- ")]
@@ -284,7 +284,7 @@ class TrainerCommand(LightningCLI):
         super().instantiate_classes()
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.datamodule).__qualname__)):
             self.datamodule.load_state_dict(state)
-        # Bad data, bad sizes and bad limits are told here, before a folder is made for the run.
+        # Errors in data, sizes and limits are raised here, before a folder is created for the run.
         self.datamodule.setup(self.subcommand)
         self.model.build(self.datamodule)
         self.model.run_options = self._run_options()
@@ -373,7 +373,7 @@ class TrainerCommand(LightningCLI):
         return kept
 
     def _run_options(self) -> dict[str, Any]:
-        """Options that are neither the model's nor the data's, by which a run is told from others."""
+        """Options that are neither the model's nor the data's, which distinguish a run from others."""
         trainer = self._get(self.config, "trainer")
         return {
             "seed_everything": self._get(self.config, "seed_everything"),
@@ -410,7 +410,7 @@ class TrainerCommand(LightningCLI):
     def fit(self, **options: Any) -> None:
         try:
             self.trainer.fit(**options)
-        except callbacks.TrainingDiverged as error:  # told when the best weights of before have been tested
+        except callbacks.TrainingDiverged as error:  # raised after the best weights so far have been tested
             self.diverged = error
             _call_teardown_hook(self.trainer)  # which Lightning leaves out after an error: a test follows
 

@@ -134,7 +134,7 @@ class LastCheckpoint(ResumePoint, Checkpoint):
         return Path(self.dirpath) / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = folder_of(trainer)  # asked on every rank
+        folder = folder_of(trainer)  # called on every rank
         if self.dirpath is None:
             self.dirpath = str((folder or Path(trainer.default_root_dir)) / "checkpoints")
 

@@ -16,7 +16,7 @@ class Divergence(Callback):
     """Ends a run whose loss becomes infinite or NaN, by an error: nothing that followed would be of use.
 
     The training loss is looked at before every backward pass, so that the weights stay those of the step before. Of a
-    validation it is ``val_loss`` and the figures that early stopping watches, unless that is told not to mind
+    validation it is ``val_loss`` and the figures that early stopping watches, unless that is configured to ignore them
     (``check_finite`` off).
 
     Raises:

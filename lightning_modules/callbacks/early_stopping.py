@@ -16,8 +16,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     It judges a validation when it has just been made, wherever in an epoch that is, and a figure of the training
     (``train_...``) at the epoch's end: no figure is counted twice or missed where an epoch is not validated. A
-    ``monitor`` that is not measured is told after the sanity check. And in a resumed run the arguments given now are
-    in force: what goes on from the checkpoint is the count and the best figure so far.
+    ``monitor`` that is not measured is reported after the sanity check. A resumed run uses the arguments given
+    now, and continues with the checkpoint's count and best figure.
     """
 
     current_score: Tensor | None = None  # the last figure judged

@@ -72,7 +72,7 @@ def draw_scores(path: Path, counts: Tensor, types: list[str], title: str) -> Non
     places = torch.arange(len(names), dtype=torch.float64)
     for k, (name, label) in enumerate((("precision", "precision"), ("recall", "recall"), ("f1", "F1"))):
         values = (100 * scores[name]).tolist()
-        color = ("#56b4e9", "#e69f00", "#333333")[k]  # told apart by the color-blind, and in gray
+        color = ("#56b4e9", "#e69f00", "#333333")[k]  # distinguishable for color-blind people, and in gray
         bars = axes.barh((places + 0.26 * (k - 1)).tolist(), values, height=0.24, color=color, label=label)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set_yticks(places.tolist(), [f"{name}\n({int(n):,})" for name, n in zip(names, counts[:, 2], strict=True)])

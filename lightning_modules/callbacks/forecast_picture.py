@@ -11,7 +11,7 @@ from lightning_modules.pictures import plain_names
 from lightning_modules.runs import folder_of
 from lightning_modules.trainer_parts import datamodule_of
 
-STEPS = 200  # as many as can be told apart
+STEPS = 200  # more could not be distinguished
 
 
 class ForecastPicture(Callback):

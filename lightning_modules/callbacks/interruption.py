@@ -59,7 +59,7 @@ class Interruption(Callback):
         signal.signal(signal.SIGINT, stop_after_the_batch)
 
     def _take_over_sigterm(self, trainer: Trainer, *_: Any) -> None:
-        """Lightning's own handler tells the other processes at once, wherever these are, and may wait for ever."""
+        """Replaces Lightning's handler, which signals the other processes immediately, at any point, and may hang."""
         if trainer.world_size == 1 or threading.current_thread() is not threading.main_thread():
             return
         self._received.discard(signal.SIGTERM)

@@ -161,8 +161,8 @@ class LearningCurves(Callback):
             self._mark(axes, end)
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
-            told = None if curves is losses else axes.get_lines()[:1]  # what the shades are is told once
-            axes.legend(handles=told, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+            named = None if curves is losses else axes.get_lines()[:1]  # one legend explains the shades
+            axes.legend(handles=named, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
             axes.set_ylabel((f"loss ({self._unit})" if self._unit else "loss") if curves is losses else self.monitor)
             values = [row[name] for row in self.epochs for name, _ in curves if name in row]
             if spans_decades(values):
@@ -188,12 +188,12 @@ class LearningCurves(Callback):
             for row, improved in zip(self.epochs, self.improvements(), strict=True)
             if improved is not None
         ]
-        told: set[bool] = set()
+        labeled: set[bool] = set()
         for (begin, _, _), (stop, _, improved) in pairwise([(0.0, 0.0, False), *measured]):
             color, word = ("tab:green", "improved") if improved else ("tab:gray", "did not improve")
-            once = None if improved in told else f"{self.monitor} {word}"
+            once = None if improved in labeled else f"{self.monitor} {word}"
             axes.axvspan(begin, stop, color=color, alpha=0.16, linewidth=0, zorder=0, label=once)
-            told.add(improved)
+            labeled.add(improved)
         if best := [(epochs, value) for epochs, value, improved in measured if improved]:
             epochs, value = best[-1]
             label = f"best: {self.monitor} {format_figure(value)}\nafter {epochs:.4g} epochs"
@@ -205,7 +205,7 @@ class LearningCurves(Callback):
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """(An older version measured at an epoch's end alone, and told no step.)"""
+        """(An older version measured only at the end of epochs, and recorded no step.)"""
         self.epochs = [{"step": -1, "epochs": row["epoch"] + 1, **row} for row in state_dict["epochs"]]
 
 

@@ -12,8 +12,8 @@ OPTIONS = ("lr", "weight_decay", "momentum")
 class OptimizerFlags(Callback):
     """Puts options of the optimizer in force that Lightning would overwrite with those of the checkpoint.
 
-    A schedule that is a function of the step is asked anew: a run that goes on to a later end, or with another warm-up,
-    has its rate from the first step on.
+    A schedule that is a function of the step is evaluated again: a run that continues to a later end, or with
+    another warm-up, has its rate from the first step on.
 
     Args:
         given: names out of ``OPTIONS``: those that the run was given, and that are not to be as in the checkpoint.

@@ -107,13 +107,13 @@ def is_after_a_step(trainer: Trainer) -> bool:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether the trainer validates after this batch, even if it was not told to stop (before which it validates)."""
-    told, trainer.should_stop = trainer.should_stop, False
+    """Whether the trainer validates after this batch, even without a request to stop (before which it validates)."""
+    requested, trainer.should_stop = trainer.should_stop, False
     try:
         fetcher: Any = trainer.fit_loop._data_fetcher
         return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
     finally:
-        trainer.should_stop = told
+        trainer.should_stop = requested
 
 
 def epochs_done(trainer: Trainer) -> float:
@@ -127,7 +127,7 @@ def epochs_done(trainer: Trainer) -> float:
 
 
 def settle(loops: dict[str, Any], steps: int, validation_is_due: bool) -> None:
-    """Changes the saved state of a fit's loops to one of the places that :class:`ResumePoint` tells of.
+    """Changes the saved state of a fit's loops to one of the places that :class:`ResumePoint` describes.
 
     Args:
         loops: ``checkpoint["loops"]["fit_loop"]``; left alone where a batch is half done.

@@ -1,4 +1,4 @@
-"""What ran, why it stopped and what came of it: printed, and kept in the run's folder."""
+"""What ran, why it stopped and its results: printed, and kept in the run's folder."""
 
 import json
 import math

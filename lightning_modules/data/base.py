@@ -20,15 +20,15 @@ class TaskDataModule(LightningDataModule):
     """Base class of all data modules.
 
     A data module must say which splits it has (:meth:`has_test`), read what a stage needs (``setup``, called before a
-    run's folder is made, so that bad data is told first), and give the loaders. What a model needs to be used later - a
-    vocabulary, a scaling - is its ``state_dict``, which goes into every checkpoint; ``load_state_dict`` puts it in the
-    place of what the data itself would give. A subclass adds to both of them.
+    run's folder is created, so that errors in the data are raised first), and provide the loaders. What a model
+    needs to be used later, such as a vocabulary or a scaling, is its ``state_dict``, which goes into every checkpoint;
+    ``load_state_dict`` then replaces what the data itself would give. A subclass extends both of them.
 
     A run that goes on with other data than its checkpoint's says so in a line, and begins anew the epoch that it was
-    in: what the data is, is told by :meth:`content`.
+    in: :meth:`content` returns what the data is.
     """
 
-    # Options that act when training begins: for a run that goes on, what they came to is in its checkpoint's state.
+    # Options that act when training begins: for a resumed run, their result is in the checkpoint's state.
     settled: tuple[str, ...] = ()
     # Options by which :meth:`content` never becomes another.
     beside_content: tuple[str, ...] = ("batch_size", "predict")
@@ -56,7 +56,7 @@ class TaskDataModule(LightningDataModule):
         return []
 
     def content(self, split: str) -> Any:
-        """What tells the train or the valid split from other data: tensors and plain values, in lists or tuples.
+        """What identifies the train or the valid split: tensors and plain values, in lists or tuples.
 
         By default the examples of its loader; ``None`` where it has none.
         """
@@ -96,7 +96,7 @@ class TaskDataModule(LightningDataModule):
 
     @classmethod
     def options_of_state(cls, state: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of the constructor that a ``state_dict`` tells: what it must be built with to load that state."""
+        """Constructor arguments from a ``state_dict``: those needed to load that state."""
         return {}
 
     @property

@@ -32,7 +32,7 @@ class ExampleLoader:
         lengths: of the examples; ``None`` where they are all alike.
         shuffle: a new order every epoch.
         seed: of the order.
-        epoch: gives the number of the epoch that begins; asked when one does.
+        epoch: returns the number of the epoch that begins; called at its start.
         name: what the examples are called in an error.
 
     Attributes:
@@ -75,7 +75,7 @@ class ExampleLoader:
         return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
+        # This runs at the first batch: Lightning creates the iterator before the starting position is known.
         self._given, self.next_batch = self.next_batch, 0
         for batch in self.order(self.epoch())[self._given :]:
             self._given += 1

@@ -16,9 +16,9 @@ class Sentence(NamedTuple):
 
     Attributes:
         tokens: its tokens, at least one.
-        tags: of the tokens, as the file has them; ``None`` where they were not asked for.
+        tags: of the tokens, as the file has them; ``None`` if they were not requested.
         rows: the tokens' lines.
-        file: where they come from, as a reader is told it.
+        file: where they come from, as shown in messages.
         line: the first token's line there, from 1; the others follow without a gap.
     """
 

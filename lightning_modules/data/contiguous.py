@@ -90,7 +90,7 @@ class ContiguousLoader:
         return len(self.ends(self.epoch()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # This runs when the first batch is asked for: Lightning makes the iterator before it is known where to begin.
+        # This runs at the first batch: Lightning creates the iterator before the starting position is known.
         self._position, self._start = self._start, 0
         ends = self.ends(self.epoch())
         for end in ends[bisect_right(ends, self._position) :]:

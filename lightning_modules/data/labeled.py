@@ -17,7 +17,7 @@ from lightning_modules.data.text_files import check_encoding
 from lightning_modules.data.vectors import WordVectors
 from lightning_modules.resuming import tell
 
-NO_LABEL = -1  # the target of an example whose label nobody knows
+NO_LABEL = -1  # the target of an example with an unknown label
 
 
 class Row(NamedTuple):
@@ -72,7 +72,7 @@ class LabeledDataModule(TaskDataModule):
         split: shares of train, valid and test, where one is cut from another; they are scaled to sum 1. A share of 0
             for test leaves the test out.
         batch_size: examples of a batch, over all processes.
-        encoding: of the files; a byte order mark tells it too.
+        encoding: of the files, unless a byte order mark identifies it.
     """
 
     @property
@@ -276,7 +276,7 @@ class LabeledDataModule(TaskDataModule):
     # The batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         for name in SPLITS_OF_STAGE[stage]:
             self._loader(name)
 

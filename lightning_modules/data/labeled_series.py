@@ -32,7 +32,7 @@ class LabeledSeriesDataModule(LabeledDataModule):
         split: shares of train, valid and test, where one is cut from another; they are scaled to sum 1. A share of 0
             for test leaves the test out.
         batch_size: series of a batch, over all processes.
-        encoding: of the files; a byte order mark tells it too.
+        encoding: of the files, unless a byte order mark identifies it.
     """
 
     step = "step"

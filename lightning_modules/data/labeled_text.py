@@ -58,7 +58,7 @@ class LabeledTextDataModule(LabeledDataModule):
         max_length: tokens of a text that are read, from its beginning. All by default.
         vectors: a file of pretrained word vectors in GloVe's text format, which the embedding begins with.
         batch_size: texts of a batch, over all processes.
-        encoding: of the files; a byte order mark tells it too.
+        encoding: of the files, unless a byte order mark identifies it.
     """
 
     step = "token"

@@ -40,7 +40,7 @@ class MemoryBatch(NamedTuple):
 
 
 class GeneratedExamples(Sequence[Example]):
-    """Examples that are made when they are asked for: each is a function of its number and of a seed.
+    """Examples that are created on access: each is a function of its number and of a seed.
 
     Args:
         make: an example from a random generator and the number of its steps.
@@ -137,7 +137,7 @@ class MemoryDataModule(TaskDataModule):
         return [Example(inputs, None) for inputs in self.read(path)]
 
     def content(self, split: str) -> Any:
-        """The first of an epoch's examples stand for all, which are made when they are asked for."""
+        """The first examples of an epoch represent all of them, which are created on access."""
         examples: Any = self.examples(split)
         first = GeneratedExamples(self.make, examples.lengths, examples.seed)  # of epoch 0
         return examples.lengths, [tuple(first[k]) for k in range(min(len(first), 8))]
@@ -149,7 +149,7 @@ class MemoryDataModule(TaskDataModule):
     # The batches -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         if stage == "predict":
             self.predict_dataloader()
 
@@ -199,7 +199,7 @@ class RememberDataModule(MemoryDataModule):
     """The first character of a sequence is to be named after a distance of noise (generated).
 
     A sequence is one of ``symbols`` characters (``a``, ``b``, ...) and then ``distance`` more of them, all drawn
-    uniformly; after the last the first is to be told. So a model must latch what came first and let nothing that comes
+    uniformly; after the last, the target is the first. So a model must latch what came first and let nothing that comes
     later, though it looks the same, take its place: the problem of Bengio et al. (1994), which Hochreiter &
     Schmidhuber (1997) take up in their experiments 2 and 3, over several distances. Chance is ``1 / symbols``.
 
@@ -287,7 +287,7 @@ class AddingDataModule(MemoryDataModule):
     """Two marked numbers of a long sequence are to be added (generated).
 
     Each of the ``length`` steps has a value, uniform in [0, 1), and a marker, which is 1 at one step of the first half
-    and at one of the second and 0 elsewhere; after the last step the sum of the two marked values is to be told. The
+    and at one of the second and 0 elsewhere; after the last step, the target is the sum of the two marked values. The
     problem is Hochreiter & Schmidhuber's (1997, experiment 4), in the form of Le et al. (2015), Arjovsky et al. (2016)
     and Bai et al. (2018). Always saying 1, the mean of the sum, gives an MSE of 1/6 = 0.1667, its variance.
 
@@ -390,7 +390,7 @@ class CopyingDataModule(MemoryDataModule):
     """Symbols are to be repeated after a delay (generated).
 
     As Arjovsky et al. (2016) have it, after Hochreiter & Schmidhuber (1997): a sequence is ``recalled`` symbols, each
-    uniform in 1 to 8; ``delay - 1`` blanks (0); a delimiter (9); and ``recalled`` blanks. What is to be told is a blank
+    uniform in 1 to 8; ``delay - 1`` blanks (0); a delimiter (9); and ``recalled`` blanks. The target is a blank
     at every step but the last ``recalled``, and there the symbols in their order. The loss is the mean over all
     ``delay + 2 * recalled`` steps, and ``recalled * ln(8) / (delay + 2 * recalled)`` without memory, at best; the
     accuracy is that of the recalled symbols alone.

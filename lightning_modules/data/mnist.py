@@ -26,7 +26,7 @@ _FONTS = [
 
 
 class SequentialMNISTDataModule(MemoryDataModule):
-    """A digit is to be told from the pixels of its picture, one a step.
+    """A digit is recognized from the pixels of its picture, one per step.
 
     The pixels come row after row (Le et al. 2015), or, with ``permuted``, in a fixed random order that is the same for
     all pictures; values are in [0, 1].
@@ -180,7 +180,7 @@ class SequentialMNISTDataModule(MemoryDataModule):
     # The run ---------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         if stage == "fit":
             train, valid = (self.pictures(split)[0].shape[1:] for split in ("train", "valid"))
             if train != valid:
@@ -222,7 +222,7 @@ class SequentialMNISTDataModule(MemoryDataModule):
 
 
 class _PixelExamples(Sequence[Example]):
-    """Pictures as sequences of pixels, made when they are asked for."""
+    """Pictures as sequences of pixels, created on access."""
 
     def __init__(self, data: SequentialMNISTDataModule, images: Tensor, labels: Tensor | None) -> None:
         self.data, self.images, self.labels = data, images, labels

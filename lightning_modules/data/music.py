@@ -188,7 +188,7 @@ class MusicDataModule(TaskDataModule):
     # The batches -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         for split in SPLITS_OF_STAGE[stage]:
             self.pieces_to_predict() if split == "predict" else self.pieces(split)
 

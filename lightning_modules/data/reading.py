@@ -122,7 +122,7 @@ class DataFiles:
     its files that name this split, or else those that name none. ``train`` is instead of ``path``; ``test`` is instead
     of the test files of ``path`` and does not change how a whole is cut: another test leaves train as it was.
 
-    Nothing is listed before it is asked for, so that a test needs no train files.
+    Files are listed on first use only, so that a test needs no train files.
 
     Args:
         path: a file, a folder or a glob.

@@ -51,7 +51,7 @@ class SeriesDataModule(TaskDataModule):
     matplotlib ships.
 
     Values are scaled by mean and standard deviation of the train rows. Where a value is missing (``NA``, empty), the
-    window has the one before it and the model is told; as a target it does not count, in training or in any figure.
+    window has the one before it and a flag; as a target it does not count, in training or in any figure.
 
     Args:
         path: a file, a folder or a glob.
@@ -290,7 +290,7 @@ class SeriesDataModule(TaskDataModule):
         return found
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         if stage == "fit":
             self._files.check_disjoint()
         for name in SPLITS_OF_STAGE[stage]:

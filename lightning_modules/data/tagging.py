@@ -71,7 +71,7 @@ class TaggingDataModule(TaskDataModule):
         scheme: the tags that the model learns, ``bio`` or ``iobes``. What it predicts is written as BIO.
         vectors: a file of word vectors in GloVe's text format, with which the embedding begins.
         batch_size: sentences of a batch, over all processes.
-        encoding: of the files; a byte order mark tells it too.
+        encoding: of the files, unless a byte order mark identifies it.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class TaggingDataModule(TaskDataModule):
     # The batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that bad data is told before anything else begins."""
+        """Reads what ``stage`` needs, so that errors in the data are raised before anything else begins."""
         if stage == "fit":
             self.files.check_disjoint()
         for name in SPLITS_OF_STAGE[stage]:

@@ -49,7 +49,7 @@ class TextDataModule(TaskDataModule):
         sequence_length: steps of a batch.
         random_length: each epoch draws the steps of its training batches anew, around ``sequence_length``, in one of
             twenty around half of it; the learning rate of a step goes with them (AWD-LSTM; Merity et al. 2018, sec. 5).
-        encoding: of the files; a byte order mark tells it too.
+        encoding: of the files, unless a byte order mark identifies it.
     """
 
     settled = ("max_vocab",)
@@ -237,7 +237,7 @@ class TextDataModule(TaskDataModule):
     # The batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reads what ``stage`` needs, so that a bad file or a short text is told before anything else begins."""
+        """Reads what ``stage`` needs, so that a bad file or a short text is an error before anything else begins."""
         for name in SPLITS_OF_STAGE[stage]:
             self._loader(name, self.hparams.batch_size)
         if stage == "predict":

@@ -38,7 +38,7 @@ def default_text() -> str:
 def read_files(files: Sequence[Path], encoding: str = "utf-8") -> str:
     """The files' text, joined with a line break where one lacks it; ``\\r\\n`` and ``\\r`` are read as ``\\n``.
 
-    A byte order mark at a file's start tells its encoding, whatever ``encoding`` is, and is no symbol of the text.
+    A byte order mark at a file's start overrides ``encoding`` and is not part of the text.
 
     Raises:
         OSError: a file cannot be read.
@@ -114,5 +114,5 @@ def _kind(head: bytes) -> str | None:
 
 
 def _mark(head: bytes) -> str | None:
-    """The encoding that a byte order mark tells."""
+    """The encoding of a byte order mark."""
     return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), None)

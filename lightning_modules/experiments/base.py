@@ -18,7 +18,7 @@ class Config:
     """What the arguments of a fit come to, as the command line reads them.
 
     Args:
-        arguments: of ``lstm-fused fit``. What is wrong with them is told, as it would be there.
+        arguments: of ``lstm-fused fit``. Errors in them are raised as there.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -116,7 +116,7 @@ class Experiment:
         return None
 
     def overview(self, report: "Report") -> str:
-        """The table that says what came of it."""
+        """The table of the results."""
         return report.overview()
 
     def more_figures(self, results: Sequence["Result"]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""``lstm-fused ablate`` and its kin: a plan is made, run and reported on."""
+"""``lstm-fused ablate`` and similar commands: make a plan, run it and report on it."""
 
 import argparse
 import shlex

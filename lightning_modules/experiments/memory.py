@@ -45,7 +45,7 @@ def parse(variant: str) -> Point:
 
 
 class Remembered(NamedTuple):
-    """What a cell came to at a distance, with the learning rate that the validation chose."""
+    """The result of a cell at a distance, with the learning rate chosen by validation."""
 
     learning_rate: str
     accuracies: list[float]  # on the test split, by seed
@@ -162,7 +162,7 @@ class Memory(Experiment):
         return [("accuracy_over_distance.png", "Accuracy over distance: mean, least and most of the seeds")]
 
 
-@lru_cache(maxsize=1)  # a report asks once for every run that is missing
+@lru_cache(maxsize=1)  # a report calls this once for every missing run
 def remembered(report: "Report") -> dict[str, dict[int, Remembered]]:
     """By cell and distance, of the learning rate with the best mean validation accuracy."""
     found: dict[str, dict[int, Remembered]] = {}

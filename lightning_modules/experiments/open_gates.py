@@ -33,7 +33,7 @@ class OpenGates(Experiment):
         }
 
     def more_figures(self, results: Sequence["Result"]) -> list[dict[str, float]]:
-        """The steps until the validation loss was that which all variants of a seed came to."""
+        """The steps until the validation loss reached the value that all variants of a seed reach."""
         lowest = [min((row["val_loss"] for row in r.curve if "val_loss" in row), default=None) for r in results]
         thresholds: dict[int, float] = {}
         for result, value in zip(results, lowest, strict=True):

@@ -91,7 +91,7 @@ class Run:
         """What runs it from where it is: ``lstm-fused`` and its arguments."""
         place = [f"--runs={self.folder}", f"--name={self.name}"]
         for version in self.versions():
-            if (version / "checkpoints" / "last.ckpt").is_file():  # the place is told: the folder may have been moved
+            if (version / "checkpoints" / "last.ckpt").is_file():  # explicit: the folder may have moved
                 return ["lstm-fused", "fit", "-c", str(version), "--ckpt_path", "last", *place]
         seed = f"--seed_everything={self.seed}"
         return ["lstm-fused", "fit", *self.arguments, *place, seed, "--trainer.enable_progress_bar=false"]
@@ -169,7 +169,7 @@ class Plan:
         """The plan of these options, which must be those that the folder was made with, if it is there.
 
         Args:
-            new_variants: gives the variants; asked where the folder does not know them yet.
+            new_variants: returns the variants; called if the folder does not have them yet.
             default: which of them are run where none are ``chosen``.
 
         Raises:

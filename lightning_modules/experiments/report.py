@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
 
 class Report:
-    """What came of a plan.
+    """The results of a plan.
 
     Args:
         experiment: whose plan it is.
@@ -214,10 +214,10 @@ class Report:
         with replaced(self.folder / "report.md") as path:
             path.write_text(self.markdown(pictures), encoding="utf-8")
         log_report(self, tables, [file for file, _ in pictures])
-        told = [self.experiment.overview(self)] if self.results else []
-        told += [f"- {finding}" for finding in self._findings()]
-        told += [f"- {line}" for line in self._missing()]
-        return "\n".join([*told, f"The report is {self.folder / 'report.md'}"])
+        lines = [self.experiment.overview(self)] if self.results else []
+        lines += [f"- {finding}" for finding in self._findings()]
+        lines += [f"- {line}" for line in self._missing()]
+        return "\n".join([*lines, f"The report is {self.folder / 'report.md'}"])
 
     def _findings(self) -> list[str]:
         return self.experiment.findings(self) if self.results else []

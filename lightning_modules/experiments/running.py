@@ -26,9 +26,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Runner:
     """Runs what is not finished, ``jobs`` at a time.
 
-    A run that fails is told, and the others go on; but where the first ones fail and none has ever succeeded, no more
-    are begun. At Ctrl-C or SIGTERM every process is told to end after its batch, and keeps what it has; a second one
-    ends them at once. However this process ends, theirs end too (on Linux).
+    A failed run is reported, and the others continue; but if the first ones fail and none has ever succeeded, no more
+    are started. At Ctrl-C or SIGTERM every process is signaled to end after its batch and keeps its results; a second
+    signal ends them at once. If this process ends in any other way, theirs end too (on Linux).
 
     Args:
         runs: of a plan.
@@ -97,7 +97,7 @@ class Runner:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // self.jobs)))
         with open(run.log, "a", encoding="utf-8") as log:
             print(f"{PROMPT}{shlex.join(command)}", file=log, flush=True)
-            # A session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
+            # Its own session: Ctrl-C in the terminal reaches only this process, which signals the others.
             self._running[run] = subprocess.Popen(
                 [*PROGRAM, *command[1:]],
                 stdin=subprocess.DEVNULL,
@@ -107,7 +107,7 @@ class Runner:
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
-        if self.stopped_by is not None:  # told while the process was made, which was not among those running yet
+        if self.stopped_by is not None:  # a signal arrived while the process was starting and not yet listed as running
             self._running[run].send_signal(signal.SIGTERM)
         self._begun[run] = time.monotonic()
 
@@ -200,7 +200,7 @@ def describe_result(summary: dict[str, Any]) -> str:
 
 
 def place(run: Run) -> str:
-    """Where a run is: the beginning of the last line that tells of an epoch."""
+    """The progress of a run: the beginning of the last line about an epoch."""
     found = re.findall(r"^(epoch \d+(?:, step \d+)?):", run.end_of_log().rpartition(f"\n{PROMPT}")[2], re.MULTILINE)
     return found[-1] if found else ""
 

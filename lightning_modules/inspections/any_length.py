@@ -37,7 +37,7 @@ class OfAnyLength(nn.Module):
     def _one_layer(
         self, input: Tensor, h_0: Tensor, lengths: Tensor | None, number: int, reverse: bool
     ) -> tuple[Tensor, Tensor]:
-        from torch._higher_order_ops.scan import scan  # a prototype, so that only those who export depend on it
+        from torch._higher_order_ops.scan import scan  # imported late: a prototype, which only exports need
 
         name = f"l{number}{'_reverse' if reverse else ''}"
         weight_ih, weight_hh = (getattr(self.layer, f"weight_{part}_{name}") for part in ("ih", "hh"))

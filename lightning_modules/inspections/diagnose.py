@@ -16,8 +16,8 @@ from lightning_modules.arguments import CommandParser
 from lightning_modules.inspections.report import BLUE, RED, SKY, format_table, new_figure, save_figure
 from lightning_modules.runs import ON_TRAIN, read_summary
 
-# From where on a difference is told. Two losses differ by much where they do so both by a share of the loss itself and
-# by a share of where it began: a loss that has become nearly nothing may be twice another without any harm.
+# Thresholds above which a difference is reported. Two losses differ by much if they do so both by a share of the loss
+# itself and by a share of where it began: of two losses near zero one may be twice the other without any harm.
 LARGE_GAP = 0.25  # of the validation loss: the training loss lies so far below it
 RISE = 0.03  # of the lowest validation loss: it has risen by so much since
 OF_START = 0.04  # of the loss that the run began with, for both of them
@@ -429,7 +429,7 @@ def _epoch_of(sentence: str) -> int:
 
 
 def _start(curves: Curves, summary: dict[str, Any]) -> float:
-    """The loss without a model's knowledge, where the data tells it, or else the highest of the first measured."""
+    """The loss of a model without knowledge, if the data has it, or else the highest of the first measured."""
     data = summary.get("data") or {}
     for name in ("valid_unigram_entropy", "valid_nll_of_frequencies"):
         if data.get(name):
@@ -444,7 +444,7 @@ def _start(curves: Curves, summary: dict[str, Any]) -> float:
 
 
 def _peaks(values: list[float | None]) -> list[int]:
-    """Where a curve stands above both what was before and what came after, by much of all that it ever fell."""
+    """Points where a curve is above both its neighbors by a large part of its total descent."""
     known = [(k, value) for k, value in enumerate(values) if value is not None and math.isfinite(value)]
     if len(known) < 3:
         return []
@@ -472,7 +472,7 @@ def _risen_for_good(train: list[float | None]) -> int | None:
 def _above_the_start(points: list[Point], curves: Curves, start: float) -> int | None:
     """Where the training loss is first far above that of an untrained model: the weights were thrown off at once.
 
-    The mean up to the first validation has untrained steps in it, and tells nothing where the first loss that was kept
+    The mean up to the first validation has untrained steps in it, and says nothing if the first saved loss
     is of later ones.
     """
     if curves.first_loss is None or not math.isfinite(curves.first_loss):

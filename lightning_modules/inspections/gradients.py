@@ -75,8 +75,8 @@ def flow_back(parts: list[list[nn.Module]], input: Tensor, seed: int = 0) -> Flo
     """The gradient of a loss L: a random projection of the last h, in both directions of the one that each ends with.
 
     A projection has unit length, so that the norm at distance 0 of the topmost layer is 1. The layers run step by step,
-    since their own backward pass tells no gradient of a state on the way; h and c are the state between two steps, and
-    the gradient is that of h.
+    since their own backward pass returns no gradients of intermediate states; h and c are the state between two steps,
+    and the gradient is that of h.
 
     Args:
         parts: of :func:`parts_of`.

@@ -60,7 +60,7 @@ def names_of_folders(folders: list[Path]) -> list[str]:
 
 
 def labels_of(runs: list[LoadedRun]) -> list[str]:
-    """What tells the runs apart: the options of the model in which they differ, or their folders."""
+    """Labels that distinguish the runs: the model options in which they differ, or their folders."""
     names = names_of_folders([run_folder(run.checkpoint) for run in runs])
     options = [dict(run.task.hparams) for run in runs]
     differing = [name for name in options[0] if len({str(some.get(name)) for some in options}) > 1]

@@ -10,11 +10,11 @@ from lightning_modules.models.recurrent import last_outputs, num_directions, out
 class MemoryModel(nn.Module):
     """A recurrent layer on the sequences as they are, and a linear layer on its output.
 
-    Nothing else could carry what a task of memory asks for: the recurrence is all that is tested.
+    The recurrence alone carries what a memory task needs, and it alone is tested.
 
     Args:
         input_size: numbers a step, I.
-        outputs: numbers that are asked for, O.
+        outputs: numbers in a target, O.
         new_layer: makes the recurrent layer for a given input size.
         every_step: O numbers after every step and not after the last alone.
         dropout: rate on the layer's output.

@@ -70,7 +70,7 @@ def build_optimizer(
         momentum: where the class has it.
 
     Raises:
-        ValueError: the class lacks what is asked for, or refuses an argument.
+        ValueError: the class lacks a requested argument, or refuses one.
     """
     spec = to_spec(OPTIMIZER, spec)
     cls = import_class(OPTIMIZER, spec["class_path"])
@@ -112,7 +112,7 @@ def learning_rate_factor(schedule: str, warmup_steps: int, total_steps: Callable
     Args:
         schedule: ``"constant"`` or ``"cosine"``.
         warmup_steps: steps until the full rate is reached.
-        total_steps: gives the steps of the whole run; asked when a cosine first needs it, after step 0.
+        total_steps: gives the steps of the whole run; called when a cosine first needs it, after step 0.
 
     Raises:
         ValueError: for another schedule, or a cosine in a run without an end.

@@ -48,7 +48,7 @@ def build_recurrent(
         options: those of ``injection.CLASS_OPTIONS``; what is ``None``, zero or false is off.
 
     Raises:
-        ValueError: the class lacks an option that is on, refuses an argument, or is not a layer as told above.
+        ValueError: the class lacks an option that is on, refuses an argument, or is not a layer as described above.
     """
     spec = to_spec(RECURRENT, spec)
     cls = import_class(RECURRENT, spec["class_path"])

@@ -135,7 +135,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
         cell: str | None = None,
     ) -> None:
         super().__init__()
-        self.run_options: dict[str, Any] = {}  # what loggers are told beside the hyperparameters
+        self.run_options: dict[str, Any] = {}  # logged in addition to the hyperparameters
         self.save_hyperparameters()
         self.save_hyperparameters(self._resolved())
         self._check_hyperparameters()
@@ -199,7 +199,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
         raise ValueError(f"a {cls.__name__} draws no samples")
 
     def sample(self, data: Data, options: Namespace, folder: Path) -> str:
-        """Draws what :meth:`add_sample_arguments` asked for: what is to be printed."""
+        """Draws samples according to :meth:`add_sample_arguments`, and returns the text to print."""
         raise NotImplementedError
 
     def configure_callbacks(self) -> list[Callback]:
@@ -208,7 +208,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        """What loggers are told: neither checkpoints nor the constructor have the options of the run."""
+        """What is logged: neither checkpoints nor the constructor have the options of the run."""
         return AttributeDict({**super().hparams_initial, **self.run_options})
 
     # The model ------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
         self._evaluation_step(batch, batch_idx, self.val_metrics)
 
     def on_validation_end(self) -> None:
-        """(Lightning tells it when an epoch has been trained.)"""
+        """(Lightning raises its error only after an epoch of training.)"""
         figures = self.trainer.callback_metrics
         for schedule in self.trainer.lr_scheduler_configs if self.trainer.sanity_checking else ():
             name: Any = schedule.monitor
@@ -451,7 +451,7 @@ class RecurrentTask(LightningModule, Generic[Data]):
         return partition_parameters(self, self.hparams.decay_embeddings)
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Raises ValueError where this task cannot be trained by this trainer; asked before anything is touched."""
+        """Raises ValueError where this task cannot be trained by this trainer; called before anything is changed."""
         # Lightning trains 1000 epochs where it has no limit at all, and without an end where it has one of time alone.
         endless = -1 if any(isinstance(callback, Timer) for callback in callbacks_of(trainer)) else 1000
         max_epochs = endless if trainer.max_epochs is None else trainer.max_epochs
@@ -494,8 +494,8 @@ class RecurrentTask(LightningModule, Generic[Data]):
                 "monitor": self.hparams.lr_scheduler_monitor,
             }
             return {"optimizer": optimizer, "lr_scheduler": schedule}
-        # Asked here and not in a step, the trainer would open the train loader before a resumed run has told the
-        # loader where to go on.
+        # If this were read here and not in a step, the trainer would open the train loader before a resumed run has set
+        # the loader's position.
         factor = learning_rate_factor(
             self.hparams.lr_schedule, self.hparams.warmup_steps, lambda: self.trainer.estimated_stepping_batches
         )

@@ -1,4 +1,4 @@
-"""Training a recurrent layer to remember: what is asked for, what is judged, and what becomes of predictions."""
+"""Training a recurrent layer to remember: targets, metrics and predictions."""
 
 import csv
 from pathlib import Path
@@ -39,9 +39,9 @@ class Outcome(NamedTuple):
 
 
 class MemoryTask(RecurrentTask[MemoryDataModule]):
-    """Trains a :class:`MemoryModel` on data that asks for something a while after it was there.
+    """Trains a :class:`MemoryModel` on data whose target depends on inputs long before it.
 
-    What is asked for, the data says (see :class:`~lightning_modules.data.memory.MemoryDataModule`): a class after the
+    The data defines the target (see :class:`~lightning_modules.data.memory.MemoryDataModule`): a class after the
     last step (cross-entropy, ``accuracy``), a number after the last step (the squared error, ``mse``), or a class after
     every step (the mean cross-entropy of all steps; ``accuracy`` of those that recall).
 
@@ -49,7 +49,7 @@ class MemoryTask(RecurrentTask[MemoryDataModule]):
 
     Args:
         input_size: numbers a step; taken from the data if not given, as the next three.
-        output_size: numbers that are asked for.
+        output_size: numbers in a target.
         target: ``class``, ``number`` or ``classes``.
         recalled: of ``classes``, the steps at a sequence's end whose accuracy counts.
         dropout: rate of the dropout above.

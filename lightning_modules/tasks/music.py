@@ -40,7 +40,7 @@ class FrameProbabilities(NamedTuple):
 
 
 class MusicTask(RecurrentTask[MusicDataModule]):
-    """Trains a :class:`PianoRollModel`: each frame of a piece is told from those before it, the first from silence.
+    """Trains a :class:`PianoRollModel`: it predicts each frame from those before it, the first from silence.
 
     The loss, and ``nll`` with it, is the negative log-likelihood of a frame in nats: summed over its 88 keys, as
     Boulanger-Lewandowski et al. (2012) and Bai et al. (2018) report it, and the mean over real frames alone, not over
