@@ -1,7 +1,7 @@
 """Pretrained word vectors, read from files in GloVe's text format."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +71,40 @@ def read_vectors(path: str | Path, tokens: Sequence[str]) -> WordVectors:
     found: dict[int, np.ndarray] = {}
     found_in_lower_case: dict[int, np.ndarray] = {}
     size: int | None = None
+    for number, line in _lines(path):
+        spaces = line.count(b" ")
+        if size is None:
+            size = spaces
+            if size == 0 or _numbers(line.split(b" ")[1:]) is None:
+                raise ValueError(f"'{path}', line {number}: want a word and its numbers, each after one space")
+        elif spaces < size:
+            raise ValueError(f"'{path}', line {number}: want a word and {size} numbers, as in the first line")
+        word = line.split(b" ", 1)[0] if spaces == size else line.rsplit(b" ", size)[0]  # a word may have spaces
+        place, others = exact.get(word), by_lower_case.get(word, ())
+        if place is None and not others:
+            continue
+        vector = _numbers(line.rsplit(b" ", size)[1:])
+        if vector is None:
+            raise ValueError(f"'{path}', line {number}: want a word and {size} finite numbers")
+        if place is not None:
+            found.setdefault(place, vector)
+        for other in others:
+            found_in_lower_case.setdefault(other, vector)
+    if size is None:
+        raise ValueError(f"'{path}' has no vectors: want a word and its numbers a line")
+    found = found_in_lower_case | found
+    if not found:
+        raise ValueError(f"'{path}' has a vector for none of the {len(tokens):,} tokens of the vocabulary")
+    weight = torch.zeros(len(tokens), size)
+    mask = torch.zeros(len(tokens), dtype=torch.bool)
+    positions = torch.tensor(sorted(found))
+    weight[positions] = torch.from_numpy(np.stack([found[position] for position in sorted(found)]))
+    mask[positions] = True
+    return WordVectors(weight, mask)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Number and text of the lines that are not empty, without a header of counts; shows the progress."""
     with (
         open(Path(path).expanduser(), "rb") as file,
         tqdm(
@@ -84,37 +118,8 @@ def read_vectors(path: str | Path, tokens: Sequence[str]) -> WordVectors:
                 line = line.removeprefix(b"\xef\xbb\xbf")
                 if len(counts := line.split()) == 2 and all(count.isdigit() for count in counts):
                     continue
-            if not line:
-                continue
-            spaces = line.count(b" ")
-            if size is None:
-                size = spaces
-                if size == 0 or _numbers(line.split(b" ")[1:]) is None:
-                    raise ValueError(f"'{path}', line {number}: want a word and its numbers, each after one space")
-            elif spaces < size:
-                raise ValueError(f"'{path}', line {number}: want a word and {size} numbers, as in the first line")
-            word = line.split(b" ", 1)[0] if spaces == size else line.rsplit(b" ", size)[0]  # a word may have spaces
-            place, others = exact.get(word), by_lower_case.get(word, ())
-            if place is None and not others:
-                continue
-            vector = _numbers(line.rsplit(b" ", size)[1:])
-            if vector is None:
-                raise ValueError(f"'{path}', line {number}: want a word and {size} finite numbers")
-            if place is not None:
-                found.setdefault(place, vector)
-            for other in others:
-                found_in_lower_case.setdefault(other, vector)
-    if size is None:
-        raise ValueError(f"'{path}' has no vectors: want a word and its numbers a line")
-    found = found_in_lower_case | found
-    if not found:
-        raise ValueError(f"'{path}' has a vector for none of the {len(tokens):,} tokens of the vocabulary")
-    weight = torch.zeros(len(tokens), size)
-    mask = torch.zeros(len(tokens), dtype=torch.bool)
-    positions = torch.tensor(sorted(found))
-    weight[positions] = torch.from_numpy(np.stack([found[position] for position in sorted(found)]))
-    mask[positions] = True
-    return WordVectors(weight, mask)
+            if line:
+                yield number, line
 
 
 def _numbers(cells: list[bytes]) -> np.ndarray | None:

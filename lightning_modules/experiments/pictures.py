@@ -1,6 +1,7 @@
 """The pictures of a report; what differs in color differs in line or marker too."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,7 @@ def draw_curves(report: "Report", path: Path) -> bool:
     with mpl.rc_context(STYLE):
         figure = new_figure(max(7.0, 2.3 * columns + 0.8), 2.3 * rows + 0.9)  # at least as wide as the legend
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        kinds = {"val_loss": ("validation", "-", BLUE)}
-        on_train = any(ON_TRAIN in row for found in curves.values() for curve in found for row in curve)
-        label = "train data, measured alike" if on_train else "train (mean of the epoch)"
-        kinds[ON_TRAIN if on_train else "train_loss"] = (label, "--", RED)
+        kinds = _kinds(curves.values())
         lows: list[float] = []
         for axes, (variant, found) in zip(grid.flat, curves.items(), strict=False):
             for curve in found:
@@ -56,6 +54,13 @@ def draw_curves(report: "Report", path: Path) -> bool:
         figure.legend(by_label.values(), by_label.keys(), loc="outside upper center", ncols=3, frameon=False)
         save_figure(figure, path)
     return True
+
+
+def _kinds(curves: Iterable[list[list[dict[str, float]]]]) -> dict[str, tuple[str, str, str]]:
+    """The losses to draw by name, each with its label, line style and color."""
+    on_train = any(ON_TRAIN in row for found in curves for curve in found for row in curve)
+    label = "train data, measured alike" if on_train else "train (mean of the epoch)"
+    return {"val_loss": ("validation", "-", BLUE), ON_TRAIN if on_train else "train_loss": (label, "--", RED)}
 
 
 def _draw_curve(axes: "Axes", curve: list[dict[str, float]], kinds: dict[str, tuple[str, str, str]]) -> None:
