@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from . import _checks as checks
 from . import _onnx as onnx
 from . import cuda, reference
-from ._schema import PLAIN_TENSORS, WEIGHT_LN_IH, WEIGHTS
+from ._schema import NN_LSTM_TENSORS, WEIGHT_LN_IH, WEIGHTS
 from ._types import State
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _infer(inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:
     given = len(tensors)
     while tensors[given - 1] is None:
         given -= 1
-    if inference is _CELL_INFERENCE and given <= len(PLAIN_TENSORS) and not options and tensors[0].is_cpu:
+    if inference is _CELL_INFERENCE and given <= len(NN_LSTM_TENSORS) and not options and tensors[0].is_cpu:
         inference = _CELL_PLAIN
     return inference(*tensors[:given], **options)
 
@@ -110,7 +110,7 @@ def direct_cell(input: Any, hx: Any, weights: Sequence[Tensor | None]) -> State 
     if _more_than_the_op_runs() or type(input) is not Tensor or type(hx) is not tuple or len(hx) != 2:
         return None
     h_0, c_0 = hx
-    op = _CELL_PLAIN if len(weights) <= len(PLAIN_TENSORS) - WEIGHTS.start else _CELL_INFERENCE
+    op = _CELL_PLAIN if len(weights) <= len(NN_LSTM_TENSORS) - WEIGHTS.start else _CELL_INFERENCE
     try:
         if input.is_cpu and input.dim() == 2:
             state: State = op(input, h_0, c_0, *weights)

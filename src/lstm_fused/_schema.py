@@ -20,7 +20,7 @@ def options_of(op: str) -> dict[str, Any]:
 
 
 LAYER_TENSORS, CELL_TENSORS = tensors_of("lstm_layer"), tensors_of("lstm_cell")
-PLAIN_TENSORS = tensors_of("lstm_cell_plain")  # of nn.LSTM's own layer and cell
+NN_LSTM_TENSORS = tensors_of("lstm_cell_plain")  # those that nn.LSTM has too, without a projection
 LAYER_OPTIONS, CELL_OPTIONS = options_of("lstm_layer"), options_of("lstm_cell")
 
 # Places among the tensors of a layer, and among those of a cell up to the weights' end.

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._schema import ACT_WITH_RATES, PLAIN_TENSORS
+from ._schema import ACT_WITH_RATES, NN_LSTM_TENSORS
 
 if TYPE_CHECKING:
     from ._types import Tensors
@@ -135,9 +135,9 @@ def backend(device: torch.device | str, tensors: Tensors, options: dict[str, Any
     if torch.device(device).type != "cuda":
         return "cpu"
     seed_too = len(tensors) - 1
-    has_defaults = all(x is None for x in tensors[len(PLAIN_TENSORS) : seed_too])
+    has_defaults = all(x is None for x in tensors[len(NN_LSTM_TENSORS) : seed_too])
     has_defaults = has_defaults and all(not value for name, value in options.items() if name not in _HARMLESS)
-    if _cudnn_mode() == "0" or not (has_defaults and _well_formed(*tensors[:3], *tensors[3 : len(PLAIN_TENSORS)])):
+    if _cudnn_mode() == "0" or not (has_defaults and _well_formed(*tensors[:3], *tensors[3 : len(NN_LSTM_TENSORS)])):
         return "steps"
     input, h_0 = tensors[:2]
     if not _cudnn_computes(input.dtype):
@@ -206,7 +206,7 @@ warnings.filterwarnings("ignore", "RNN module weights are not part of single con
 def cudnn_layer(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """``(output, h_n, c_n)`` of a layer with default options, by torch's own LSTM."""
     input, h_0, c_0 = tensors[:3]
-    weights = [x for x in tensors[3 : len(PLAIN_TENSORS)] if x is not None]
+    weights = [x for x in tensors[3 : len(NN_LSTM_TENSORS)] if x is not None]
     state = (h_0.unsqueeze(0), c_0.unsqueeze(0))
     with torch.autocast(input.device.type, enabled=False):  # already applied
         result = torch.lstm(input, state, weights, len(weights) == 4, 1, 0.0, True, False, False)

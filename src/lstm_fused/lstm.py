@@ -313,8 +313,8 @@ class FusedLSTM(FusedBase, LayerAttributes):
             The types are those of ``nn.LSTM`` where it checks the same. Each message is one sentence that names the
             argument.
         """
-        plain_call = lengths is None and reset is None and seed is None
-        if plain_call and not torch.is_grad_enabled() and self._is_one_default_op():
+        is_default_call = lengths is None and reset is None and seed is None
+        if is_default_call and not torch.is_grad_enabled() and self._is_one_default_op():
             result = direct_layer(input, hx, self._all_parameters()[0], self.hidden_size)
             if result is not None:
                 return result

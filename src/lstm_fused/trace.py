@@ -101,7 +101,7 @@ def _gates(tensors: LayerTensors, hidden: Tensor, cells: Tensor, options: dict[s
     ``options``: all of an op's.
     """
     T = cells.shape[0]
-    input, seed, training, stream = tensors.input, tensors.seed, options["training"], options["stream"]
+    input, seed, training, rng_stream = tensors.input, tensors.seed, options["training"], options["stream"]
     past = None if tensors.lengths is None else reference.past_the_end(tensors.lengths, T)
     if past is not None:
         input = input.masked_fill(past.unsqueeze(-1), 0)
@@ -111,7 +111,7 @@ def _gates(tensors: LayerTensors, hidden: Tensor, cells: Tensor, options: dict[s
         h, c = (x.masked_fill(tensors.reset.unsqueeze(-1), 0) for x in (h, c))
 
     def drop(x: Tensor, use: str, name: str, step: int) -> Tensor:  # of a step
-        return reference._dropout(x, use, options[name], step, seed, training=training, stream=stream)
+        return reference._dropout(x, use, options[name], step, seed, training=training, stream=rng_stream)
 
     def drop_candidate(g: Tensor) -> Tensor:
         # Only the output gate sees the cell before zoneout and layer norm, and only through a peephole.
