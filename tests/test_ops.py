@@ -232,3 +232,10 @@ def test_threads_do_not_change_a_bit(sizes, on, dtype):
         torch.set_num_threads(before)
     assert_same_bits(results[1], results[0])
     assert_same_bits(results[2], results[0])
+
+
+def test_renamed_functions_warn():
+    with pytest.warns(DeprecationWarning, match=r"lstm_fused\.ops\.plain_step is internal"):
+        assert callable(ops.plain_step)
+    with pytest.raises(AttributeError, match="has no attribute 'plain'"):
+        _ = ops.plain
