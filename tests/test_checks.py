@@ -317,6 +317,11 @@ OP_CALLS = [
     ({"recompute": -1}, "recompute must be a number of steps, or 0 to save all, got -1"),
     ({"eps": -1.0}, "eps must be positive, got -1"),
     ({"stream": -1}, "stream must be in"),
+    ({"h_0": None}, "h_0 must be a tensor, got NoneType"),
+    ({"input": 1.0}, "input must be a tensor, got float"),
+    ({"lengths": 3}, "lengths must be a tensor, got int"),
+    ({"weight_hh": torch.zeros(20, 5).to_sparse()}, "weight_hh must be a dense tensor, got layout torch.sparse_coo"),
+    ({"dropout": "0.5"}, "dropout must be of type float, got str"),
 ]
 
 
@@ -346,7 +351,7 @@ def test_op(arguments, sentence, inference):
     for argument, value in arguments.items():
         (tensors if argument in tensors else options)[argument] = value
     if inference:
-        tensors = {argument: x if x is None else x.detach() for argument, x in tensors.items()}
+        tensors = {argument: x.detach() if torch.is_tensor(x) else x for argument, x in tensors.items()}
     with pytest.raises(RuntimeError, match=re.escape(sentence)) as caught:
         ops.lstm_layer(**tensors, **options)
     assert one_sentence(caught.value)

@@ -33,6 +33,9 @@ _CELL, _CELL_INFERENCE, _CELL_PLAIN = (
     _OPS.lstm_cell_plain.default,
 )
 
+# What the dispatcher takes for an option, by the type in its schema.
+_TYPES: dict[str, type | tuple[type, ...]] = {"float": (float, int), "int": int, "bool": (bool, int)}
+
 
 def changed(defaults: dict[str, Any], values: tuple[Any, ...]) -> dict[str, Any]:
     """By name those of some options that do not have their default. Each that is passed costs an op 0.3 us.
@@ -45,14 +48,38 @@ def changed(defaults: dict[str, Any], values: tuple[Any, ...]) -> dict[str, Any]
 
 def call_layer(tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """``output, h_n, c_n`` and perhaps more. ``tensors``: all of the op's, in their order; ``options``: those given."""
-    results: tuple[Tensor, ...] = _call(reference.lstm_layer, _LAYER, LAYER_INFERENCE, tensors, options)
+    try:
+        results: tuple[Tensor, ...] = _call(reference.lstm_layer, _LAYER, LAYER_INFERENCE, tensors, options)
+    except (AttributeError, RuntimeError, TypeError):
+        _raise_in_one_sentence(_LAYER, tensors, options)
+        raise
     return results
 
 
 def call_cell(tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """``h, c`` and perhaps more, likewise."""
-    results: tuple[Tensor, ...] = _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)
+    try:
+        results: tuple[Tensor, ...] = _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)
+    except (AttributeError, RuntimeError, TypeError):
+        _raise_in_one_sentence(_CELL, tensors, options)
+        raise
     return results
+
+
+def _raise_in_one_sentence(op: Any, tensors: Tensors, options: dict[str, Any]) -> None:
+    """A sentence for what torch's dispatcher says in many lines, or does not say; nothing for any other error."""
+    for argument, value in zip(op._schema.arguments, tensors, strict=False):
+        required = str(argument.type) == "Tensor"
+        if value is None and not required:
+            continue
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"{argument.name} must be a tensor, got {type(value).__name__}") from None
+        if value.layout != torch.strided:
+            raise RuntimeError(f"{argument.name} must be a dense tensor, got layout {value.layout}") from None
+    for argument in op._schema.arguments:
+        value, wanted = options.get(argument.name), str(argument.type)
+        if value is not None and not isinstance(value, _TYPES.get(wanted, object)):
+            raise RuntimeError(f"{argument.name} must be of type {wanted}, got {type(value).__name__}") from None
 
 
 def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:
