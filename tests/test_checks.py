@@ -317,15 +317,24 @@ OP_CALLS = [
     ({"recompute": -1}, "recompute must be a number of steps, or 0 to save all, got -1"),
     ({"eps": -1.0}, "eps must be positive, got -1"),
     ({"stream": -1}, "stream must be in"),
+    ({"input": torch.zeros(4, 2, 3, dtype=torch.complex64)}, "input must be real where layer norm is on, got"),
     ({"h_0": None}, "h_0 must be a tensor, got NoneType"),
     ({"input": 1.0}, "input must be a tensor, got float"),
     ({"lengths": 3}, "lengths must be a tensor, got int"),
     ({"weight_hh": torch.zeros(20, 5).to_sparse()}, "weight_hh must be a dense tensor, got layout torch.sparse_coo"),
     ({"dropout": "0.5"}, "dropout must be of type float, got str"),
+    ({"recompute": None}, "recompute must be of type int, got NoneType"),
 ]
 
 
 SEEN_BY_THE_REFERENCE = ("bias_ih and bias_hh must be given", "zoneout_h must be 0", "seed must be given")
+
+
+def test_complex_input_and_real_weights():
+    tensors, _ = layer_case(dtype=torch.float32)
+    tensors["input"] = tensors["input"].detach().to(torch.complex64)
+    with pytest.raises(RuntimeError, match=r"^h_0 must be complex64, got float32$"):
+        ops.lstm_layer(**tensors)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), OP_CALLS, ids=name)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from . import _checks as checks
 from . import _onnx as onnx
 from . import cuda, reference
-from ._schema import NN_LSTM_TENSORS, WEIGHT_LN_IH, WEIGHTS
+from ._schema import LAYER_TENSORS, LENGTHS, NN_LSTM_TENSORS, WEIGHT_LN_IH, WEIGHTS
 from ._types import State
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def _raise_in_one_sentence(op: Any, tensors: Tensors, options: dict[str, Any]) -
         if value.layout != torch.strided:
             raise RuntimeError(f"{argument.name} must be a dense tensor, got layout {value.layout}") from None
     for argument in op._schema.arguments:
-        value, wanted = options.get(argument.name), str(argument.type)
-        if value is not None and not isinstance(value, _TYPES.get(wanted, object)):
-            raise RuntimeError(f"{argument.name} must be of type {wanted}, got {type(value).__name__}") from None
+        wanted = str(argument.type)
+        if argument.name in options and not isinstance(options[argument.name], _TYPES.get(wanted, object)):
+            given = type(options[argument.name]).__name__
+            raise RuntimeError(f"{argument.name} must be of type {wanted}, got {given}") from None
 
 
 def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:
@@ -115,7 +116,14 @@ def _only_the_reference_can(tensors: Tensors) -> bool:
         return False
     if tensors[WEIGHT_LN_IH] is not None:
         raise RuntimeError(f"input must be real where layer norm is on, got {tensors[0].dtype}")
+    for name, x in zip(LAYER_TENSORS[:LENGTHS], tensors, strict=False):
+        if x is not None and x.dtype != tensors[0].dtype:
+            raise RuntimeError(f"{name} must be {_name_of(tensors[0].dtype)}, got {_name_of(x.dtype)}")
     return True
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _infer(inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:
