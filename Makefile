@@ -19,7 +19,7 @@ BUILT_FROM := pyproject.toml setup.py $(shell find build_backend csrc -name '*.p
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat bench bench-quick features notebooks transcripts docs lint format audit clean
+.PHONY: help train test test-all test-isa test-gpu test-kernels test-compat wheel bench bench-quick features notebooks transcripts docs lint format audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,9 +46,17 @@ test-isa: $(VENV)/.installed-dev ## the quick tests once for each instruction se
 test-kernels:
 	$(PYTHON) tests/kernels/run.py
 
-# One wheel on the oldest and the newest supported torch; downloads about 1.5 GB the first time.
-test-compat: $(VENV)/.installed-dev
-	$(BIN)/python tests/compat/run.py
+# The wheel on the oldest and the newest supported torch; downloads about 1.5 GB the first time.
+test-compat: wheel
+	$(BIN)/python tests/compat/run.py dist/*.whl
+
+# Without lstm_fused._C, which is for one Python, and without CUDA kernels. auditwheel refuses a library or a symbol that
+# manylinux_2_28 lacks; torch's own wheels need the same glibc. A newer compiler may need newer symbols: see
+# csrc/old_glibc.cpp.
+wheel: $(VENV)/.installed-wheel ## in dist/: one wheel for every torch >= 2.10 and every Python >= 3.10, manylinux x86-64
+	rm -rf build/wheel dist/*.whl
+	LSTM_FUSED_CUDA=0 $(BIN)/python -m build --wheel --no-isolation -C=--build-option=--py-limited-api=cp310 --outdir build/wheel
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
 features: $(VENV)/.installed-dev ## rewrite docs/features.md: every feature, compiled, exported, differentiated twice, ...
 	$(BIN)/python tests/features.py

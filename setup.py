@@ -3,7 +3,8 @@
 - lstm_fused._ops: the ops, on torch's stable C++ interface and Python's limited one, so that one binary serves every
   torch from 2.10 on and every Python from 3.10 on. The kernels in it are compiled once per instruction set.
 - lstm_fused._cuda: the same ops on a GPU, likewise; built where LSTM_FUSED_CUDA says so (see cuda_build).
-- lstm_fused._C: how the build was made (pybind11, no torch headers).
+- lstm_fused._C: how the build was made (pybind11, no torch headers). It is for one Python, and therefore not in the
+  wheel for all of them (`make wheel`, which passes --py-limited-api to bdist_wheel); lstm_fused._ops has the same.
 """
 
 import os
@@ -20,6 +21,8 @@ from lstm_fused_flags import CUDA_ARCHITECTURES, CUDA_FLAGS, FLAGS, HAVE, ISAS, 
 
 KERNELS = "csrc/cpu/kernels.cpp"
 BUILD_INFO = "csrc/build_info.cpp"
+OLD_GLIBC = "csrc/old_glibc.cpp"
+FOR_EVERY_PYTHON = any(argument.startswith("--py-limited-api") for argument in sys.argv)
 COMPILE = [*FLAGS, f"-ffile-prefix-map={ROOT}/="]  # the same binary from whatever folder
 
 
@@ -83,39 +86,43 @@ def build_arguments() -> dict:
 
     headers = relative((ROOT / "csrc").rglob("*.h"))
     sources = relative([*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").glob("*.cpp")])
-    ops = CppExtension(
-        "lstm_fused._ops",
-        [source for source in sources if source not in (KERNELS, BUILD_INFO)],
-        include_dirs=[str(ROOT / "csrc")],
-        depends=[*headers, KERNELS],
-        extra_compile_args=[*COMPILE, *STABLE, *HAVE],
-        py_limited_api=True,
-    )
-    modules = [ops]
     toolkit, cuda_reason = cuda_build(torch.version.cuda)
     if toolkit:
         cpp_extension.CUDA_HOME = str(toolkit)  # which torch for the CPU leaves out
         if not torch.cuda.device_count():  # otherwise torch compiles for the GPU that is there
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         cuda_reason = f"nvcc {cuda_reason}, {os.environ.get('TORCH_CUDA_ARCH_LIST', 'the GPU of this machine')}"
-        modules.append(cuda_extension(cpp_extension, headers))
     facts = {
         "TORCH": torch.__version__,
-        "PYBIND11": pybind11.__version__,
+        "PYBIND11": "" if FOR_EVERY_PYTHON else pybind11.__version__,
         "FLAGS": " ".join(FLAGS),
         "CUDA_REASON": cuda_reason,
     }
+    facts_macros = [(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()]
+    facts_macros += [("LSTM_FUSED_HAVE_CUDA", str(int(toolkit is not None)))]
+    left_out = {KERNELS, BUILD_INFO} | (set() if FOR_EVERY_PYTHON else {OLD_GLIBC})
+    ops = CppExtension(
+        "lstm_fused._ops",
+        [source for source in sources if source not in left_out],
+        include_dirs=[str(ROOT / "csrc")],
+        depends=[*headers, KERNELS],
+        define_macros=facts_macros,
+        extra_compile_args=[*COMPILE, *STABLE, *HAVE],
+        py_limited_api=True,
+    )
     info = Extension(
         "lstm_fused._C",
         [BUILD_INFO, "csrc/cpu/isa.cpp"],
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         depends=headers,
-        define_macros=[(f"LSTM_FUSED_{name}", f'"{text}"') for name, text in facts.items()]
-        + [("LSTM_FUSED_HAVE_CUDA", str(int(toolkit is not None)))],
+        define_macros=facts_macros,
         extra_compile_args=[*COMPILE, *HAVE],
         language="c++",
     )
-    return {"ext_modules": [*modules, info], "cmdclass": {"build_ext": Build}}
+    modules = [ops] if FOR_EVERY_PYTHON else [ops, info]
+    if toolkit:
+        modules.append(cuda_extension(cpp_extension, headers))
+    return {"ext_modules": modules, "cmdclass": {"build_ext": Build}}
 
 
 # An sdist and the metadata alone need no torch.

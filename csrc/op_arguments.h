@@ -1,7 +1,6 @@
 // The arguments of an op, for every backend: checked, and made contiguous. A wrong one is an error of one sentence.
 #pragma once
 
-#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,6 +15,9 @@
 #include <string>
 
 #include "lstm/problem.h"
+
+// In torch 2.13 and later; null in older ones.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace lstm_fused {
 
@@ -68,10 +70,8 @@ void check(bool ok, const Parts&... parts) {
 // What torch says of the error that a function of its C interface has just returned. torch 2.13 and later can be asked;
 // before, it goes to the standard error and nowhere else.
 inline std::string reason_of_torch() {
-  using What = const char* (*)();
-  static const auto what =
-      reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));  // null: there is none
-  const char* const text = what ? what() : nullptr;
+  const bool can_be_asked = torch_exception_get_what_without_backtrace != nullptr;
+  const char* const text = can_be_asked ? torch_exception_get_what_without_backtrace() : nullptr;
   return text && *text ? std::string(": ") + text : " (torch has printed why to the standard error)";
 }
 

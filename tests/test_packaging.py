@@ -33,7 +33,7 @@ def test_build_info():
     assert {key: "list[str]" if isinstance(v, list) else type(v).__name__ for key, v in info.items()} == types
     assert info["version"] == metadata.version("lstm-fused")
     assert numbers(info["torch"]) >= (2, 10)
-    assert numbers(info["python"]) == sys.version_info[:2]
+    assert numbers(info["python"]) >= (3, 10)
     assert info["compiler"].startswith(("GCC ", "Clang "))
     assert info["cpp_standard"] == "C++17"
     assert "-ffast-math" not in info["flags"]
@@ -45,7 +45,7 @@ def test_build_info():
 
 @pytest.fixture(scope="module")
 def in_a_new_process() -> dict[str, Any]:
-    """The heavy modules that an import of the package loads, and what it says without the record of its build."""
+    """The heavy modules that an import of the package loads, and its record of the build without lstm_fused._C."""
     heavy = ("lightning", "pytorch_lightning", "wandb", "matplotlib", "torchmetrics", "lightning_modules")
     code = (
         "import json, sys; sys.modules['lstm_fused._C'] = None\n"
@@ -58,8 +58,9 @@ def in_a_new_process() -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_works_without_the_record_of_the_build(in_a_new_process):
-    assert "lstm_fused._C" in in_a_new_process["build_info"]["missing"]
+def test_a_wheel_for_every_python_has_the_record_too(in_a_new_process):
+    """Without lstm_fused._C, which is for one Python."""
+    assert in_a_new_process["build_info"] == lstm_fused.build_info()
 
 
 def test_import_is_light(in_a_new_process):

@@ -2,8 +2,6 @@
 // float16) is how tensors come and go: a call computes in float32 and rounds what it gives. Where the CPU multiplies
 // bfloat16, what the products of a bfloat16 call multiply is rounded to it too, but for a forward pass of few rows;
 // their sums are float32.
-#include <Python.h>
-
 #include "op_implementations.h"
 
 #include <exception>
@@ -111,8 +109,3 @@ struct Cpu {
 }  // namespace lstm_fused::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lstm_fused, CPU, m) { lstm_fused::Ops<lstm_fused::cpu::Cpu>::implement(m); }
-
-PyMODINIT_FUNC PyInit__ops(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ops", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
-}

@@ -2,9 +2,9 @@ from typing import TypedDict
 
 class BuildInfo(TypedDict):
     version: str  # of lstm_fused
-    python: str  # the Python it was built for
+    python: str  # the Python it was built with
     torch: str  # the torch it was built against; it runs on any torch >= 2.10
-    pybind11: str
+    pybind11: str  # "" in a wheel for every Python, which is without lstm_fused._C
     compiler: str
     cpp_standard: str  # "C++17"
     flags: str  # compiler flags shared by all sources
