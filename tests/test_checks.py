@@ -229,19 +229,37 @@ def test_cell_call_without_gradients(arguments, error, sentence, options):
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "sentence"),
+    ("attribute", "value", "error", "sentence"),
     [
-        ("dropout", 1.5, "dropout must be in [0, 1), got 1.5"),
-        ("recurrent_dropout", -1.0, "recurrent_dropout must be in [0, 1), got -1"),
-        ("zoneout", (0.1, NAN), "zoneout_c must be in [0, 1), got nan"),
+        ("recurrent_dropout", -1.0, ValueError, "recurrent_dropout must be a number in [0, 1), got -1.0"),
+        ("recurrent_dropout", None, ValueError, "recurrent_dropout must be a number in [0, 1), got None"),
+        ("recurrent_dropout_on", "foo", ValueError, "recurrent_dropout_on must be"),
+        ("zoneout", (0.1, NAN), ValueError, "zoneout[1] must be a number in [0, 1), got nan"),
+        ("open_gates", "xy", ValueError, "open_gates must"),
+        ("variational", 1, TypeError, "variational must be a bool, got int"),
+        ("layer_norm", "carry", AttributeError, "layer_norm must keep the value of the constructor"),
+        ("peephole", True, AttributeError, "peephole must keep the value of the constructor"),
     ],
     ids=name,
 )
-def test_a_rate_changed_later(attribute, value, sentence):
-    """Attributes are open, a schedule may set them: the ops look again."""
-    module = FusedLSTM(3, 5, 2, dropout=0.1, recurrent_dropout=0.1, zoneout=0.1)
-    setattr(module, attribute, value)
-    with pytest.raises(RuntimeError, match=re.escape(sentence)):
+def test_an_option_changed_later(attribute, value, error, sentence):
+    """Attributes are open, since a schedule may set them; a refused value changes nothing."""
+    module = FusedLSTM(3, 5, 2, recurrent_dropout=0.1, zoneout=0.1)
+    before = repr(module)
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        setattr(module, attribute, value)
+    assert one_sentence(caught.value)
+    assert repr(module) == before
+    module.layer_norm, module.zoneout = False, 0.3
+    assert module.zoneout == (0.3, 0.3)
+    module(X)
+
+
+def test_a_dropout_changed_later():
+    """An attribute of nn.LSTM, which the op checks."""
+    module = FusedLSTM(3, 5, 2, dropout=0.1)
+    module.dropout = 1.5
+    with pytest.raises(RuntimeError, match=re.escape("dropout must be in [0, 1), got 1.5")):
         module(X)
 
 
@@ -328,6 +346,14 @@ OP_CALLS = [
 
 
 SEEN_BY_THE_REFERENCE = ("bias_ih and bias_hh must be given", "zoneout_h must be 0", "seed must be given")
+
+
+def test_an_error_is_not_blamed_on_an_option():
+    """The op takes NumPy's numbers and 0-dim tensors for options."""
+    tensors, _ = layer_case(dtype=torch.float32)
+    tensors["h_0"] = torch.zeros(2, 4)
+    with pytest.raises(RuntimeError, match=r"^h_0 must have shape"):
+        ops.lstm_layer(**tensors, eps=np.float32(1e-3), reverse=np.bool_(True), recompute=np.int64(2))
 
 
 def test_complex_input_and_real_weights():

@@ -256,7 +256,7 @@ def attempt(on, case, legal, other, option_changes, mode):
             assert torch.equal(x.to_dense().nan_to_num(), copy.to_dense().nan_to_num()), f"{name} was written to"
 
 
-# The half of all calls is valid, so that what they compute is compared.
+# Calls with damage are often refused; of the valid ones none may be.
 ARGUMENTS_OF_ATTEMPT = (
     OPTION_SETS,
     CASES,

@@ -457,3 +457,18 @@ def test_a_container_can_hold_it():
     model.apply(lambda module: module.reset_parameters() if isinstance(module, FusedLSTM) else None)
     assert model(x()).shape == (T, B, 2)
     assert next(name for name, _ in model.named_parameters()) == "0.weight_ih_l0"
+
+
+@pytest.mark.parametrize("kind", [FusedLSTM, LSTM], ids=lambda kind: kind.__name__)
+def test_a_module_pickled_with_an_attribute_per_option(kind):
+    """As of before the options had a dataclass."""
+    options = {"layer_norm": True, "zoneout": (0.1, 0.2)} if kind is FusedLSTM else {}
+    module = kind(3, 5, **options).eval()
+    state = module.__getstate__() if hasattr(module, "__getstate__") else dict(module.__dict__)
+    for name in ("_options", "_op_arguments", "_has_masks"):
+        del state[name]
+    again = kind.__new__(kind)
+    again.__setstate__(state | options)
+    assert repr(again) == repr(module)
+    x = torch.randn(4, 2, 3)
+    assert_same_bits(again(x)[:1], module(x)[:1])

@@ -102,8 +102,8 @@ template <typename T, int Rows, int Vectors>
 struct Tile {
   Vec<T> acc[Rows][Vectors] = {};
 
-  // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. Meanwhile it
-  // prefetches, if Prefetches: `bytes` of `ahead` per k.
+  // acc[i][j] += sum_k a(i, k) * b[k * ldb + ...], the vectors j of strips `strip_size` apart. If
+  // Prefetches, it also prefetches `bytes` bytes from `ahead` on per k.
   template <bool Prefetches, typename O, class A>
   LSTM_FUSED_INLINE void multiply_add(A a, int64_t depth, const O* b, int64_t ldb, int64_t strip_size,
                                       const char* ahead, int64_t bytes) {
@@ -218,7 +218,7 @@ LSTM_FUSED_FN void multiply_panel(const Factor<O> (&factors)[Factors], int64_t c
     const O* const strip = panel + vector / kTileVectors * strip_size;
     const O* const next_strip = vector + V < kPanelVectors ? strip + strip_size : next_panel;
     const int64_t tiles = ceil_div(to_row - from_row, M);
-    const int64_t bytes = tiles > kLines ? 64 * kLines / tiles : 64;
+    const int64_t bytes = tiles > kLines ? ceil_div(64 * kLines, tiles) : 64;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = from + depth * block / blocks, end = from + depth * (block + 1) / blocks;
       const char* const ahead = reinterpret_cast<const char*>(next_strip + begin * kStripColumns<T>);
@@ -384,8 +384,8 @@ LSTM_FUSED_FN Vec<T> sums_of_lanes(Vec<T> (&rows)[kLanes<T>]) {
     return rows[0];
 }
 
-// Bytes of W from which on it comes from memory: rows side by side use more of its bandwidth. Nearer than that, the
-// hardware prefetches one row after the other best.
+// Size of W in bytes above which it comes from memory: rows side by side use more of its bandwidth. Below it, CPUs with
+// few registers read one row after the other, which their hardware prefetches best.
 constexpr int64_t kFarWeight = int64_t{4} << 20;
 
 // The sums of the lanes of Rows rows of W times a, with `Chains` chains of sums each: enough in all to keep the

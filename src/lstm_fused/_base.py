@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -50,6 +51,15 @@ class FusedBase(CellAttributes, nn.Module):
         # Kept for every call: arguments of the op other than its defaults, and whether masks are drawn in training.
         self._op_arguments: dict[str, Any] = options.op_arguments()
         self._has_masks = any(name in RATES for name in self._op_arguments)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also of a module that was pickled when each option was an attribute of its own."""
+        names = [option.name for option in fields(self._OPTIONS)]
+        options = {name: state[name] for name in names if name in state}
+        # Not super(): nn.LSTM, a base of lstm_fused.LSTM, would look for a list of its weights.
+        nn.Module.__setstate__(self, {name: value for name, value in state.items() if name not in options})
+        if "_options" not in state:
+            self._set_options(self._OPTIONS(**options))
 
     def _suffixes(self) -> list[str]:
         """What follows a parameter's name, for every layer and direction."""

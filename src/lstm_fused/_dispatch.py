@@ -33,9 +33,6 @@ _CELL, _CELL_INFERENCE, _CELL_PLAIN = (
     _OPS.lstm_cell_plain.default,
 )
 
-# What the dispatcher takes for an option, by the type in its schema.
-_TYPES: dict[str, type | tuple[type, ...]] = {"float": (float, int), "int": int, "bool": (bool, int)}
-
 
 def changed(defaults: dict[str, Any], values: tuple[Any, ...]) -> dict[str, Any]:
     """By name those of some options that do not have their default. Each that is passed costs an op 0.3 us.
@@ -50,8 +47,8 @@ def call_layer(tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """``output, h_n, c_n`` and perhaps more. ``tensors``: all of the op's, in their order; ``options``: those given."""
     try:
         results: tuple[Tensor, ...] = _call(reference.lstm_layer, _LAYER, LAYER_INFERENCE, tensors, options)
-    except (AttributeError, RuntimeError, TypeError):
-        _raise_in_one_sentence(_LAYER, tensors, options)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        _raise_in_one_sentence(_LAYER, tensors, options, error)
         raise
     return results
 
@@ -60,13 +57,13 @@ def call_cell(tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
     """``h, c`` and perhaps more, likewise."""
     try:
         results: tuple[Tensor, ...] = _call(reference.lstm_cell, _CELL, _CELL_INFERENCE, tensors, options)
-    except (AttributeError, RuntimeError, TypeError):
-        _raise_in_one_sentence(_CELL, tensors, options)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        _raise_in_one_sentence(_CELL, tensors, options, error)
         raise
     return results
 
 
-def _raise_in_one_sentence(op: Any, tensors: Tensors, options: dict[str, Any]) -> None:
+def _raise_in_one_sentence(op: Any, tensors: Tensors, options: dict[str, Any], error: Exception) -> None:
     """A sentence for what torch's dispatcher says in many lines, or does not say; nothing for any other error."""
     for argument, value in zip(op._schema.arguments, tensors, strict=False):
         required = str(argument.type) == "Tensor"
@@ -77,10 +74,12 @@ def _raise_in_one_sentence(op: Any, tensors: Tensors, options: dict[str, Any]) -
         if value.layout != torch.strided:
             raise RuntimeError(f"{argument.name} must be a dense tensor, got layout {value.layout}") from None
     for argument in op._schema.arguments:
-        wanted = str(argument.type)
-        if argument.name in options and not isinstance(options[argument.name], _TYPES.get(wanted, object)):
-            given = type(options[argument.name]).__name__
-            raise RuntimeError(f"{argument.name} must be of type {wanted}, got {given}") from None
+        name = argument.name
+        if name not in options:
+            continue
+        if not hasattr(options[name], "__float__") or f"for argument '{name}'" in str(error):
+            given = type(options[name]).__name__
+            raise RuntimeError(f"{name} must be of type {argument.type}, got {given}") from None
 
 
 def _call(reference: Callable[..., Any], op: Any, inference: Any, tensors: Tensors, options: dict[str, Any]) -> Any:

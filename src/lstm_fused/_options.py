@@ -6,8 +6,6 @@ it means to the ops is in :meth:`CellOptions.op_arguments`; ``tests/test_schema.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -57,12 +55,18 @@ class CellOptions:
         return cls(**{option.name: arguments[option.name] for option in fields(cls)})
 
     def with_value(self: _Options, name: str, value: Any) -> _Options:
-        """A copy with another value of one option. A value that its check refuses is kept for the op to refuse."""
-        with contextlib.suppress(TypeError, ValueError):
-            return replace(self, **{name: value})
-        options = copy.copy(self)
-        object.__setattr__(options, name, value)
-        return options
+        """A copy with another value of one option, which is checked as in the constructor.
+
+        Raises:
+            AttributeError: the option decides which parameters a module has.
+        """
+        changed = replace(self, **{name: value})
+        if name in HAVE_PARAMETERS and getattr(changed, name) != getattr(self, name):
+            raise AttributeError(
+                f"{name} must keep the value of the constructor, which makes its parameters, {getattr(self, name)!r}, "
+                f"got {value!r}"
+            )
+        return changed
 
     def check_with(self, bias: bool, proj_size: int, given: Mapping[str, Any]) -> None:
         """Raises ValueError where an option and an argument of ``nn.LSTM`` exclude each other.
@@ -110,6 +114,7 @@ class LayerOptions(CellOptions):
 
 
 CELL_OPTIONS = tuple(option.name for option in fields(CellOptions))
+HAVE_PARAMETERS = ("layer_norm", "peephole")
 
 
 def _attributes_of(options: type[CellOptions]) -> type:

@@ -48,7 +48,6 @@ class LSTM(FusedLSTM, nn.LSTM):
 
     # nn.RNNBase overrides these to keep a list of its weights, which does not exist here.
     __setattr__: Any = nn.Module.__setattr__
-    __setstate__: Any = nn.Module.__setstate__
     _apply = nn.Module._apply
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
