@@ -10,7 +10,7 @@ import itertools
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Literal, SupportsIndex
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ._types import DropoutPlace, Gate, LayerNorm
+from ._types import Gate, LayerNorm
 
 
 def _index(value: Any) -> int | None:
@@ -110,10 +110,15 @@ def projection_size(value: SupportsIndex, hidden_size: int) -> int:
     return value
 
 
-def dropout_place(name: str, value: DropoutPlace) -> DropoutPlace:
-    if value not in ("hidden", "candidate"):
-        raise ValueError(f"{name} must be 'hidden' or 'candidate', got {value!r}")
-    return value
+def one_of(*values: str) -> Callable[[str, str], str]:
+    """The check of an option that is one of these words."""
+
+    def check(name: str, value: str) -> str:
+        if value not in values:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}")
+        return value
+
+    return check
 
 
 def gate_names(name: str, value: str | Iterable[str]) -> tuple[Gate, ...]:

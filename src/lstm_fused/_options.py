@@ -36,7 +36,9 @@ class CellOptions:
 
     layer_norm: Literal[False] | LayerNorm = field(default=False, metadata={"check": checks.layer_norm_kind})
     recurrent_dropout: float = field(default=0.0, metadata={"check": checks.rate})
-    recurrent_dropout_on: DropoutPlace = field(default="hidden", metadata={"check": checks.dropout_place})
+    recurrent_dropout_on: DropoutPlace = field(
+        default="hidden", metadata={"check": checks.one_of("hidden", "candidate")}
+    )
     zoneout: tuple[float, float] = field(default=(0.0, 0.0), metadata={"check": checks.zoneout_rates})
     weight_dropout: float = field(default=0.0, metadata={"check": checks.rate})
     peephole: bool = field(default=False, metadata={"check": checks.boolean})

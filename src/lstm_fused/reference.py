@@ -28,6 +28,9 @@ from torch import Tensor
 # numbers (layer * num_directions + direction).
 USES = {"output": 0, "hidden": 1, "candidate": 2, "zoneout_h": 3, "zoneout_c": 4, "weight": 5}
 
+# The options that choose among the equations of the gates and of the cell.
+CHOICES = ("open_gates",)
+
 # Bits of `open_gates`.
 GATES = {"i": 1, "f": 2, "o": 4}
 
@@ -110,8 +113,9 @@ def _gates(
     weight_ci: Tensor | None,
     weight_cf: Tensor | None,
     weight_co: Tensor | None,
-    open_gates: int,
     drop_candidate: Callable[[Tensor], Tensor],
+    *,
+    open_gates: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """i, f, g, o and c' of :func:`lstm_cell`, [..., H] each, from z and c_{t-1}. ``drop_candidate``: g -> m_g * g."""
 
@@ -216,7 +220,7 @@ def lstm_cell(
     z = _pre_activations(
         input, h, weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, bias_ln_ih, bias_ln_hh, eps
     )
-    _, _, _, o, c = _gates(z, c_0, weight_ci, weight_cf, weight_co, open_gates, drop_candidate)
+    _, _, _, o, c = _gates(z, c_0, weight_ci, weight_cf, weight_co, drop_candidate, open_gates=open_gates)
     n = _norm(c, weight_ln_c, bias_ln_c, eps)
     h = o * n.tanh()
     h_t = zoneout(h, h_0, zoneout_h, "zoneout_h")

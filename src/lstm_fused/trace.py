@@ -127,7 +127,8 @@ def _gates(tensors: LayerTensors, hidden: Tensor, cells: Tensor, options: dict[s
         tensors.weight_ln_hh, tensors.bias_ln_ih, tensors.bias_ln_hh, options["eps"],
     )  # fmt: skip
     peepholes = tensors.weight_ci, tensors.weight_cf, tensors.weight_co
-    *gates, _ = reference._gates(z, c, *peepholes, options["open_gates"], drop_candidate)
+    choices = {name: options[name] for name in reference.CHOICES}
+    *gates, _ = reference._gates(z, c, *peepholes, drop_candidate, **choices)
     found = torch.stack(gates, dim=2)
     return found if past is None else found.masked_fill(past[..., None, None], 0)
 
