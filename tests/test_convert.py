@@ -65,17 +65,25 @@ def test_haste(norm, zoneout):
     assert_close(results(module, x), loop(x, haste_step(*given, zoneout=zoneout)))
 
 
+def hard_sigmoid(x):
+    """Keras's before version 3."""
+    return np.clip(0.2 * x + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu", "recurrent_activation": "hard_sigmoid"}], ids=str)
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_keras(use_bias):
+def test_keras(use_bias, options):
     """z = x kernel + h recurrent_kernel + bias in the order i, f, c, o; batches first."""
+    activation = (lambda x: np.maximum(x, 0)) if "activation" in options else np.tanh
+    gate = hard_sigmoid if "recurrent_activation" in options else sigmoid
     x, kernel, recurrent_kernel, bias = arrays((T, B, I), (I, 4 * H), (H, 4 * H), (4 * H,))
 
     def step(x, h, c):
         i, f, g, o = np.split(x @ kernel + h @ recurrent_kernel + bias * use_bias, 4, axis=-1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        return sigmoid(o) * np.tanh(c), c
+        c = gate(f) * c + gate(i) * activation(g)
+        return gate(o) * activation(c), c
 
-    module = convert.from_keras([kernel, recurrent_kernel, bias][: 2 + use_bias])
+    module = convert.from_keras([kernel, recurrent_kernel, bias][: 2 + use_bias], **options)
     output, h_n, c_n = loop(x, step)
     assert_close(results(module, x.swapaxes(0, 1)), (output.transpose(0, 1), h_n, c_n))
 

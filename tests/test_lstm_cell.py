@@ -11,7 +11,14 @@ from lstm_fused import FusedLSTM, FusedLSTMCell
 B, I, H = 4, 3, 5  # noqa: E741
 OPTIONS = {"default": {}} | {name: module_options(name) for name in CELL_MODULE_OPTIONS}
 OPTIONS["all"] = module_options(
-    "layer_norm", "recurrent_dropout", "weight_dropout", "zoneout_h", "zoneout_c", "peephole", "open_gates"
+    "layer_norm",
+    "recurrent_dropout",
+    "weight_dropout",
+    "zoneout_h",
+    "zoneout_c",
+    "peephole",
+    "open_gates",
+    "activation",
 )
 OPTIONS["all"] |= {"forget_bias": 1.0, "eps": 1e-3}
 

@@ -14,7 +14,10 @@ from lstm_fused._schema import LAYER_TENSORS, WEIGHTS
 T, B, I, H, P = 6, 4, 3, 7, 5  # noqa: E741
 
 # As many options together as a module can have; of one layer, so without the dropout that acts between layers.
-TOGETHER = ("carry", "candidate_dropout", "weight_dropout", "zoneout_c", "peephole", "open_gates", "projection")
+TOGETHER = (
+    "carry", "candidate_dropout", "weight_dropout", "zoneout_c", "peephole", "open_gates", "activation",
+    "recurrent_activation", "projection",
+)  # fmt: skip
 CASES = pytest.mark.parametrize(
     "on", [*((name,) for name in MODULE_OPTIONS if "dropout" not in OPTIONS[name]), TOGETHER], ids="+".join
 )
@@ -74,7 +77,8 @@ def test_parameters():
     assert not (forget.bias_ln_ih_l0 + forget.bias_ln_hh_l0)[:H].any()
     assert repr(FusedLSTM(3, 7, forget_bias=1.0, **module_options(*TOGETHER))) == (
         "FusedLSTM(3, 7, proj_size=3, layer_norm='carry', recurrent_dropout=0.3, recurrent_dropout_on='candidate', "
-        "zoneout=(0.0, 0.45), weight_dropout=0.4, peephole=True, forget_bias=1.0, open_gates=('i',))"
+        "zoneout=(0.0, 0.45), weight_dropout=0.4, peephole=True, forget_bias=1.0, open_gates=('i',), "
+        "activation='relu', recurrent_activation='hard_sigmoid')"
     )
 
 

@@ -86,12 +86,15 @@ def test_layer_norm_is_a_scan(path):
         ({}, ()),
         ({"bias": False}, ("hx",)),
         ({"peephole": True}, ("lengths",)),
+        ({"activation": "relu", "peephole": True}, ()),
+        ({"recurrent_activation": "hard_sigmoid", "bidirectional": True}, ("hx",)),
         ({"dropout": 0.3, "num_layers": 2, "recurrent_dropout": 0.2, "weight_dropout": 0.3}, ()),
     ],
     ids=str,
 )
 def test_the_lstm_operator(options, inputs, path):
-    check(path, ["LSTM"] * options.get("num_layers", 1), options, inputs)
+    operators = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    check(path, ["LSTM"] * operators, options, inputs)
 
 
 @pytest.mark.slow
@@ -101,7 +104,7 @@ def test_the_lstm_operator(options, inputs, path):
         ({"layer_norm": "carry", "peephole": True, "bidirectional": True}, ("hx", "lengths"), torch.float32),
         ({"proj_size": 2}, ("hx",), torch.float32),
         ({"zoneout": (0.1, 0.3)}, (), torch.float32),
-        ({"open_gates": "f"}, (), torch.float32),
+        ({"open_gates": "f", "activation": "relu", "recurrent_activation": "hard_sigmoid"}, (), torch.float32),
         ({}, ("reset",), torch.float32),
         ({}, (), torch.float64),  # onnxruntime has no LSTM operator in float64
         ({"layer_norm": True}, (), torch.float64),
@@ -119,7 +122,7 @@ def test_a_model_around_it(path):
         def __init__(self):
             super().__init__()
             self.embedding = torch.nn.Embedding(10, I)
-            self.lstm = FusedLSTM(I, H, batch_first=True)
+            self.lstm = FusedLSTM(I, H, batch_first=True, activation="relu", recurrent_activation="hard_sigmoid")
             self.head = torch.nn.Linear(H, 10)
             self.cell = FusedLSTMCell(10, H, layer_norm=True, zoneout=0.1)
 
@@ -156,6 +159,7 @@ SCRIPTED = {
     "stack": ({"num_layers": 2, "bidirectional": True, "dropout": 0.3}, ("hx",)),
     "no bias": ({"bias": False}, ()),
     "peephole": ({"peephole": True, "bidirectional": True}, ("hx", "lengths")),
+    "activations": ({"activation": "relu", "recurrent_activation": "hard_sigmoid"}, ()),
     "lengths": ({"num_layers": 2}, ("lengths",)),
     "what acts in training": ({"recurrent_dropout": 0.2, "weight_dropout": 0.3, "recompute": True}, ()),
 }

@@ -25,6 +25,8 @@ ACTING = {
     "peephole": (True, {}),
     "forget_bias": (3.0, {}),
     "open_gates": ("f", {}),
+    "activation": ("relu", {}),
+    "recurrent_activation": ("hard_sigmoid", {}),
     "eps": (0.1, {"layer_norm": True}),
     "variational": (True, {"dropout": 0.4}),
     "recompute": (True, {}),  # which changes what is kept alone
@@ -78,6 +80,7 @@ def test_every_option_of_an_op_comes_from_a_field_or_from_the_call():
     for place in ("hidden", "candidate"):
         on = {"recurrent_dropout": 0.3, "recurrent_dropout_on": place, "zoneout": 0.2, "weight_dropout": 0.1}
         rest = {"open_gates": "f", "eps": 0.1, "variational": True, "recompute": True}
+        rest |= {"activation": "relu", "recurrent_activation": "hard_sigmoid"}
         everything |= LayerOptions(**on, **rest).op_arguments()
     assert set(everything) | of_the_call == set(LAYER_OPTIONS) | set(CELL_OPTIONS)
     assert LayerOptions().op_arguments() == {}

@@ -94,7 +94,11 @@ def sigmoid(x):
     return 1 / (1 + (-x).exp())
 
 
-def by_hand(on, open_gates=0):
+def hard_sigmoid(x):
+    return torch.minimum(torch.maximum(0.2 * x + 0.5, torch.tensor(0.0)), torch.tensor(1.0))
+
+
+def by_hand(on, open_gates=0, sigmoid=sigmoid, tanh=torch.tanh, **choices):
     """One step of one sequence from the equations alone: (h, c), to be compared with the reference's."""
     tensors, options = layer_case([*on, "initial_state"], T=1, B=1, I=2, H=4)
     t = {name: x.detach() for name, x in tensors.items()}
@@ -111,12 +115,12 @@ def by_hand(on, open_gates=0):
     p = {gate: t.get(f"weight_c{gate}", 0) for gate in "ifo"}
     i = sigmoid(z[0:4] + p["i"] * c) if not open_gates & 1 else 1
     f = sigmoid(z[4:8] + p["f"] * c) if not open_gates & 2 else 1
-    new = f * c + i * z[8:12].tanh()
+    new = f * c + i * tanh(z[8:12])
     o = sigmoid(z[12:16] + p["o"] * new) if not open_gates & 4 else 1
     n = norm(new, "weight_ln_c", "bias_ln_c")
-    h = o * n.tanh()
+    h = o * tanh(n)
     expected = t["weight_hr"] @ h if "weight_hr" in t else h, n if "bias_ln_ih" in t else new
-    options |= {"open_gates": open_gates}
+    options |= {"open_gates": open_gates, **choices}
     return reference.lstm_layer(**t, **options)[1:], tuple(x[None] for x in expected)
 
 
@@ -130,6 +134,21 @@ def test_a_step_by_hand(norm, others):
 def test_open_gates_by_hand(open_gates):
     for on in (["peephole"], ["layer_norm"], ["peephole", "carry"]):
         assert_close(*by_hand(on, open_gates))
+
+
+@pytest.mark.parametrize("on", [("peephole",), ("layer_norm",), ("carry", "projection")], ids=label)
+def test_activations_by_hand(on):
+    assert_close(*by_hand(on, tanh=torch.relu, activation=1))
+    assert_close(*by_hand(on, sigmoid=hard_sigmoid, recurrent_activation=1))
+
+
+def test_the_ends_of_the_hard_sigmoid():
+    """At and past -2.5 and 2.5 it is constant, and so has no gradient."""
+    x = torch.tensor([-9.0, -2.5, -2.4, 0.0, 2.4, 2.5, 9.0], dtype=torch.float64, requires_grad=True)
+    y = reference._activate_gate(x, reference.RECURRENT_ACTIVATIONS["hard_sigmoid"])
+    assert_close(y.detach(), torch.tensor([0, 0, 0.02, 0.5, 0.98, 1, 1], dtype=torch.float64))
+    (d_x,) = torch.autograd.grad(y.sum(), x)
+    assert d_x.tolist() == [0, 0, 0.2, 0.2, 0.2, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["weight", "candidate"])

@@ -93,6 +93,7 @@ def test_equals_the_reference(options, lengths, training):
         module_options("peephole"),
         module_options("projection"),
         module_options("open_gates"),
+        module_options("recurrent_activation", "peephole"),
         module_options("carry", "peephole"),
         module_options("weight_dropout", "peephole"),
     ],

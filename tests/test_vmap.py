@@ -40,7 +40,7 @@ def test_vmap(options, no_grad):
 # Of each argument that may differ from slice to slice, the dimension that the slices get: any.
 SLICED = {"input": 2, "h_0": 0, "c_0": 1, "lengths": 1, "reset": 0}
 # What is sliced, and the options with which the slices are one call: those that draw no masks.
-QUIET = ("layer_norm", "peephole", "initial_state", "lengths", "reset", "reverse", "open_gates")
+QUIET = ("layer_norm", "peephole", "initial_state", "lengths", "reset", "reverse", "open_gates", "activation")
 VMAP_CASES = {
     "default": ((), ["input"]),
     "states": (("initial_state",), ["h_0", "c_0"]),

@@ -49,16 +49,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zoneout_h": {"zoneout_h": 0.25},
     "zoneout_c": {"zoneout_c": 0.45},
     "open_gates": {"open_gates": 1},
+    "activation": {"activation": 1},
+    "recurrent_activation": {"recurrent_activation": 1},
     "recompute": {"recompute": 3},
     "eval": {"training": False},
 }
 NOT_OF_A_CELL = {"lengths", "reverse", "dropout", "variational", "recompute"}
 # Pairs that are invalid, or the same case as one of the two alone.
 EXCLUSIVE = ({"projection", "zoneout_h"}, {"layer_norm", "carry"}, {"no_bias", "carry"})
-# As many options as can be combined: with "ba2016" and zoneout of h, and with "carry" and a projection.
+# As many options as can be combined: with "ba2016", zoneout of h and other gates, and with "carry", a projection and
+# another activation.
 _APART = ("no_bias", "recompute", "eval")  # each of which is a case of its own
-EVERYTHING = tuple(name for name in OPTIONS if name not in (*_APART, "carry", "projection"))
-EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in (*_APART, "layer_norm", "zoneout_h"))
+EVERYTHING = tuple(name for name in OPTIONS if name not in (*_APART, "carry", "projection", "activation"))
+_NOT_WITH_CARRY = ("layer_norm", "zoneout_h", "recurrent_activation")
+EVERYTHING_ELSE = tuple(name for name in OPTIONS if name not in (*_APART, *_NOT_WITH_CARRY))
 
 
 # The same options of the modules, as the constructor arguments with which a layer calls its op with those in OPTIONS.
@@ -80,6 +84,8 @@ MODULE_OPTIONS: dict[str, dict[str, Any]] = {
     "zoneout_h": {},
     "zoneout_c": {},
     "open_gates": {"open_gates": "i"},
+    "activation": {"activation": "relu"},
+    "recurrent_activation": {"recurrent_activation": "hard_sigmoid"},
     "recompute": {"recompute": True},
 }
 
@@ -111,6 +117,7 @@ MODULE_SETS = {
         "weight_dropout",
         "peephole",
         "open_gates",
+        "activation",
     ),
     "recompute": module_options("layer_norm", "dropout", "recurrent_dropout", "recompute"),
 }

@@ -7,7 +7,7 @@
 //   o = sigmoid(z_o + p_o * c')
 //   h' = o * tanh(n),   n = c' or the layer norm of c'
 //
-// with p the peepholes, and m_g the dropout mask of the candidate.
+// with p the peepholes, and m_g the dropout mask of the candidate; for sigmoid and tanh there are others.
 #pragma once
 
 #include <cstdint>
@@ -22,18 +22,21 @@ struct Gates {
   V i, f, g, o;
 };
 
-// Bits of LayerOptions::open_gates.
+// What the choices of op_table.h mean; of open_gates the bits.
+enum Activation : int64_t { tanh_activation, relu_activation };
+enum RecurrentActivation : int64_t { sigmoid_activation, hard_sigmoid_activation };
 enum OpenGate : int64_t { open_i = 1, open_f = 2, open_o = 4 };
 
-// Which equations the cell has, where there is a choice; 0 is the default of each.
-#define LSTM_FUSED_FIELD(name, ...) int64_t name = 0;
+// Which equations the cell has, where there is a choice; 0 is the default of each. Bytes, not int64_t: CUDA kernels at
+// their limit of registers spill some for wider ones.
+#define LSTM_FUSED_FIELD(name, ...) uint8_t name = 0;
 struct CellChoices {
   LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_FIELD)
 };
 #undef LSTM_FUSED_FIELD
 
 // The same with all at their defaults, which the compiler sees.
-#define LSTM_FUSED_CONSTANT(name, ...) static constexpr int64_t name = 0;
+#define LSTM_FUSED_CONSTANT(name, ...) static constexpr uint8_t name = 0;
 struct DefaultChoices {
   LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_CONSTANT)
 };
@@ -56,22 +59,27 @@ struct DefaultCellOptions : DefaultChoices {
 };
 
 // The activation of the candidate and of the output, by default tanh, and that of the gates, by default the sigmoid;
-// then the derivatives of both, from their outputs.
+// then the derivatives of both, from their outputs. NaN stays NaN. The hard sigmoid is clip(x / 5 + 1 / 2, 0, 1).
 template <class Math, class Options, class V>
-LSTM_FUSED_FN V activation(const Options&, V x) {
+LSTM_FUSED_FN V activation(const Options& options, V x) {
+  if (options.activation == relu_activation) return x < 0 ? V{} : x;
   return Math::tanh(x);
 }
 template <class Math, class Options, class V>
-LSTM_FUSED_FN V gate_activation(const Options&, V x) {
-  return Math::sigmoid(x);
+LSTM_FUSED_FN V gate_activation(const Options& options, V x) {
+  if (options.recurrent_activation != hard_sigmoid_activation) return Math::sigmoid(x);
+  const V one = V{} + 1, y = x * (one / 5) + one / 2;
+  return y < 0 ? V{} : y > 1 ? one : y;
 }
 template <class Options, class V>
-LSTM_FUSED_FN V d_activation(const Options&, V y, V d_y) {
+LSTM_FUSED_FN V d_activation(const Options& options, V y, V d_y) {
+  if (options.activation == relu_activation) return y <= 0 ? V{} : d_y;
   return d_y * (1 - y * y);
 }
 template <class Options, class V>
-LSTM_FUSED_FN V d_gate_activation(const Options&, V y, V d_y) {
-  return d_y * y * (1 - y);
+LSTM_FUSED_FN V d_gate_activation(const Options& options, V y, V d_y) {
+  if (options.recurrent_activation != hard_sigmoid_activation) return d_y * y * (1 - y);
+  return (y <= 0) | (y >= 1) ? V{} : d_y * ((V{} + 1) / 5);
 }
 
 template <class Math, class Options, class V>

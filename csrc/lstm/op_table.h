@@ -28,8 +28,10 @@
 
 // count(name, values, what): the choices of the cell's equations, numbers below `values`, each by default 0: as a
 // sentence says it. cell.h has the formulas; everything else that a choice passes through follows from this list.
-#define LSTM_FUSED_CELL_CHOICES(count) \
-  count(open_gates, 8, "a sum of 1 (i), 2 (f) and 4 (o)") /* gates that are 1: bits of OpenGate in cell.h */
+#define LSTM_FUSED_CELL_CHOICES(count)                                                                      \
+  count(open_gates, 8, "a sum of 1 (i), 2 (f) and 4 (o)") /* gates that are 1: bits of OpenGate in cell.h */ \
+  count(activation, 2, "0 (tanh) or 1 (relu)")            /* of the candidate and of the output */           \
+  count(recurrent_activation, 2, "0 (sigmoid) or 1 (hard_sigmoid)") /* of the gates */
 
 // rate(name): a probability in [0, 1), by default 0; count(name): an integer, by default 0; flag(name, default);
 // real(name, default).

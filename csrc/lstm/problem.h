@@ -43,7 +43,7 @@ LSTM_FUSED_FN bool has_layer_norm(const LayerOptions& options) { return options.
 
 // The choices of the cell's equations among the options.
 LSTM_FUSED_FN CellChoices cell_choices(const LayerOptions& options) {
-#define LSTM_FUSED_CHOICE(name, ...) options.name,
+#define LSTM_FUSED_CHOICE(name, ...) static_cast<uint8_t>(options.name),
   return {LSTM_FUSED_CELL_CHOICES(LSTM_FUSED_CHOICE)};
 #undef LSTM_FUSED_CHOICE
 }

@@ -2,7 +2,8 @@
 
 :mod:`lstm_fused._dispatch` calls this while torch traces a model for ONNX. T and B may be dynamic.
 
-- A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, lengths, either direction.
+- A layer that ONNX's LSTM operator can compute becomes one: no option, peepholes, activations, lengths, either
+  direction.
 - Every other layer becomes a Scan over its steps. The body is the reference's cell in ONNX's elementary operators.
   This includes layers that are not in float32, because onnxruntime has no LSTM for them. torch's old exporter
   (``dynamo=False``) has no Scan and raises an error.
@@ -27,9 +28,17 @@ from ._types import LayerTensors, State
 if TYPE_CHECKING:
     from ._types import Tensors
 
-# What keeps no layer from being the operator: a direction, and what does nothing without masks, norms and a backward
-# pass. Zoneout is not among them: in eval it takes the expected value.
-_IN_OPERATOR = {"reverse", "eps", "recompute", *ACT_WITH_RATES, *(name for name in RATES if "dropout" in name)}
+# What keeps no layer from being the operator: what it has itself, and what does nothing without masks, norms and a
+# backward pass. Zoneout is not among them: in eval it takes the expected value.
+_IN_OPERATOR = {
+    "reverse",
+    "activation",
+    "recurrent_activation",
+    "eps",
+    "recompute",
+    *ACT_WITH_RATES,
+    *(name for name in RATES if "dropout" in name),
+}
 
 
 def lower(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -40,7 +49,7 @@ def lower(function: Callable[..., tuple[Tensor, ...]], tensors: Tensors, options
         return reference.lstm_cell(*tensors, **options)
     of_layer = LayerTensors(*tensors)
     if not _beyond_the_operator(of_layer, of_layer.input.dtype, options):
-        return _operator(of_layer, options.get("reverse", False))
+        return _operator(of_layer, options)
     return _scan(of_layer, options)
 
 
@@ -98,7 +107,15 @@ def _draws_nothing(options: dict[str, Any]) -> None:
         )
 
 
-def _operator(tensors: LayerTensors, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _attributes(options: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of the operator besides the hidden size. Its HardSigmoid is by default that of the reference."""
+    activation = ("Tanh", "Relu")[options.get("activation", 0)]
+    of_gates = ("Sigmoid", "HardSigmoid")[options.get("recurrent_activation", 0)]
+    direction = "reverse" if options.get("reverse", False) else "forward"
+    return {"direction": direction, "activations": [of_gates, activation, activation]}
+
+
+def _operator(tensors: LayerTensors, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """ONNX's LSTM of one direction, a dimension of size 1 in all but the input; gates i, o, f, g, peepholes i, o, f."""
     input, h_0, c_0, lengths = tensors.input, tensors.h_0, tensors.c_0, tensors.lengths
     peepholes = _joined(tensors.weight_ci, tensors.weight_co, tensors.weight_cf)
@@ -120,7 +137,7 @@ def _operator(tensors: LayerTensors, reverse: bool) -> tuple[Tensor, Tensor, Ten
     output, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
         "LSTM",
         inputs,
-        {"hidden_size": H, "direction": "reverse" if reverse else "forward"},
+        {"hidden_size": H, **_attributes(options)},
         dtypes=[input.dtype] * 3,
         shapes=[(T, 1, B, H), (1, B, H), (1, B, H)],
     )
@@ -194,7 +211,7 @@ def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
     missing = g.op("prim::Constant")
     missing.setType(torch._C.OptionalType.ofTensor())
     weight_ci, weight_cf, weight_co, lengths = tensors[WEIGHT_CI : LENGTHS + 1]
-    peepholes = missing
+    peepholes, attributes = missing, _attributes(options)
     if weight_ci is not None:
         peepholes = on_axis("Unsqueeze", g.op("Concat", weight_ci, weight_co, weight_cf, axis_i=0), 0)
     output, h_n, c_n = g.op(
@@ -209,7 +226,8 @@ def _symbolic(op: Any, g: Any, *values: Any) -> tuple[Any, ...]:
         peepholes,
         outputs=3,
         hidden_size_i=H,
-        direction_s="reverse" if options["reverse"] else "forward",
+        direction_s=attributes["direction"],
+        activations_s=attributes["activations"],
     )
     output, h_n, c_n = on_axis("Squeeze", output, 1), on_axis("Squeeze", h_n, 0), on_axis("Squeeze", c_n, 0)
     if lengths is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from . import _checks as checks
 from ._schema import EPS, LAYER_OPTIONS
 from ._types import DropoutPlace, Gate, LayerNorm
-from .reference import GATES
+from .reference import ACTIVATIONS, GATES, RECURRENT_ACTIVATIONS, Activation, RecurrentActivation
 
 if TYPE_CHECKING:
     # A type checker takes the attributes of the modules from the fields, and they can be set: not "frozen", for it.
@@ -44,6 +44,10 @@ class CellOptions:
     peephole: bool = field(default=False, metadata={"check": checks.boolean})
     forget_bias: float | None = field(default=None, metadata={"check": checks.forget_bias})
     open_gates: tuple[Gate, ...] = field(default=(), metadata={"check": checks.gate_names})
+    activation: Activation = field(default="tanh", metadata={"check": checks.one_of(*ACTIVATIONS)})
+    recurrent_activation: RecurrentActivation = field(
+        default="sigmoid", metadata={"check": checks.one_of(*RECURRENT_ACTIVATIONS)}
+    )
     eps: float = field(default=EPS, metadata={"check": checks.epsilon})
 
     def __post_init__(self) -> None:
@@ -103,6 +107,8 @@ class CellOptions:
             "zoneout_h": self.zoneout[0],
             "zoneout_c": self.zoneout[1],
             "open_gates": sum(GATES[gate] for gate in self.open_gates),
+            "activation": ACTIVATIONS[self.activation],
+            "recurrent_activation": RECURRENT_ACTIVATIONS[self.recurrent_activation],
         }
         return {name: value for name, value in arguments.items() if value != LAYER_OPTIONS[name]}
 

@@ -14,6 +14,7 @@ from ._base import FusedBase, copy_for_backward, is_traced
 from ._dispatch import direct_cell
 from ._options import CellOptions
 from ._types import Device, DropoutPlace, LayerNorm, State
+from .reference import Activation, RecurrentActivation
 
 
 class FusedLSTMCell(FusedBase):
@@ -28,7 +29,7 @@ class FusedLSTMCell(FusedBase):
         bias: whether there are ``bias_ih`` and ``bias_hh``. Default: ``True``.
         device, dtype: of the parameters.
         layer_norm, recurrent_dropout, recurrent_dropout_on, zoneout: as in :class:`FusedLSTM`.
-        weight_dropout, peephole, forget_bias, open_gates, eps: likewise.
+        weight_dropout, peephole, forget_bias, open_gates, activation, recurrent_activation, eps: likewise.
 
     Inputs:
         input: [B, I], or [I] for one sequence.
@@ -73,6 +74,8 @@ class FusedLSTMCell(FusedBase):
         peephole: bool = False,
         forget_bias: float | None = None,
         open_gates: str | Iterable[str] = (),
+        activation: Activation = "tanh",
+        recurrent_activation: RecurrentActivation = "sigmoid",
         eps: float = 1e-5,
     ) -> None:
         super().__init__(checks.truth("bias", bias), locals())

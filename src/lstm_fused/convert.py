@@ -90,8 +90,10 @@ def from_haste(
 def from_keras(weights: Sequence[Any], **options: Any) -> FusedLSTM:
     """A Keras ``LSTM`` from its ``get_weights()``: kernel [I, 4H], recurrent_kernel [H, 4H] and, if there, bias [4H].
 
-    Its order of gates is ours. It must have Keras's default activations, ``tanh`` and ``sigmoid``. ``batch_first`` is
-    True by default, as in Keras; ``unit_forget_bias`` is already in the bias.
+    Its order of gates is ours. An ``activation`` other than ``tanh`` and a ``recurrent_activation`` other than
+    ``sigmoid`` are options to give: before Keras 2.3 the default is ``recurrent_activation="hard_sigmoid"`` (that of
+    Keras 3 is another function, which is not available here). ``batch_first`` is True by default, as in Keras;
+    ``unit_forget_bias`` is already in the bias.
 
     Raises:
         ValueError: weights are not two or three, or one has another shape.

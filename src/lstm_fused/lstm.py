@@ -18,6 +18,7 @@ from ._dispatch import direct_layer
 from ._options import LayerAttributes, LayerOptions
 from ._types import Device, DropoutPlace, LayerNorm, State
 from .cell import FusedLSTMCell as FusedLSTMCell  # it was defined here, as pickled cells say
+from .reference import Activation, RecurrentActivation
 from .trace import Recorder, Trace
 
 # What computes a layer in one direction: ops.lstm_layer, or a Recorder in its place.
@@ -80,6 +81,9 @@ class FusedLSTM(FusedBase, LayerAttributes):
         forget_bias: initial sum of the two biases of the forget gate (Jozefowicz et al. 2015); ``None``: drawn as the
             other biases. Default: ``None``.
         open_gates: gates held at 1, any of ``"i"``, ``"f"``, ``"o"``, to measure what a gate adds. Default: none.
+        activation: of g and of the cell in h: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        recurrent_activation: of the gates i, f and o: ``"sigmoid"``, or ``"hard_sigmoid"`` = clip(0.2 z + 0.5, 0, 1),
+            that of ONNX and of Keras 1 and 2 (in torch and Keras 3 the slope is 1 / 6). Default: ``"sigmoid"``.
         recompute: less memory for a longer training step (Chen et al. 2016): the forward pass saves only a state every
             k steps, and the backward pass recomputes the steps between two of them. k is the square root of T,
             rounded down; 32 under ``torch.compile`` and in ``torch.export``, where T may vary. The results are the
@@ -176,6 +180,8 @@ class FusedLSTM(FusedBase, LayerAttributes):
         peephole: bool = False,
         forget_bias: float | None = None,
         open_gates: str | Iterable[str] = (),
+        activation: Activation = "tanh",
+        recurrent_activation: RecurrentActivation = "sigmoid",
         recompute: bool = False,
         eps: float = 1e-5,
     ) -> None:

@@ -53,6 +53,8 @@ def lstm_layer(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     open_gates: int = 0,
+    activation: int = 0,
+    recurrent_activation: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
@@ -82,6 +84,8 @@ def lstm_layer(
         recurrent_dropout, candidate_dropout, weight_dropout: rates, of h_{t-1} (one mask for all steps), g, weight_hh.
         zoneout_h, zoneout_c: rates; zoneout_h excludes a projection. All rates are in [0, 1).
         open_gates: gates that are 1, a sum of 1 (i), 2 (f) and 4 (o).
+        activation: of g and of h: 0 (tanh) or 1 (relu).
+        recurrent_activation: of the gates: 0 (sigmoid) or 1 (hard_sigmoid, clip(0.2 z + 0.5, 0, 1)).
         training: whether masks are drawn; otherwise there is no dropout, and zoneout takes its expected value.
         eps: of the layer norms.
         stream: of random numbers, layer * num_directions + direction; gives every layer its own masks.
@@ -103,7 +107,7 @@ def lstm_layer(
     )  # fmt: skip
     acting = (
         reverse, dropout, recompute, recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c,
-        open_gates, eps,
+        open_gates, activation, recurrent_activation, eps,
     )  # fmt: skip
     options = {}
     if acting != _LAYER_DEFAULTS:
@@ -141,6 +145,8 @@ def lstm_cell(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     open_gates: int = 0,
+    activation: int = 0,
+    recurrent_activation: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
@@ -155,7 +161,8 @@ def lstm_cell(
         weight_hr, weight_ci, weight_cf, weight_co, reset, seed,
     )  # fmt: skip
     acting = (
-        step, recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c, open_gates, eps,
+        step, recurrent_dropout, candidate_dropout, weight_dropout, zoneout_h, zoneout_c, open_gates,
+        activation, recurrent_activation, eps,
     )  # fmt: skip
     options = {}
     if acting != _CELL_DEFAULTS:

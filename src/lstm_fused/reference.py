@@ -19,6 +19,7 @@ cell you can inspect every gate of every step::
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,16 @@ from torch import Tensor
 USES = {"output": 0, "hidden": 1, "candidate": 2, "zoneout_h": 3, "zoneout_c": 4, "weight": 5}
 
 # The options that choose among the equations of the gates and of the cell.
-CHOICES = ("open_gates",)
+CHOICES = ("open_gates", "activation", "recurrent_activation")
 
 # Bits of `open_gates`.
 GATES = {"i": 1, "f": 2, "o": 4}
+
+# The numbers of `activation` and `recurrent_activation`.
+Activation: TypeAlias = Literal["tanh", "relu"]
+RecurrentActivation: TypeAlias = Literal["sigmoid", "hard_sigmoid"]
+ACTIVATIONS: dict[Activation, int] = {"tanh": 0, "relu": 1}
+RECURRENT_ACTIVATIONS: dict[RecurrentActivation, int] = {"sigmoid": 0, "hard_sigmoid": 1}
 
 _UINT32 = 0xFFFFFFFF
 
@@ -87,6 +94,17 @@ def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> 
     return x if weight is None else F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
+def _activate(x: Tensor, activation: int) -> Tensor:
+    """The activation of the candidate and of the output."""
+    return x.relu() if activation == ACTIVATIONS["relu"] else x.tanh()
+
+
+def _activate_gate(x: Tensor, recurrent_activation: int) -> Tensor:
+    if recurrent_activation == RECURRENT_ACTIVATIONS["hard_sigmoid"]:
+        return F.hardtanh(0.2 * x + 0.5, 0.0, 1.0)  # a clip whose gradient is 0 at both ends
+    return x.sigmoid()
+
+
 def _pre_activations(
     input: Tensor,
     h: Tensor,
@@ -116,16 +134,18 @@ def _gates(
     drop_candidate: Callable[[Tensor], Tensor],
     *,
     open_gates: int,
+    activation: int,
+    recurrent_activation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """i, f, g, o and c' of :func:`lstm_cell`, [..., H] each, from z and c_{t-1}. ``drop_candidate``: g -> m_g * g."""
 
     def gate(name: str, z: Tensor, peephole: Tensor | None, c: Tensor) -> Tensor:
         if open_gates & GATES[name]:
             return torch.ones_like(z)
-        return (z if peephole is None else z + peephole * c).sigmoid()
+        return _activate_gate(z if peephole is None else z + peephole * c, recurrent_activation)
 
     z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)
-    i, f, g = gate("i", z_i, weight_ci, c_0), gate("f", z_f, weight_cf, c_0), z_g.tanh()
+    i, f, g = gate("i", z_i, weight_ci, c_0), gate("f", z_f, weight_cf, c_0), _activate(z_g, activation)
     c = f * c_0 + i * drop_candidate(g)
     return i, f, g, gate("o", z_o, weight_co, c), c
 
@@ -163,6 +183,8 @@ def lstm_cell(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     open_gates: int = 0,
+    activation: int = 0,
+    recurrent_activation: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
@@ -193,6 +215,9 @@ def lstm_cell(
 
     ``open_gates``, a sum of :data:`GATES`: gates that are 1, whatever their z, which has no gradient then.
 
+    ``activation``, one of :data:`ACTIVATIONS`: with relu, it replaces both tanh. ``recurrent_activation``, one of
+    :data:`RECURRENT_ACTIVATIONS`: with hard_sigmoid, clip(0.2 z + 0.5, 0, 1) replaces sigmoid.
+
     Shapes: input [B, I]; h_0 [B, P]; c_0 [B, H]; weight_ih [4H, I]; weight_hh [4H, P]; bias_ih, bias_hh, weight_ln_ih,
     weight_ln_hh, bias_ln_ih, bias_ln_hh [4H]; weight_ln_c, bias_ln_c [H]; weight_hr [P, H]; weight_ci, weight_cf,
     weight_co (p_i, p_f, p_o) [H]; reset bool [B]; seed int64, 0-dim. A projection excludes zoneout_h: h' has H units,
@@ -220,9 +245,12 @@ def lstm_cell(
     z = _pre_activations(
         input, h, weight_ih, weight_hh, bias_ih, bias_hh, weight_ln_ih, weight_ln_hh, bias_ln_ih, bias_ln_hh, eps
     )
-    _, _, _, o, c = _gates(z, c_0, weight_ci, weight_cf, weight_co, drop_candidate, open_gates=open_gates)
+    _, _, _, o, c = _gates(
+        z, c_0, weight_ci, weight_cf, weight_co, drop_candidate,
+        open_gates=open_gates, activation=activation, recurrent_activation=recurrent_activation,
+    )  # fmt: skip
     n = _norm(c, weight_ln_c, bias_ln_c, eps)
-    h = o * n.tanh()
+    h = o * _activate(n, activation)
     h_t = zoneout(h, h_0, zoneout_h, "zoneout_h")
     c_t = zoneout(c if bias_ln_ih is None else n, c_0, zoneout_c, "zoneout_c")
     return h_t if weight_hr is None else F.linear(h_t, weight_hr), c_t
@@ -260,6 +288,8 @@ def lstm_layer(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     open_gates: int = 0,
+    activation: int = 0,
+    recurrent_activation: int = 0,
     training: bool = True,
     eps: float = 1e-5,
     stream: int = 0,
@@ -290,7 +320,8 @@ def lstm_layer(
         h_t, c_t = lstm_cell(
             input[t], h, c, *weights, None if reset is None else reset[t], seed, step=t,
             recurrent_dropout=recurrent_dropout, candidate_dropout=candidate_dropout, zoneout_h=zoneout_h,
-            zoneout_c=zoneout_c, open_gates=open_gates, training=training, eps=eps, stream=stream,
+            zoneout_c=zoneout_c, open_gates=open_gates, activation=activation,
+            recurrent_activation=recurrent_activation, training=training, eps=eps, stream=stream,
         )  # fmt: skip
         y = _dropout(h_t, "output", dropout, 0 if variational else t, seed, training=training, stream=stream)
         if past is not None:

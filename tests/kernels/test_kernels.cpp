@@ -170,7 +170,10 @@ bool hit(const LayerOptions& o, MaskUse use, double rate, int64_t t, int64_t b, 
   return random_bits(o, use, t, b, h) < drop_threshold(rate);
 }
 
-double logistic(double x) { return 1 / (1 + std::exp(-x)); }
+double activation(const LayerOptions& o, double x) { return o.activation == 1 ? std::max(x, 0.0) : std::tanh(x); }
+double gate_activation(const LayerOptions& o, double x) {
+  return o.recurrent_activation == 1 ? std::min(std::max(0.2 * x + 0.5, 0.0), 1.0) : 1 / (1 + std::exp(-x));
+}
 
 Values<double> normalized(Values<double> x, const double* gain, const double* bias, double eps) {
   double mean = 0, variance = 0;
@@ -220,12 +223,12 @@ Plain equations(const Problem& p) {
       const auto gate = [&](int64_t number, int64_t bit, int64_t j, double cell) {
         const int64_t k = number * H + j;
         const double peephole = o.peephole ? p.in[bit == 4 ? 14 : 11 + bit][j] * cell : 0;
-        return o.open_gates & bit ? 1.0 : logistic(x[k] + r[k] + p.in[5][k] + p.in[6][k] + peephole);
+        return o.open_gates & bit ? 1.0 : gate_activation(o, x[k] + r[k] + p.in[5][k] + p.in[6][k] + peephole);
       };
       Values<double> cell(H), hidden(H);
       for (int64_t j = 0; j < H; ++j) {
         const int64_t k = 2 * H + j;
-        const double g = std::tanh(x[k] + r[k] + p.in[5][k] + p.in[6][k]);
+        const double g = activation(o, x[k] + r[k] + p.in[5][k] + p.in[6][k]);
         cell[j] = gate(1, 2, j, c[j]) * c[j] +
                   gate(0, 1, j, c[j]) * g * dropped(MaskUse::candidate, o.candidate_dropout, t, b, j);
       }
@@ -235,7 +238,7 @@ Plain equations(const Problem& p) {
         return rate > 0 && hit(o, use, rate, t, b, j) ? previous : value;
       };
       for (int64_t j = 0; j < H; ++j) {
-        hidden[j] = gate(3, 4, j, cell[j]) * std::tanh(n[j]);
+        hidden[j] = gate(3, 4, j, cell[j]) * activation(o, n[j]);
         c[j] = zoneout(o.layer_norm == LayerNorm::carry ? n[j] : cell[j], c[j], MaskUse::zoneout_c, o.zoneout_c, j);
       }
       for (int64_t q = 0; q < P; ++q) {
@@ -438,6 +441,8 @@ Problem layer_problem(const LayerSizes& sizes, int variant, int number) {
     o.candidate_dropout = variant % 5 ? 0.3 : 0;
     o.weight_dropout = variant % 4 ? 0.25 : 0;
     o.open_gates = variant % 5 == 2 ? variant % 8 : 0;
+    o.activation = variant % 5 == 3;
+    o.recurrent_activation = variant % 4 == 1;
     o.projection = variant % 4 >= 2;
     if (o.projection) p.sizes.projection_size = (sizes.hidden_size + 1) / 2, o.zoneout_h = 0;
     if (variant % 5 < 3)

@@ -68,6 +68,7 @@ def test_every_argument_of_the_fused_layer_is_reachable() -> None:
         "num_layers": 2, "bias": True, "dropout": 0.1, "bidirectional": False, "proj_size": 3, "layer_norm": "carry",
         "variational": True, "recurrent_dropout": 0.2, "recurrent_dropout_on": "candidate", "zoneout": [0.0, 0.5],
         "weight_dropout": 0.3, "peephole": True, "forget_bias": 1.0, "open_gates": ["f"], "recompute": True,
+        "activation": "relu", "recurrent_activation": "hard_sigmoid",
         "eps": 1e-4, "hidden_size": 5, "dtype": None, "device": None, "batch_first": False,
     }  # fmt: skip
     assert set(values) == set(parameters_of(FusedLSTM)) - {"input_size"}
