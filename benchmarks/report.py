@@ -11,13 +11,14 @@ from .memory import GROUP as MEMORY
 from .models import PEER
 from .rows import Row, geometric_mean
 from .targets import Target
+from .timing import LONG_CALL
 
 HOW = f"""\
 All candidates of a shape run interleaved in one process. Before timing, outputs and gradients of every kind of
 candidate are validated against `{PEER}` or the specification. A training step is forward and backward, with gradients
 of the input and of all parameters; I = H. Times are per call. On one thread they are CPU time of the process, which
 excludes time used by other processes; on two threads they are wall time, which is meaningful only if the load before
-the run was near zero. Ratios and shares use the best times. A call of more than 5 seconds is timed once.
+the run was near zero. Ratios and shares use the best times. A call of more than {LONG_CALL:g} seconds is timed once.
 
 - *speed*: time of `{PEER}` divided by that of the candidate; higher is faster.
 - *cost*: time (or memory) of the candidate divided by that of the named baseline; lower is better.

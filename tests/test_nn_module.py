@@ -464,7 +464,7 @@ def test_a_module_pickled_with_an_attribute_per_option(kind):
     """As of before the options had a dataclass."""
     options = {"layer_norm": True, "zoneout": (0.1, 0.2)} if kind is FusedLSTM else {}
     module = kind(3, 5, **options).eval()
-    state = module.__getstate__() if hasattr(module, "__getstate__") else dict(module.__dict__)
+    state = dict(module.__dict__)
     for name in ("_options", "_op_arguments", "_has_masks"):
         del state[name]
     again = kind.__new__(kind)

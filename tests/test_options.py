@@ -10,7 +10,7 @@ import torch
 from testing import assert_close, assert_same_bits, random
 
 from lstm_fused import FusedLSTM, FusedLSTMCell, convert, cuda, ops
-from lstm_fused._options import CellOptions, LayerOptions
+from lstm_fused._options import HAVE_PARAMETERS, CellOptions, LayerOptions
 from lstm_fused._schema import CELL_OPTIONS, LAYER_OPTIONS, LAYER_TENSORS
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
@@ -57,6 +57,15 @@ def test_a_field_is_an_argument_and_an_attribute(module):
         value, base = ACTING[name]
         base = {option: on for option, on in base.items() if option in of_fields}
         assert getattr(module(I, H, **base, **{name: value}), name) == getattr(KINDS[module](**{name: value}), name)
+
+
+def test_an_option_that_makes_parameters_cannot_be_set():
+    """Exactly those that change which parameters a module has: set later, another would do nothing in silence."""
+    default = set(layer().state_dict())
+    make_parameters = {
+        name for name, (value, _) in ACTING.items() if set(layer(**{name: value}).state_dict()) != default
+    }
+    assert make_parameters == set(HAVE_PARAMETERS)
 
 
 def test_options_are_frozen_and_attributes_are_not():

@@ -389,7 +389,8 @@ LSTM_FUSED_FN Vec<T> sums_of_lanes(Vec<T> (&rows)[kLanes<T>]) {
 constexpr int64_t kFarWeight = int64_t{4} << 20;
 
 // The sums of the lanes of Rows rows of W times a, with `Chains` chains of sums each: enough in all to keep the
-// multipliers busy. Rows side by side on far pages are not foreseen by every CPU's hardware; Prefetches: the next ones.
+// multipliers busy. If Prefetches, it also prefetches the next Rows rows: the hardware of some CPUs does not follow
+// rows side by side across pages.
 template <int Rows, int Chains, bool Prefetches, typename T>
 LSTM_FUSED_FN void multiply_unpacked(const T* a, const T* const (&row)[Rows], int64_t depth, Vec<T>* sums) {
   constexpr int64_t L = kLanes<T>, kLine = 64 / sizeof(T);

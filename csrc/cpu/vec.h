@@ -139,8 +139,8 @@ LSTM_FUSED_FN void transpose_square(const T* from, int64_t from_stride, T* to, i
   for (int row = 0; row < kLanes<T>; ++row) store(to + row * to_stride, rows[row]);
 }
 
-// The same for the first `rows` of them and their first `columns` values, zeros in the place of the others: of to[c *
-// to_stride], c < columns, the first `width` lanes are stored.
+// The same if only the first `rows` rows of `from` and their first `columns` values exist; the others count as zeros.
+// Only `columns` rows of `to` are stored, and only the first `width` lanes of each.
 template <typename T>
 LSTM_FUSED_FN void transpose_part(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
                                   int64_t to_stride, int64_t width) {
